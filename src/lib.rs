@@ -1,1 +1,3 @@
+//! drctl: disaster recovery as code.
 
+pub mod runbook;
