@@ -15,4 +15,6 @@
 pub mod error;
 pub mod event;
 pub mod postgres;
+pub mod runbook;
+pub mod system;
 pub mod workload;

@@ -1,0 +1,16 @@
+//! The runbook: a deployment's names, objectives and thresholds, read from YAML and checked as a whole.
+//!
+//! This is the only module that knows YAML. A file goes through four stages: bounded reading, a tree of values with
+//! their positions, the JSON Schema that is generated from [`raw`], and the checks that a schema cannot express. Every
+//! problem found on the way is collected, so that one run shows the operator all of them.
+
+pub mod model;
+pub mod raw;
+pub mod text;
+
+pub use model::{Docker, PlatformKind, Runbook, Service, ServiceKind};
+pub use raw::{
+    Backup, Database, Deadlines, Endpoint, Environment, Expect, Objectives, PostgresBackup, PostgresService, RedisService, Salvage, SecretRef,
+    Table, Thresholds, Validation, WriteCheck, WriteMethod, WriteRequest,
+};
+pub use text::{ColumnName, DatabaseName, DockerHost, HttpUrl, Percent, RoleName, ServiceName, SystemName, TableName};

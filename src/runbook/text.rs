@@ -1,0 +1,499 @@
+//! The small texts of a runbook: names, durations, addresses, percentages.
+//!
+//! Each is a type that cannot hold a bad value. One parser per type serves the deserialiser and the schema check (by
+//! the JSON Schema `format` named here), so the two cannot disagree and both give the same message.
+
+use std::borrow::{Borrow, Cow};
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+/// Why a text is not acceptable, and what would be.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct BadText {
+    /// What is wrong with the text.
+    pub message: String,
+    /// What to write instead.
+    pub suggestion: Option<String>,
+}
+
+impl BadText {
+    fn new(message: impl Into<String>, suggestion: impl Into<String>) -> Self {
+        Self { message: message.into(), suggestion: Some(suggestion.into()) }
+    }
+}
+
+/// A text check, as the schema check calls it.
+pub(super) type Check = fn(&str) -> Result<(), BadText>;
+
+/// The JSON Schema `format` names used below and the parser behind each.
+pub(super) const FORMATS: &[(&str, Check)] = &[
+    ("drctl-system-name", |s| SystemName::from_str(s).map(drop)),
+    ("drctl-service-name", |s| ServiceName::from_str(s).map(drop)),
+    ("drctl-role-name", |s| RoleName::from_str(s).map(drop)),
+    ("drctl-database-name", |s| DatabaseName::from_str(s).map(drop)),
+    ("drctl-column-name", |s| ColumnName::from_str(s).map(drop)),
+    ("drctl-table-name", |s| TableName::from_str(s).map(drop)),
+    ("drctl-http-url", |s| HttpUrl::from_str(s).map(drop)),
+    ("drctl-docker-host", |s| DockerHost::from_str(s).map(drop)),
+    ("drctl-duration", |s| parse_duration(s).map(drop)),
+    ("drctl-absolute-path", check_absolute_path),
+];
+
+/// A text newtype: parsed on the way in, printed as it was written, with a schema that names its check.
+macro_rules! text_type {
+    ($(#[$doc:meta])* $name:ident, $format:literal, $parse:path, $schema:tt) => {
+        $(#[$doc])*
+        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name(String);
+
+        impl $name {
+            /// The text itself.
+            #[must_use]
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = BadText;
+
+            fn from_str(text: &str) -> Result<Self, BadText> {
+                $parse(text)?;
+                Ok(Self(text.to_owned()))
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Debug::fmt(&self.0, f)
+            }
+        }
+
+        impl AsRef<str> for $name {
+            fn as_ref(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl Borrow<str> for $name {
+            fn borrow(&self) -> &str {
+                &self.0
+            }
+        }
+
+        text_type!(@serde $name, $format, $schema);
+    };
+    (@serde $name:ident, $format:literal, $schema:tt) => {
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+            }
+        }
+
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.collect_str(self)
+            }
+        }
+
+        text_type!(@schema $name, $format, $schema);
+    };
+    (@schema $name:ident, $format:literal, { $($key:literal: $value:tt),* $(,)? }) => {
+        impl JsonSchema for $name {
+            fn inline_schema() -> bool {
+                true
+            }
+
+            fn schema_name() -> Cow<'static, str> {
+                stringify!($name).into()
+            }
+
+            fn json_schema(_: &mut SchemaGenerator) -> Schema {
+                json_schema!({ "type": "string", "format": $format, $($key: $value),* })
+            }
+        }
+    };
+}
+
+text_type!(
+    /// The name of a deployment or of a compose project: `[a-z0-9][a-z0-9_.-]{0,62}`.
+    SystemName, "drctl-system-name", check_system_name, { "pattern": "^[a-z0-9][a-z0-9_.-]{0,62}$" }
+);
+text_type!(
+    /// The name of a service, as compose accepts it: `[A-Za-z0-9][A-Za-z0-9_.-]{0,62}`.
+    ServiceName, "drctl-service-name", check_service_name, { "pattern": "^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$" }
+);
+text_type!(
+    /// A PostgreSQL role. At most 63 bytes (PostgreSQL manual, 4.1.1 Identifiers and Key Words).
+    RoleName, "drctl-role-name", check_identifier, { "minLength": 1, "maxLength": 63 }
+);
+text_type!(
+    /// A PostgreSQL database. At most 63 bytes (PostgreSQL manual, 4.1.1 Identifiers and Key Words).
+    DatabaseName, "drctl-database-name", check_identifier, { "minLength": 1, "maxLength": 63 }
+);
+text_type!(
+    /// A column of a table. At most 63 bytes (PostgreSQL manual, 4.1.1 Identifiers and Key Words).
+    ColumnName, "drctl-column-name", check_identifier, { "minLength": 1, "maxLength": 63 }
+);
+text_type!(
+    /// An `http://` address. It may hold the placeholder `{id}`, so it is kept as text.
+    HttpUrl, "drctl-http-url", check_http_url, { "pattern": "^http://" }
+);
+
+impl DatabaseName {
+    /// The maintenance database that every server has.
+    pub(super) fn postgres() -> Self {
+        Self("postgres".to_owned())
+    }
+}
+
+impl SystemName {
+    /// The name that a container or project of this deployment would have.
+    #[must_use]
+    pub fn into_string(self) -> String {
+        self.0
+    }
+}
+
+fn name_problem(text: &str, upper_case: bool) -> Option<String> {
+    let letter = |c: char| c.is_ascii_digit() || c.is_ascii_lowercase() || (upper_case && c.is_ascii_uppercase());
+    let first = text.chars().next()?;
+    if !letter(first) {
+        return Some(format!("the name starts with {first:?}"));
+    }
+    if let Some(bad) = text.chars().find(|&c| !letter(c) && !matches!(c, '_' | '.' | '-')) {
+        return Some(format!("{bad:?} is not allowed in a name"));
+    }
+    (text.len() > 63).then(|| format!("the name has {} characters, more than 63", text.len()))
+}
+
+/// What `text` would be as a name, for "did you mean".
+fn as_name(text: &str, upper_case: bool) -> String {
+    let text = if upper_case { text.to_owned() } else { text.to_lowercase() };
+    let name: String = text
+        .trim()
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-') { c } else { '-' })
+        .skip_while(|c| !c.is_ascii_alphanumeric())
+        .take(63)
+        .collect();
+    name.trim_end_matches('-').to_owned()
+}
+
+fn check_name(text: &str, upper_case: bool, example: &str, rule: &str) -> Result<(), BadText> {
+    let problem = if text.is_empty() { Some("the name is empty".to_owned()) } else { name_problem(text, upper_case) };
+    let Some(problem) = problem else { return Ok(()) };
+    let candidate = as_name(text, upper_case);
+    let suggestion = if candidate.is_empty() { example } else { &candidate };
+    Err(BadText::new(format!("{problem} ({rule})"), format!("for example `{suggestion}`")))
+}
+
+fn check_system_name(text: &str) -> Result<(), BadText> {
+    check_name(text, false, "simgen", "lower-case letters, digits, `_`, `.` and `-`, starting with a letter or digit, at most 63")
+}
+
+fn check_service_name(text: &str) -> Result<(), BadText> {
+    check_name(text, true, "postgres", "letters, digits, `_`, `.` and `-`, starting with a letter or digit, at most 63")
+}
+
+fn check_identifier(text: &str) -> Result<(), BadText> {
+    if text.is_empty() {
+        return Err(BadText::new("the name is empty", "give the name as PostgreSQL shows it, without quotes"));
+    }
+    if text.contains('\0') {
+        return Err(BadText::new("a NUL character is not allowed in a name", "give the name as PostgreSQL shows it"));
+    }
+    if text.len() > 63 {
+        return Err(BadText::new(
+            format!("the name has {} bytes, and PostgreSQL cuts names at 63", text.len()),
+            "give the name as PostgreSQL shows it",
+        ));
+    }
+    Ok(())
+}
+
+fn check_http_url(text: &str) -> Result<(), BadText> {
+    let example = "for example `http://127.0.0.1:8080/health`";
+    if text.starts_with("https://") {
+        return Err(BadText::new(
+            "https is not supported yet",
+            "give the http:// address behind the TLS proxy, for example `http://127.0.0.1:8080/health`",
+        ));
+    }
+    let url = reqwest::Url::parse(text).map_err(|error| {
+        let message = match error.to_string() {
+            // The URL parser's words for "no scheme" mean nothing to somebody who left out `http://`.
+            text if text.starts_with("relative URL") => "the address has no http://".to_owned(),
+            text => text,
+        };
+        BadText::new(message, example)
+    })?;
+    if url.scheme() != "http" {
+        return Err(BadText::new(format!("`{}:` is not an http:// address", url.scheme()), example));
+    }
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err(BadText::new("the address holds a user name or password", "remove it: an address is printed in reports"));
+    }
+    Ok(())
+}
+
+fn check_absolute_path(text: &str) -> Result<(), BadText> {
+    if text.contains('\0') {
+        return Err(BadText::new("a NUL character is not allowed in a path", "for example `/var/backups/drctl/simgen`"));
+    }
+    if !Path::new(text).is_absolute() {
+        // Cron and a person start drctl in different directories: a relative path would mean two places.
+        return Err(BadText::new("the path is not absolute", "for example `/var/backups/drctl/simgen`"));
+    }
+    Ok(())
+}
+
+/// A table with its schema, written `table` (schema `public`) or `schema.table`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TableName {
+    /// The schema, `public` where none was written.
+    pub schema: String,
+    /// The table.
+    pub table: String,
+}
+
+impl FromStr for TableName {
+    type Err = BadText;
+
+    fn from_str(text: &str) -> Result<Self, BadText> {
+        let (schema, table) = text.split_once('.').unwrap_or(("public", text));
+        check_identifier(schema)?;
+        check_identifier(table)?;
+        if table.contains('.') {
+            return Err(BadText::new("a table has at most one dot, after its schema", "for example `orders` or `sales.orders`"));
+        }
+        Ok(Self { schema: schema.to_owned(), table: table.to_owned() })
+    }
+}
+
+impl fmt::Display for TableName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.schema == "public" { f.write_str(&self.table) } else { write!(f, "{}.{}", self.schema, self.table) }
+    }
+}
+
+text_type!(@serde TableName, "drctl-table-name", { "minLength": 1 });
+
+/// The address of a Docker engine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DockerHost {
+    /// A socket of this host.
+    Unix(PathBuf),
+    /// `host:port` of an engine that listens without TLS.
+    Tcp(String),
+}
+
+impl FromStr for DockerHost {
+    type Err = BadText;
+
+    fn from_str(text: &str) -> Result<Self, BadText> {
+        let example = "for example `unix:///var/run/docker.sock` or `tcp://10.0.0.5:2375`";
+        match text.split_once("://") {
+            Some(("unix", path)) if Path::new(path).is_absolute() => Ok(Self::Unix(PathBuf::from(path))),
+            Some(("unix", _)) => Err(BadText::new("the socket's path is not absolute", example)),
+            Some(("tcp", address)) => {
+                let port = address.trim_end_matches('/').rsplit_once(':').filter(|(host, _)| !host.is_empty());
+                match port.map(|(_, port)| port.parse::<u16>()) {
+                    Some(Ok(1..)) => Ok(Self::Tcp(address.trim_end_matches('/').to_owned())),
+                    _ => Err(BadText::new("a tcp:// address needs a host and a port", example)),
+                }
+            }
+            Some(("ssh", _)) => Err(BadText::new(
+                "ssh:// is not supported yet",
+                "run drctl on that host, or forward its socket: `ssh -nNT -L /run/remote-docker.sock:/var/run/docker.sock HOST` and unix:///run/remote-docker.sock",
+            )),
+            _ => Err(BadText::new("not an address of a Docker engine", example)),
+        }
+    }
+}
+
+impl fmt::Display for DockerHost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unix(path) => write!(f, "unix://{}", path.display()),
+            Self::Tcp(address) => write!(f, "tcp://{address}"),
+        }
+    }
+}
+
+text_type!(@serde DockerHost, "drctl-docker-host", { "pattern": "^(unix|tcp)://" });
+
+/// A percentage between 0 and 100, written as a plain number.
+#[derive(Debug, Clone, Copy, PartialEq, PartialOrd, Serialize)]
+#[serde(transparent)]
+pub struct Percent(f64);
+
+impl Percent {
+    /// 50 percent.
+    pub(super) const HALF: Self = Self(50.0);
+
+    /// A percentage, if the number is one.
+    #[must_use]
+    pub fn new(percent: f64) -> Option<Self> {
+        (0.0..=100.0).contains(&percent).then_some(Self(percent))
+    }
+
+    /// The number, 0 to 100.
+    #[must_use]
+    pub fn get(self) -> f64 {
+        self.0
+    }
+}
+
+impl fmt::Display for Percent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} %", self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for Percent {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let number = f64::deserialize(deserializer)?;
+        Self::new(number).ok_or_else(|| de::Error::custom(format!("{number} is not between 0 and 100")))
+    }
+}
+
+impl JsonSchema for Percent {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "Percent".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "number", "minimum": 0, "maximum": 100 })
+    }
+}
+
+/// Reads a duration such as `2h`, `1h30m`, `500ms`.
+///
+/// # Errors
+/// The text is not a duration, or it is zero, negative, or counted in days (a day is not always 24 hours).
+pub fn parse_duration(text: &str) -> Result<Duration, BadText> {
+    const EXAMPLE: &str = "for example `2h`, `1h30m`, `45s` or `500ms`";
+    let bad = |message: &str| BadText::new(message, EXAMPLE);
+    let number = text.trim();
+    if !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()) {
+        return Err(BadText::new("a duration needs a unit", format!("for example `{number}s` for seconds or `{number}m` for minutes")));
+    }
+    if let Some(days) = number.strip_suffix('d').and_then(|n| n.trim().parse::<u32>().ok()) {
+        return Err(BadText::new("days are not accepted: a day is not always 24 hours", format!("write hours: `{}h`", u64::from(days) * 24)));
+    }
+    let signed: jiff::SignedDuration = text.parse().map_err(|_| bad(&format!("`{}` is not a duration", shorten(text))))?;
+    let duration = Duration::try_from(signed).map_err(|_| bad("a duration cannot be negative"))?;
+    if duration.is_zero() { Err(bad("a duration cannot be zero")) } else { Ok(duration) }
+}
+
+/// Writes a duration as [`parse_duration`] reads it.
+#[must_use]
+pub fn format_duration(duration: Duration) -> String {
+    jiff::SignedDuration::try_from(duration).map_or_else(|_| format!("{}s", duration.as_secs()), |signed| format!("{signed:#}").replace(' ', ""))
+}
+
+/// At most 40 characters of a text that is quoted in a message.
+pub(super) fn shorten(text: &str) -> String {
+    let mut short: String = text.chars().take(40).map(|c| if c.is_control() { '·' } else { c }).collect();
+    if text.chars().nth(40).is_some() {
+        short.push('…');
+    }
+    short
+}
+
+/// The schema of a duration.
+pub struct DurationText;
+
+impl JsonSchema for DurationText {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "Duration".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "string", "format": "drctl-duration", "examples": ["2h", "1h30m", "45s", "500ms"] })
+    }
+}
+
+/// The schema of an absolute path.
+pub struct AbsolutePath;
+
+impl JsonSchema for AbsolutePath {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "AbsolutePath".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "string", "format": "drctl-absolute-path", "pattern": "^/" })
+    }
+}
+
+/// Durations in serde's `with`.
+pub mod duration {
+    use super::{Deserialize, Deserializer, Duration, Serializer, de, format_duration, parse_duration};
+
+    /// Reads a duration such as `2h`.
+    ///
+    /// # Errors
+    /// As [`parse_duration`].
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+        parse_duration(&String::deserialize(deserializer)?).map_err(de::Error::custom)
+    }
+
+    /// Writes a duration such as `2h`.
+    ///
+    /// # Errors
+    /// Those of the serialiser.
+    pub fn serialize<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&format_duration(*duration))
+    }
+}
+
+/// Durations that may be absent, in serde's `with`.
+pub mod optional_duration {
+    use super::{Deserialize, Deserializer, Duration, Serializer, de, format_duration, parse_duration};
+
+    /// Reads a duration such as `2h`.
+    ///
+    /// # Errors
+    /// As [`parse_duration`].
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+        Option::<String>::deserialize(deserializer)?.map(|text| parse_duration(&text)).transpose().map_err(de::Error::custom)
+    }
+
+    /// Writes a duration such as `2h`.
+    ///
+    /// # Errors
+    /// Those of the serialiser.
+    #[allow(clippy::ref_option, reason = "the signature is serde's")]
+    pub fn serialize<S: Serializer>(duration: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
+        match duration {
+            Some(duration) => serializer.serialize_some(&format_duration(*duration)),
+            None => serializer.serialize_none(),
+        }
+    }
+}
