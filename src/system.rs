@@ -83,23 +83,17 @@ impl System {
     /// [`Kind::Usage`] when there is none of that name, or several and no name.
     pub fn postgres_service(&self, name: Option<&str>) -> Result<&ServiceName> {
         let all: Vec<&ServiceName> = self.runbook.postgres_services().map(|(n, ..)| n).collect();
-        let listed = || {
-            all.iter()
-                .map(|n| n.as_str())
-                .collect::<Vec<_>>()
-                .join(", ")
-        };
+        let listed = || all.iter().map(|n| n.as_str()).collect::<Vec<_>>().join(", ");
         match (name, all.as_slice()) {
-            (Some(wanted), _) => all
-                .iter()
-                .find(|n| n.as_str() == wanted)
-                .copied()
-                .ok_or_else(|| {
-                    Error::new(
-                        Kind::Usage,
-                        format!("the runbook has no PostgreSQL service {wanted:?} (it has: {})", listed()),
-                    )
-                }),
+            (Some(wanted), _) => all.iter().find(|n| n.as_str() == wanted).copied().ok_or_else(|| {
+                Error::new(
+                    Kind::Usage,
+                    format!(
+                        "the runbook has no PostgreSQL service {wanted:?} (it has: {})",
+                        listed()
+                    ),
+                )
+            }),
             (None, [only]) => Ok(only),
             (None, []) => Err(Error::new(
                 Kind::Usage,
@@ -107,7 +101,10 @@ impl System {
             )),
             (None, _) => Err(Error::new(
                 Kind::Usage,
-                format!("the runbook has several PostgreSQL services: choose one of {} with --service", listed()),
+                format!(
+                    "the runbook has several PostgreSQL services: choose one of {} with --service",
+                    listed()
+                ),
             )),
         }
     }
@@ -126,22 +123,29 @@ impl System {
             .ok_or_else(|| Error::new(Kind::Usage, format!("{service} is not a PostgreSQL service")))?;
         let container = match self.container(service).await {
             Err(e @ WorkloadError::NotFound { .. }) => {
-                return Err(Error::new(Kind::Unreachable, format!("service {service} has no container: {e}"))
-                    .untouched("everything")
-                    .next("docker compose up -d    # create the deployment's containers")
-                    .next("drctl runbook show      # is the Compose project's name right?"));
+                return Err(Error::new(
+                    Kind::Unreachable,
+                    format!("service {service} has no container: {e}"),
+                )
+                .untouched("everything")
+                .next("docker compose up -d    # create the deployment's containers")
+                .next("drctl runbook show      # is the Compose project's name right?"));
             }
             other => other?,
         };
         let password = match &config.password {
             Some(reference) => Some(reference.resolve(&container.env).await.map_err(|e| {
-                Error::new(Kind::Runbook, format!("the password of {} on {service} cannot be read", config.admin_user))
-                    .because(&e)
-                    .untouched("everything")
+                Error::new(
+                    Kind::Runbook,
+                    format!(
+                        "the password of {} on {service} cannot be read",
+                        config.admin_user
+                    ),
+                )
+                .because(&e)
+                .untouched("everything")
             })?),
-            None => container
-                .env_var("POSTGRES_PASSWORD")
-                .map(SecretString::from),
+            None => container.env_var("POSTGRES_PASSWORD").map(SecretString::from),
         };
         let (host, port) = self.address(&config, &container);
         let data_dir = container
@@ -240,7 +244,14 @@ impl PostgresServer {
     /// A helper of the server's own image with the server's mounts and no network: for
     /// work on the files.
     #[must_use]
-    pub fn files_helper(&self, deployment: &str, run: &str, purpose: &str, read_only: bool, argv: &[&str]) -> HelperSpec {
+    pub fn files_helper(
+        &self,
+        deployment: &str,
+        run: &str,
+        purpose: &str,
+        read_only: bool,
+        argv: &[&str],
+    ) -> HelperSpec {
         let mut spec = HelperSpec::new(deployment, run, purpose, &self.container.image_id, argv);
         spec.volumes_from = Some((self.container.id.clone(), read_only));
         spec.env = vec![("PGDATA".into(), self.data_dir.clone())];

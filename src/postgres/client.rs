@@ -272,9 +272,9 @@ impl Client {
             Ok(Ok(messages)) => Ok(messages
                 .into_iter()
                 .filter_map(|m| match m {
-                    SimpleQueryMessage::Row(r) => Some(Row((0..r.len())
-                        .map(|i| r.get(i).map(str::to_owned))
-                        .collect())),
+                    SimpleQueryMessage::Row(r) => {
+                        Some(Row((0..r.len()).map(|i| r.get(i).map(str::to_owned)).collect()))
+                    }
                     _ => None,
                 })
                 .collect()),
@@ -317,15 +317,13 @@ impl Client {
                 .await
                 .map_err(|e| statement_error(&e, &target.address))
         };
-        tokio::time::timeout(deadline, work)
-            .await
-            .unwrap_or_else(|_| {
-                Err(PgError::Timeout {
-                    address: self.address.clone(),
-                    what: "the copy of rows".into(),
-                    deadline,
-                })
+        tokio::time::timeout(deadline, work).await.unwrap_or_else(|_| {
+            Err(PgError::Timeout {
+                address: self.address.clone(),
+                what: "the copy of rows".into(),
+                deadline,
             })
+        })
     }
 }
 

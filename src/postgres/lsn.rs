@@ -17,11 +17,7 @@ impl Lsn {
     pub fn segment_name(self, timeline: u32, segment_size: u64) -> String {
         let per_id = 0x1_0000_0000 / segment_size.max(1);
         let number = self.0 / segment_size.max(1);
-        format!(
-            "{timeline:08X}{:08X}{:08X}",
-            number / per_id,
-            number % per_id
-        )
+        format!("{timeline:08X}{:08X}{:08X}", number / per_id, number % per_id)
     }
 
     /// Bytes from `earlier` to here; 0 when `earlier` is later.
@@ -67,9 +63,7 @@ impl Serialize for Lsn {
 
 impl<'de> Deserialize<'de> for Lsn {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        String::deserialize(d)?
-            .parse()
-            .map_err(serde::de::Error::custom)
+        String::deserialize(d)?.parse().map_err(serde::de::Error::custom)
     }
 }
 

@@ -65,7 +65,10 @@ mod tests {
 
     #[test]
     fn quoting_survives_hostile_names() {
-        assert_eq!(quote_ident(r#"a"; drop table x; --"#), r#""a""; drop table x; --""#);
+        assert_eq!(
+            quote_ident(r#"a"; drop table x; --"#),
+            r#""a""; drop table x; --""#
+        );
         assert_eq!(quote_literal("it's"), "'it''s'");
         assert_eq!(quote_literal(r"a\'b"), r"E'a\\''b'");
         assert_eq!(quote_qualified("orders"), r#""public"."orders""#);

@@ -6,11 +6,14 @@
 
 pub mod model;
 pub mod raw;
+mod secret;
 pub mod text;
 
 pub use model::{Docker, PlatformKind, Runbook, Service, ServiceKind};
 pub use raw::{
-    Backup, Database, Deadlines, Endpoint, Environment, Expect, Objectives, PostgresBackup, PostgresService, RedisService, Salvage, SecretRef,
-    Table, Thresholds, Validation, WriteCheck, WriteMethod, WriteRequest,
+    Backup, Database, Deadlines, Endpoint, Environment, Expect, Objectives, PostgresBackup, PostgresService,
+    RedisService, Salvage, SecretRef, Table, Thresholds, Validation, WriteCheck, WriteMethod, WriteRequest,
 };
-pub use text::{ColumnName, DatabaseName, DockerHost, HttpUrl, Percent, RoleName, ServiceName, SystemName, TableName};
+pub use text::{
+    ColumnName, DatabaseName, DockerHost, HttpUrl, Percent, RoleName, ServiceName, SystemName, TableName,
+};

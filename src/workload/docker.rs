@@ -56,17 +56,9 @@ impl Docker {
                     _ => e.to_string(),
                 }));
             }
-            bollard::Docker::connect_with_unix(
-                path,
-                TRANSPORT_TIMEOUT_SECS,
-                bollard::API_DEFAULT_VERSION,
-            )
+            bollard::Docker::connect_with_unix(path, TRANSPORT_TIMEOUT_SECS, bollard::API_DEFAULT_VERSION)
         } else {
-            bollard::Docker::connect_with_http(
-                &host,
-                TRANSPORT_TIMEOUT_SECS,
-                bollard::API_DEFAULT_VERSION,
-            )
+            bollard::Docker::connect_with_http(&host, TRANSPORT_TIMEOUT_SECS, bollard::API_DEFAULT_VERSION)
         }
         .map_err(|e| unreachable(chain(&e)))?;
         let negotiated = tokio::time::timeout(deadline, api.negotiate_version())
@@ -116,13 +108,10 @@ impl Docker {
 
     fn classify(&self, what: &str, e: &BollardError) -> WorkloadError {
         match e {
-            BollardError::DockerResponseServerError {
-                status_code: 404, ..
-            } => WorkloadError::NotFound { what: what.into() },
-            BollardError::DockerResponseServerError {
-                status_code,
-                message,
-            } => WorkloadError::Engine {
+            BollardError::DockerResponseServerError { status_code: 404, .. } => {
+                WorkloadError::NotFound { what: what.into() }
+            }
+            BollardError::DockerResponseServerError { status_code, message } => WorkloadError::Engine {
                 what: what.into(),
                 status: *status_code,
                 message: message.trim().to_owned(),
@@ -162,11 +151,7 @@ impl Docker {
     ///
     /// # Errors
     /// `NotFound` when there is none, or the engine's trouble.
-    pub async fn find_service(
-        &self,
-        project: &str,
-        service: &str,
-    ) -> Result<ContainerInfo, WorkloadError> {
+    pub async fn find_service(&self, project: &str, service: &str) -> Result<ContainerInfo, WorkloadError> {
         let mut found = self
             .list(&[
                 format!("com.docker.compose.project={project}"),
@@ -298,9 +283,7 @@ impl Docker {
     /// # Errors
     /// The engine's trouble; `Engine` 409 when the container does not run.
     pub async fn kill(&self, container: &str, signal: &str) -> Result<(), WorkloadError> {
-        let options = q::KillContainerOptionsBuilder::default()
-            .signal(signal)
-            .build();
+        let options = q::KillContainerOptionsBuilder::default().signal(signal).build();
         self.call(
             &format!("signal {signal} to container {container}"),
             self.deadline,
@@ -340,9 +323,7 @@ impl Docker {
             .await;
         match gone {
             // 409: the engine is already removing it (auto-remove).
-            Err(
-                WorkloadError::NotFound { .. } | WorkloadError::Engine { status: 409, .. },
-            ) => Ok(()),
+            Err(WorkloadError::NotFound { .. } | WorkloadError::Engine { status: 409, .. }) => Ok(()),
             other => other,
         }
     }
@@ -351,19 +332,13 @@ impl Docker {
     ///
     /// # Errors
     /// The engine's trouble.
-    pub async fn wait_stopped(
-        &self,
-        container: &str,
-        deadline: Duration,
-    ) -> Result<bool, WorkloadError> {
+    pub async fn wait_stopped(&self, container: &str, deadline: Duration) -> Result<bool, WorkloadError> {
         let end = tokio::time::Instant::now() + deadline;
         loop {
             match self.inspect(container).await {
                 Err(WorkloadError::NotFound { .. }) => return Ok(true),
                 Err(e) => return Err(e),
-                Ok(info)
-                    if matches!(info.status, Status::Exited | Status::Created | Status::Dead) =>
-                {
+                Ok(info) if matches!(info.status, Status::Exited | Status::Created | Status::Dead) => {
                     return Ok(true);
                 }
                 Ok(_) if tokio::time::Instant::now() >= end => return Ok(false),
@@ -400,9 +375,7 @@ impl Docker {
             let id = self.api.create_exec(container, options).await?.id;
             let mut stdout = Vec::new();
             let mut stderr = Vec::new();
-            if let StartExecResults::Attached { mut output, .. } =
-                self.api.start_exec(&id, None).await?
-            {
+            if let StartExecResults::Attached { mut output, .. } = self.api.start_exec(&id, None).await? {
                 while let Some(chunk) = output.next().await {
                     match chunk? {
                         LogOutput::StdErr { message } => append(&mut stderr, &message),
@@ -455,9 +428,7 @@ fn container_info(raw: ContainerInspectResponse) -> ContainerInfo {
     let status = match state.status {
         _ if state.restarting == Some(true) => Status::Restarting,
         _ if state.paused == Some(true) => Status::Paused,
-        Some(ContainerStateStatusEnum::RUNNING | ContainerStateStatusEnum::STOPPING) => {
-            Status::Running
-        }
+        Some(ContainerStateStatusEnum::RUNNING | ContainerStateStatusEnum::STOPPING) => Status::Running,
         Some(ContainerStateStatusEnum::CREATED) => Status::Created,
         Some(ContainerStateStatusEnum::EXITED) => Status::Exited,
         _ => Status::Dead,
@@ -477,11 +448,7 @@ fn container_info(raw: ContainerInspectResponse) -> ContainerInfo {
         .collect();
     ContainerInfo {
         id: raw.id.unwrap_or_default(),
-        name: raw
-            .name
-            .unwrap_or_default()
-            .trim_start_matches('/')
-            .to_owned(),
+        name: raw.name.unwrap_or_default().trim_start_matches('/').to_owned(),
         image: config.image.unwrap_or_default(),
         image_id: raw.image.unwrap_or_default(),
         status,

@@ -202,16 +202,13 @@ impl Docker {
             std::process::id(),
             COUNTER.fetch_add(1, Ordering::Relaxed)
         );
-        let options = q::CreateContainerOptionsBuilder::default()
-            .name(&name)
-            .build();
+        let options = q::CreateContainerOptionsBuilder::default().name(&name).build();
         let what = format!("helper container for {}", spec.purpose);
         let id = self
             .call(
                 &what,
                 self.deadline.max(Duration::from_secs(30)),
-                self.api
-                    .create_container(Some(options), create_body(spec)),
+                self.api.create_container(Some(options), create_body(spec)),
             )
             .await?
             .id;
@@ -238,11 +235,7 @@ impl Docker {
             .stream(true)
             .build();
         let mut attached = self
-            .call(
-                what,
-                self.deadline,
-                self.api.attach_container(id, Some(attach)),
-            )
+            .call(what, self.deadline, self.api.attach_container(id, Some(attach)))
             .await?;
         let output = tokio::spawn(async move {
             let (mut out, mut err) = (Vec::new(), Vec::new());
@@ -274,8 +267,7 @@ impl Docker {
         self.call(
             what,
             self.deadline.max(Duration::from_secs(60)),
-            self.api
-                .start_container(id, None::<q::StartContainerOptions>),
+            self.api.start_container(id, None::<q::StartContainerOptions>),
         )
         .await?;
         Ok(Helper {
@@ -340,8 +332,7 @@ impl Helper {
         let asked = self.docker.kill(&self.id, "SIGTERM").await;
         match asked {
             // Gone or ending already.
-            Ok(())
-            | Err(WorkloadError::NotFound { .. } | WorkloadError::Engine { status: 409, .. }) => {
+            Ok(()) | Err(WorkloadError::NotFound { .. } | WorkloadError::Engine { status: 409, .. }) => {
                 self.finish(deadline).await
             }
             Err(e) => Err(e),

@@ -192,10 +192,7 @@ impl ContainerInfo {
     /// First address on any of its networks.
     #[must_use]
     pub fn address(&self) -> Option<&str> {
-        self.networks
-            .values()
-            .map(String::as_str)
-            .find(|a| !a.is_empty())
+        self.networks.values().map(String::as_str).find(|a| !a.is_empty())
     }
 
     /// The mount that holds `path`: the longest destination that is a prefix of it.
