@@ -1,3 +1,23 @@
 //! drctl: disaster recovery as code.
+//!
+//! One direction: **observe → decide → approve → act → prove**. Imports go down this
+//! list and never up:
+//!
+//! ```text
+//! cli, ui → scenarios, drill → engine → incident, backup, probe, faults → system
+//!         → postgres, workload → plan, runbook, event
+//! ```
+//!
+//! Only code reached from `engine`, `backup` and `faults` changes anything; only `ui`
+//! prints; only `cli` knows clap; only `runbook` knows YAML. Deciding is pure: evidence,
+//! runbook and `now` go in, a plan comes out.
 
+pub mod cli;
+pub mod error;
+pub mod event;
+pub mod incident;
+pub mod postgres;
 pub mod runbook;
+pub mod system;
+pub mod ui;
+pub mod workload;

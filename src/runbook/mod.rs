@@ -23,8 +23,11 @@ pub use locate::{LookedAt, NotFound, locate};
 pub use model::{Docker, PlatformKind, Runbook, Service, ServiceKind};
 pub use problem::{Invalid, Problem, ProblemKind};
 pub use raw::{
-    Backup, Database, Deadlines, Endpoint, Environment, Expect, Objectives, PostgresBackup, PostgresService, RedisService, Salvage, SecretRef,
-    Table, Thresholds, Validation, WriteCheck, WriteMethod, WriteRequest,
+    Backup, Database, Deadlines, Endpoint, Environment, Expect, Objectives, PostgresBackup, PostgresService,
+    RedisService, Salvage, SecretRef, Table, Thresholds, Validation, WriteCheck, WriteMethod, WriteRequest,
+};
+pub use text::{
+    ColumnName, DatabaseName, DockerHost, HttpUrl, Percent, RoleName, ServiceName, SystemName, TableName,
 };
 pub use schema::schema;
 pub use secret::{SecretError, SecretFailure};

@@ -1,0 +1,155 @@
+//! The command tree: one file per verb with its arguments and its `run`. The doc
+//! comments of the arguments are the help texts.
+
+mod runbook;
+
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::error::{Error, Kind, Result};
+use crate::event::SharedReporter;
+use crate::incident::StateDir;
+use crate::runbook::Runbook;
+use crate::system::System;
+use crate::ui;
+
+/// Diagnose a failing deployment, plan the least destructive recovery, run it, prove it.
+#[derive(Debug, Parser)]
+#[command(
+    name = "drctl",
+    version,
+    propagate_version = true,
+    disable_help_subcommand = true
+)]
+#[command(
+    after_help = "Exit codes: 0 pass, 2 usage, 3 runbook invalid, 4 refused (nothing changed), 5 declined, \
+6 locked, 7 unreachable, 8 failed and undone, 9 failed and left changed (resume or undo), 10 verification failed, \
+11 backup damaged, 12 could not verify, 130 interrupted."
+)]
+pub struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+/// Options that every verb understands.
+#[derive(Debug, Args, Clone)]
+#[command(next_help_heading = "Options of every command")]
+pub struct Global {
+    /// The runbook. Default: ./drctl.yaml, then $XDG_CONFIG_HOME/drctl/runbook.yaml, then /etc/drctl/runbook.yaml
+    #[arg(short, long, global = true, env = "DRCTL_RUNBOOK", value_name = "PATH")]
+    pub runbook: Option<PathBuf>,
+    /// Where drctl keeps incidents and locks. Default: $XDG_STATE_HOME/drctl, /var/lib/drctl for root
+    #[arg(long, global = true, env = "DRCTL_STATE_DIR", value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// Print JSON lines on standard output instead of text
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Show what would be done and stop; nothing is changed, nothing is written
+    #[arg(short = 'n', long, global = true)]
+    pub dry_run: bool,
+    /// Answer yes to every question below the irreversible ones
+    #[arg(short, long, global = true)]
+    pub yes: bool,
+    /// The deployment's name: the typed agreement to an irreversible step
+    #[arg(long, global = true, value_name = "NAME")]
+    pub confirm: Option<String>,
+    /// Only errors and the result
+    #[arg(short, long, global = true)]
+    pub quiet: bool,
+    /// Say more; twice for debugging
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+    /// Colours in the output
+    #[arg(long, global = true, value_name = "WHEN", default_value = "auto")]
+    pub color: Color,
+    /// No progress bars
+    #[arg(long, global = true)]
+    pub no_progress: bool,
+}
+
+/// When to use colours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Color {
+    /// On a terminal, unless NO_COLOR is set.
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Check, print or describe runbooks
+    Runbook(runbook::RunbookArgs),
+}
+
+/// What a verb gets: the global options, resolved.
+pub struct Context {
+    /// The options as given.
+    pub global: Global,
+    /// Where events go.
+    pub reporter: SharedReporter,
+    /// drctl's own memory.
+    pub state: StateDir,
+}
+
+impl Context {
+    fn new(global: Global) -> Self {
+        ui::set_color(global.color);
+        let reporter: SharedReporter = if global.json {
+            Arc::new(ui::JsonLines)
+        } else {
+            ui::terminal(
+                global.quiet,
+                global.verbose,
+                !global.no_progress && std::io::stderr().is_terminal(),
+            )
+        };
+        let state = StateDir::resolve(global.state_dir.as_deref());
+        Self {
+            global,
+            reporter,
+            state,
+        }
+    }
+
+    /// The runbook that the lookup order finds, checked.
+    ///
+    /// # Errors
+    /// [`Kind::Runbook`] with every problem in it.
+    pub fn runbook(&self) -> Result<Runbook> {
+        let path = crate::runbook::locate(self.global.runbook.as_deref(), |name| std::env::var_os(name))
+            .map_err(|e| Error::new(Kind::Runbook, e.to_string()))?;
+        crate::runbook::load(&path).map_err(|e| {
+            Error::new(Kind::Runbook, e.to_string())
+                .untouched("everything: no engine and no server was contacted")
+        })
+    }
+
+    /// The runbook and a connection to its engine.
+    ///
+    /// # Errors
+    /// As [`Self::runbook`], and [`Kind::Unreachable`].
+    pub async fn system(&self) -> Result<System> {
+        System::open(self.runbook()?).await
+    }
+}
+
+/// Runs a parsed command line; prints the error, if any, and returns the exit code.
+pub async fn run(cli: Cli) -> ExitCode {
+    let cx = Context::new(cli.global);
+    let result = match cli.verb {
+        Verb::Runbook(args) => runbook::run(&cx, args),
+    };
+    match result {
+        Ok(code) => code,
+        Err(e) => ui::error(&e, cx.global.json),
+    }
+}

@@ -1,0 +1,272 @@
+//! A runbook and the services it names, resolved to what can be talked to.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use secrecy::SecretString;
+
+use crate::error::{Error, Kind, Result};
+use crate::postgres::{Client, ConnectSpec, PgError};
+use crate::runbook::{PostgresService, Runbook, ServiceName};
+use crate::workload::{ContainerInfo, Docker, HelperNetwork, HelperSpec, WorkloadError};
+
+/// Where PostgreSQL keeps its data when the container does not say otherwise.
+const DEFAULT_PGDATA: &str = "/var/lib/postgresql/data";
+/// Directory beside the data in which drctl prepares a new cluster and keeps an old one.
+/// Inside the data directory when that is itself a mount point: the only place from
+/// which a rename, rather than a copy, brings it into service.
+pub const WORK_DIR: &str = ".drctl";
+
+/// A deployment that can be talked to.
+#[derive(Debug, Clone)]
+pub struct System {
+    /// The runbook.
+    pub runbook: Arc<Runbook>,
+    /// Its engine.
+    pub docker: Docker,
+}
+
+/// A PostgreSQL service, resolved: its container as it is now, and how to get in.
+#[derive(Debug, Clone)]
+pub struct PostgresServer {
+    /// The service's name in the runbook.
+    pub service: String,
+    /// What the runbook says of it.
+    pub config: PostgresService,
+    /// Its container.
+    pub container: ContainerInfo,
+    /// Data directory as the container sees it.
+    pub data_dir: String,
+    /// As the administrator, to the administration database, read-only.
+    pub admin: ConnectSpec,
+}
+
+impl System {
+    /// Connects to the runbook's engine.
+    ///
+    /// # Errors
+    /// [`Kind::Unreachable`] within the probe deadline.
+    pub async fn open(runbook: Runbook) -> Result<Self> {
+        let configured = runbook.docker().host.as_ref().map(ToString::to_string);
+        let host = configured.or_else(|| std::env::var("DOCKER_HOST").ok().filter(|h| !h.is_empty()));
+        let docker = Docker::connect(host.as_deref(), runbook.deadlines.probe).await?;
+        Ok(Self {
+            runbook: Arc::new(runbook),
+            docker,
+        })
+    }
+
+    /// The deployment's name, as it labels what drctl creates.
+    #[must_use]
+    pub fn deployment(&self) -> &str {
+        self.runbook.deployment.as_str()
+    }
+
+    /// The container of a service of the runbook.
+    ///
+    /// # Errors
+    /// `NotFound`, or the engine's trouble.
+    pub async fn container(&self, service: &str) -> Result<ContainerInfo, WorkloadError> {
+        match self.runbook.service(service).and_then(|s| s.container.as_deref()) {
+            Some(name) => self.docker.inspect(name).await,
+            None => {
+                self.docker
+                    .find_service(self.runbook.docker().compose_project.as_str(), service)
+                    .await
+            }
+        }
+    }
+
+    /// The PostgreSQL service called `name`, or the only one.
+    ///
+    /// # Errors
+    /// [`Kind::Usage`] when there is none of that name, or several and no name.
+    pub fn postgres_service(&self, name: Option<&str>) -> Result<&ServiceName> {
+        let all: Vec<&ServiceName> = self.runbook.postgres_services().map(|(n, ..)| n).collect();
+        let listed = || all.iter().map(|n| n.as_str()).collect::<Vec<_>>().join(", ");
+        match (name, all.as_slice()) {
+            (Some(wanted), _) => all.iter().find(|n| n.as_str() == wanted).copied().ok_or_else(|| {
+                Error::new(
+                    Kind::Usage,
+                    format!(
+                        "the runbook has no PostgreSQL service {wanted:?} (it has: {})",
+                        listed()
+                    ),
+                )
+            }),
+            (None, [only]) => Ok(only),
+            (None, []) => Err(Error::new(
+                Kind::Usage,
+                format!("the runbook of {} names no PostgreSQL service", self.deployment()),
+            )),
+            (None, _) => Err(Error::new(
+                Kind::Usage,
+                format!(
+                    "the runbook has several PostgreSQL services: choose one of {} with --service",
+                    listed()
+                ),
+            )),
+        }
+    }
+
+    /// A PostgreSQL service with its container and its way in.
+    ///
+    /// # Errors
+    /// The engine's trouble, a container that does not exist, a secret that cannot be
+    /// read. A server that does not run is not an error here.
+    pub async fn postgres(&self, service: &str) -> Result<PostgresServer> {
+        let config = self
+            .runbook
+            .postgres_services()
+            .find(|(n, ..)| n.as_str() == service)
+            .map(|(_, _, p)| p.clone())
+            .ok_or_else(|| Error::new(Kind::Usage, format!("{service} is not a PostgreSQL service")))?;
+        let container = match self.container(service).await {
+            Err(e @ WorkloadError::NotFound { .. }) => {
+                return Err(Error::new(
+                    Kind::Unreachable,
+                    format!("service {service} has no container: {e}"),
+                )
+                .untouched("everything")
+                .next("docker compose up -d    # create the deployment's containers")
+                .next("drctl runbook show      # is the Compose project's name right?"));
+            }
+            other => other?,
+        };
+        let password = match &config.password {
+            Some(reference) => Some(reference.resolve(&container.env).await.map_err(|e| {
+                Error::new(
+                    Kind::Runbook,
+                    format!(
+                        "the password of {} on {service} cannot be read",
+                        config.admin_user
+                    ),
+                )
+                .because(&e)
+                .untouched("everything")
+            })?),
+            None => container.env_var("POSTGRES_PASSWORD").map(SecretString::from),
+        };
+        let (host, port) = self.address(&config, &container);
+        let data_dir = container
+            .env_var("PGDATA")
+            .unwrap_or(DEFAULT_PGDATA)
+            .trim_end_matches('/')
+            .to_owned();
+        Ok(PostgresServer {
+            service: service.to_owned(),
+            admin: ConnectSpec {
+                host,
+                port,
+                user: config.admin_user.to_string(),
+                password,
+                database: config.admin_database.to_string(),
+                read_only: true,
+                deadline: self.runbook.deadlines.probe,
+            },
+            config,
+            container,
+            data_dir,
+        })
+    }
+
+    /// Where the server is reached from here: as configured, at the container's own
+    /// address when the engine is local, at its published port otherwise.
+    fn address(&self, config: &PostgresService, container: &ContainerInfo) -> (String, u16) {
+        if let Some(host) = &config.host {
+            return (host.clone(), config.port);
+        }
+        if self.docker.is_local()
+            && let Some(address) = container.address()
+        {
+            return (address.to_owned(), config.port);
+        }
+        container
+            .published
+            .get(&format!("{}/tcp", config.port))
+            .and_then(|a| a.rsplit_once(':'))
+            .and_then(|(host, port)| Some((host.to_owned(), port.parse().ok()?)))
+            // Not running: the loopback address refuses at once.
+            .unwrap_or_else(|| ("127.0.0.1".to_owned(), config.port))
+    }
+
+    /// Labels that find everything drctl created for one run of this deployment.
+    #[must_use]
+    pub fn labels(&self, run: &str) -> Vec<String> {
+        vec![
+            format!("{}={}", crate::workload::LABEL_DEPLOYMENT, self.deployment()),
+            format!("{}={run}", crate::workload::LABEL_RUN),
+        ]
+    }
+}
+
+impl PostgresServer {
+    /// Connects as the administrator, read-only, to the administration database.
+    ///
+    /// # Errors
+    /// [`PgError`]; a container that does not run is `NoConnection`.
+    pub async fn connect(&self) -> Result<Client, PgError> {
+        self.connect_to(&self.admin).await
+    }
+
+    /// Connects with a spec derived from [`Self::admin`].
+    ///
+    /// # Errors
+    /// As [`Self::connect`].
+    pub async fn connect_to(&self, spec: &ConnectSpec) -> Result<Client, PgError> {
+        if !self.container.is_running() {
+            return Err(PgError::NoConnection {
+                address: format!("{}:{}", spec.host, spec.port),
+                cause: format!("container {} is not running", self.container.name),
+            });
+        }
+        Client::connect(spec).await
+    }
+
+    /// A helper of the server's own image that shares its network: the server is
+    /// 127.0.0.1 there, and `PGPASSWORD`, `PGUSER`, `PGHOST`, `PGPORT` are set.
+    #[must_use]
+    pub fn client_helper(&self, deployment: &str, run: &str, purpose: &str, argv: &[&str]) -> HelperSpec {
+        let mut spec = HelperSpec::new(deployment, run, purpose, &self.container.image_id, argv);
+        spec.network = HelperNetwork::Container(self.container.id.clone());
+        spec.env = vec![
+            ("PGHOST".into(), "127.0.0.1".into()),
+            ("PGPORT".into(), self.config.port.to_string()),
+            ("PGUSER".into(), self.config.admin_user.to_string()),
+            ("PGCONNECT_TIMEOUT".into(), "10".into()),
+        ];
+        if let Some(password) = &self.admin.password {
+            spec.secrets.push(("PGPASSWORD".into(), password.clone()));
+        }
+        spec
+    }
+
+    /// A helper of the server's own image with the server's mounts and no network: for
+    /// work on the files.
+    #[must_use]
+    pub fn files_helper(
+        &self,
+        deployment: &str,
+        run: &str,
+        purpose: &str,
+        read_only: bool,
+        argv: &[&str],
+    ) -> HelperSpec {
+        let mut spec = HelperSpec::new(deployment, run, purpose, &self.container.image_id, argv);
+        spec.volumes_from = Some((self.container.id.clone(), read_only));
+        spec.env = vec![("PGDATA".into(), self.data_dir.clone())];
+        spec
+    }
+
+    /// Where the files of one run live beside the data.
+    #[must_use]
+    pub fn work_dir(&self, run: &str) -> String {
+        format!("{}/{WORK_DIR}/{run}", self.data_dir)
+    }
+
+    /// How long the server may take to stop cleanly: never less than a minute.
+    #[must_use]
+    pub fn stop_grace(&self, configured: Duration) -> Duration {
+        configured.max(Duration::from_secs(10))
+    }
+}

@@ -1,0 +1,117 @@
+//! Everything that is printed. Standard output is data, standard error is talk.
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "the one place that prints"
+)]
+
+mod terminal;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use console::style;
+
+use crate::cli::Color;
+use crate::error::{Error, Kind};
+use crate::event::{EVENT_VERSION, Event, Reporter, SharedReporter};
+
+/// One JSON object per event on standard output.
+#[derive(Debug)]
+pub struct JsonLines;
+
+impl Reporter for JsonLines {
+    fn event(&self, event: &Event) {
+        let Ok(mut value) = serde_json::to_value(event) else {
+            return;
+        };
+        if let Some(object) = value.as_object_mut() {
+            object.insert("version".into(), EVENT_VERSION.into());
+            object.insert("at".into(), jiff::Timestamp::now().to_string().into());
+        }
+        println!("{value}");
+    }
+}
+
+/// The reporter for people: plain lines, and bars where the terminal can show them.
+#[must_use]
+pub fn terminal(quiet: bool, verbose: u8, bars: bool) -> SharedReporter {
+    Arc::new(terminal::Terminal::new(quiet, verbose, bars))
+}
+
+/// Applies `--color`, `NO_COLOR` and `TERM=dumb`.
+pub fn set_color(color: Color) {
+    let on = match color {
+        Color::Always => true,
+        Color::Never => false,
+        Color::Auto => {
+            let plain = std::env::var_os("NO_COLOR").is_some_and(|v| !v.is_empty())
+                || std::env::var_os("TERM").is_some_and(|t| t == "dumb");
+            if !plain {
+                return;
+            }
+            false
+        }
+    };
+    console::set_colors_enabled(on);
+    console::set_colors_enabled_stderr(on);
+}
+
+/// Prints data as it is on standard output.
+pub fn data(text: &str) {
+    print!("{text}");
+    if !text.ends_with('\n') {
+        println!();
+    }
+}
+
+/// Prints one result line on standard output.
+pub fn line(text: &str) {
+    println!("{text}");
+}
+
+/// Prints a JSON value as one line on standard output.
+pub fn json(value: &serde_json::Value) {
+    println!("{value}");
+}
+
+/// Prints a line of talk on standard error.
+pub fn talk(text: &str) {
+    eprintln!("{text}");
+}
+
+/// Prints the boundary error, once, and gives its exit code.
+#[must_use]
+pub fn error(e: &Error, as_json: bool) -> ExitCode {
+    if as_json {
+        json(&serde_json::json!({
+            "event": "error", "version": EVENT_VERSION, "at": jiff::Timestamp::now().to_string(),
+            "kind": e.kind.name(), "exit-code": e.kind.exit_code(), "message": e.message,
+            "causes": e.causes, "not-touched": e.untouched, "next": e.next,
+        }));
+    } else {
+        let word = if e.kind == Kind::Refused {
+            "refused:"
+        } else {
+            "error:"
+        };
+        eprintln!("{} {}", style(word).red().bold().for_stderr(), e.message);
+        for (i, cause) in e.causes.iter().enumerate() {
+            eprintln!("  {}. {cause}", i + 1);
+        }
+        if let Some(text) = &e.untouched {
+            eprintln!("{} {text}", style("Not touched:").bold().for_stderr());
+        }
+        for text in &e.next {
+            eprintln!("{} {text}", style("Next:").bold().for_stderr());
+        }
+    }
+    ExitCode::from(e.kind.exit_code())
+}
+
+/// An error before there is anything to work with.
+#[must_use]
+pub fn fatal(text: &str) -> ExitCode {
+    eprintln!("error: {text}");
+    ExitCode::FAILURE
+}

@@ -1,0 +1,490 @@
+//! The Docker engine's API, every call with a deadline and a named object.
+
+use std::collections::{BTreeMap, HashMap};
+use std::future::Future;
+use std::time::Duration;
+
+use bollard::container::LogOutput;
+use bollard::errors::Error as BollardError;
+use bollard::exec::{CreateExecOptions, StartExecResults};
+use bollard::models::{ContainerInspectResponse, ContainerStateStatusEnum};
+use bollard::query_parameters as q;
+use futures_util::StreamExt;
+use jiff::Timestamp;
+
+use super::{ContainerInfo, ExecOutput, LogLine, MountInfo, Status, WorkloadError};
+
+/// Seconds that bollard allows a whole request, body included. Our own deadlines are
+/// shorter; this one only has to stay out of the way of a slow `stop`.
+const TRANSPORT_TIMEOUT_SECS: u64 = 3600;
+const DEFAULT_HOST: &str = "unix:///var/run/docker.sock";
+const EXEC_OUTPUT_LIMIT: usize = 1 << 20;
+
+/// A connected engine. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Docker {
+    pub(super) api: bollard::Docker,
+    pub(super) host: String,
+    pub(super) deadline: Duration,
+}
+
+impl Docker {
+    /// Connects to `host` (`unix://PATH` or `tcp://HOST:PORT`; the local socket by
+    /// default), checks that an engine answers within `deadline`, and agrees on an API
+    /// version. `deadline` then bounds every small request.
+    ///
+    /// # Errors
+    /// [`WorkloadError::Unreachable`] when nothing listens or permission is missing,
+    /// [`WorkloadError::Timeout`] when something listens and does not answer.
+    pub async fn connect(host: Option<&str>, deadline: Duration) -> Result<Self, WorkloadError> {
+        let host = host.unwrap_or(DEFAULT_HOST).to_owned();
+        let unreachable = |cause: String| WorkloadError::Unreachable {
+            host: host.clone(),
+            cause,
+        };
+        let api = if let Some(path) = host.strip_prefix("unix://") {
+            // bollard opens the socket late and words its errors vaguely: look first.
+            if let Err(e) = std::os::unix::net::UnixStream::connect(path) {
+                return Err(unreachable(match e.kind() {
+                    std::io::ErrorKind::NotFound => format!("there is no socket at {path}"),
+                    std::io::ErrorKind::PermissionDenied => format!(
+                        "permission denied on {path}: run as root or as a member of the group that owns it"
+                    ),
+                    std::io::ErrorKind::ConnectionRefused => {
+                        format!("nothing listens on {path}: the engine is not running")
+                    }
+                    _ => e.to_string(),
+                }));
+            }
+            bollard::Docker::connect_with_unix(path, TRANSPORT_TIMEOUT_SECS, bollard::API_DEFAULT_VERSION)
+        } else {
+            bollard::Docker::connect_with_http(&host, TRANSPORT_TIMEOUT_SECS, bollard::API_DEFAULT_VERSION)
+        }
+        .map_err(|e| unreachable(chain(&e)))?;
+        let negotiated = tokio::time::timeout(deadline, api.negotiate_version())
+            .await
+            .map_err(|_| WorkloadError::Timeout {
+                host: host.clone(),
+                what: "the version question".into(),
+                deadline,
+            })?
+            .map_err(|e| unreachable(chain(&e)))?;
+        Ok(Self {
+            api: negotiated,
+            host,
+            deadline,
+        })
+    }
+
+    /// The engine's address as configured.
+    #[must_use]
+    pub fn host(&self) -> &str {
+        &self.host
+    }
+
+    /// True when the engine shares this machine's file system.
+    #[must_use]
+    pub fn is_local(&self) -> bool {
+        self.host.starts_with("unix://")
+    }
+
+    /// Runs one request under a deadline and names it in every error.
+    pub(super) async fn call<T>(
+        &self,
+        what: &str,
+        deadline: Duration,
+        request: impl Future<Output = Result<T, BollardError>>,
+    ) -> Result<T, WorkloadError> {
+        match tokio::time::timeout(deadline, request).await {
+            Err(_) => Err(WorkloadError::Timeout {
+                host: self.host.clone(),
+                what: what.to_owned(),
+                deadline,
+            }),
+            Ok(Err(e)) => Err(self.classify(what, &e)),
+            Ok(Ok(v)) => Ok(v),
+        }
+    }
+
+    fn classify(&self, what: &str, e: &BollardError) -> WorkloadError {
+        match e {
+            BollardError::DockerResponseServerError { status_code: 404, .. } => {
+                WorkloadError::NotFound { what: what.into() }
+            }
+            BollardError::DockerResponseServerError { status_code, message } => WorkloadError::Engine {
+                what: what.into(),
+                status: *status_code,
+                message: message.trim().to_owned(),
+            },
+            BollardError::SocketNotFoundError(_) | BollardError::HyperLegacyError { .. } => {
+                WorkloadError::Unreachable {
+                    host: self.host.clone(),
+                    cause: chain(e),
+                }
+            }
+            other => WorkloadError::Transport {
+                what: what.into(),
+                cause: chain(other),
+            },
+        }
+    }
+
+    /// Everything `inspect` says of a container, by name or identifier.
+    ///
+    /// # Errors
+    /// `NotFound`, or the engine's trouble.
+    pub async fn inspect(&self, container: &str) -> Result<ContainerInfo, WorkloadError> {
+        let what = format!("container {container}");
+        let raw = self
+            .call(
+                &what,
+                self.deadline,
+                self.api
+                    .inspect_container(container, None::<q::InspectContainerOptions>),
+            )
+            .await?;
+        Ok(container_info(raw))
+    }
+
+    /// The container of a Compose service: the first by name that carries the project's
+    /// and the service's labels. One-off containers (`compose run`) are left out.
+    ///
+    /// # Errors
+    /// `NotFound` when there is none, or the engine's trouble.
+    pub async fn find_service(&self, project: &str, service: &str) -> Result<ContainerInfo, WorkloadError> {
+        let mut found = self
+            .list(&[
+                format!("com.docker.compose.project={project}"),
+                format!("com.docker.compose.service={service}"),
+                "com.docker.compose.oneoff=False".to_owned(),
+            ])
+            .await?;
+        found.sort_by(|a, b| a.1.cmp(&b.1));
+        match found.first() {
+            Some((id, _)) => self.inspect(id).await,
+            None => Err(WorkloadError::NotFound {
+                what: format!("a container of service {service} in Compose project {project}"),
+            }),
+        }
+    }
+
+    /// Identifier and name of every container, running or not, with all of `labels`
+    /// (`key=value`).
+    ///
+    /// # Errors
+    /// The engine's trouble.
+    pub async fn list(&self, labels: &[String]) -> Result<Vec<(String, String)>, WorkloadError> {
+        let filters = HashMap::from([("label".to_owned(), labels.to_vec())]);
+        let options = q::ListContainersOptionsBuilder::default()
+            .all(true)
+            .filters(&filters)
+            .build();
+        let found = self
+            .call(
+                "the list of containers",
+                self.deadline,
+                self.api.list_containers(Some(options)),
+            )
+            .await?;
+        Ok(found
+            .into_iter()
+            .filter_map(|c| {
+                let name = c
+                    .names
+                    .unwrap_or_default()
+                    .first()
+                    .map(|n| n.trim_start_matches('/').to_owned())
+                    .unwrap_or_default();
+                Some((c.id?, name))
+            })
+            .collect())
+    }
+
+    /// The last `tail` log lines that are not older than `since`. Engine options count
+    /// whole seconds, which would bring back the previous run's last words; so lines are
+    /// filtered here by their own time stamps.
+    ///
+    /// # Errors
+    /// The engine's trouble.
+    pub async fn logs(
+        &self,
+        container: &str,
+        since: Option<Timestamp>,
+        tail: usize,
+    ) -> Result<Vec<LogLine>, WorkloadError> {
+        let options = q::LogsOptionsBuilder::default()
+            .stdout(true)
+            .stderr(true)
+            .timestamps(true)
+            .tail(&tail.to_string())
+            .build();
+        let mut stream = self.api.logs(container, Some(options));
+        let what = format!("the log of container {container}");
+        let read = async {
+            let mut lines = Vec::new();
+            while let Some(chunk) = stream.next().await {
+                let text = String::from_utf8_lossy(&chunk?.into_bytes()).into_owned();
+                for line in text.lines() {
+                    let (at, text) = match line.split_once(' ') {
+                        Some((stamp, rest)) => match stamp.parse::<Timestamp>() {
+                            Ok(at) => (Some(at), rest),
+                            Err(_) => (None, line),
+                        },
+                        None => (None, line),
+                    };
+                    lines.push(LogLine {
+                        at,
+                        text: text.to_owned(),
+                    });
+                }
+            }
+            Ok(lines)
+        };
+        let mut lines = self.call(&what, self.deadline, read).await?;
+        if let Some(since) = since {
+            lines.retain(|l| l.at.is_none_or(|at| at >= since));
+        }
+        Ok(lines)
+    }
+
+    /// Starts a container; already running is fine.
+    ///
+    /// # Errors
+    /// The engine's trouble, with its message.
+    pub async fn start(&self, container: &str) -> Result<(), WorkloadError> {
+        self.call(
+            &format!("start of container {container}"),
+            self.deadline.max(Duration::from_secs(60)),
+            self.api
+                .start_container(container, None::<q::StartContainerOptions>),
+        )
+        .await
+    }
+
+    /// Stops a container with its own stop signal; the engine kills it after `grace`.
+    /// Already stopped is fine.
+    ///
+    /// # Errors
+    /// The engine's trouble.
+    pub async fn stop(&self, container: &str, grace: Duration) -> Result<(), WorkloadError> {
+        let options = q::StopContainerOptionsBuilder::default()
+            .t(i32::try_from(grace.as_secs()).unwrap_or(i32::MAX))
+            .build();
+        self.call(
+            &format!("stop of container {container}"),
+            grace + Duration::from_secs(15),
+            self.api.stop_container(container, Some(options)),
+        )
+        .await
+    }
+
+    /// Sends a signal to the main process.
+    ///
+    /// # Errors
+    /// The engine's trouble; `Engine` 409 when the container does not run.
+    pub async fn kill(&self, container: &str, signal: &str) -> Result<(), WorkloadError> {
+        let options = q::KillContainerOptionsBuilder::default().signal(signal).build();
+        self.call(
+            &format!("signal {signal} to container {container}"),
+            self.deadline,
+            self.api.kill_container(container, Some(options)),
+        )
+        .await
+    }
+
+    /// Thaws a paused container.
+    ///
+    /// # Errors
+    /// The engine's trouble.
+    pub async fn unpause(&self, container: &str) -> Result<(), WorkloadError> {
+        self.call(
+            &format!("unpause of container {container}"),
+            self.deadline,
+            self.api.unpause_container(container),
+        )
+        .await
+    }
+
+    /// Removes a container and its anonymous volumes, running or not; gone is fine.
+    ///
+    /// # Errors
+    /// The engine's trouble.
+    pub async fn remove(&self, container: &str) -> Result<(), WorkloadError> {
+        let options = q::RemoveContainerOptionsBuilder::default()
+            .force(true)
+            .v(true)
+            .build();
+        let gone = self
+            .call(
+                &format!("removal of container {container}"),
+                self.deadline.max(Duration::from_secs(30)),
+                self.api.remove_container(container, Some(options)),
+            )
+            .await;
+        match gone {
+            // 409: the engine is already removing it (auto-remove).
+            Err(WorkloadError::NotFound { .. } | WorkloadError::Engine { status: 409, .. }) => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Waits until the container's main process has ended; `true` when it has.
+    ///
+    /// # Errors
+    /// The engine's trouble.
+    pub async fn wait_stopped(&self, container: &str, deadline: Duration) -> Result<bool, WorkloadError> {
+        let end = tokio::time::Instant::now() + deadline;
+        loop {
+            match self.inspect(container).await {
+                Err(WorkloadError::NotFound { .. }) => return Ok(true),
+                Err(e) => return Err(e),
+                Ok(info) if matches!(info.status, Status::Exited | Status::Created | Status::Dead) => {
+                    return Ok(true);
+                }
+                Ok(_) if tokio::time::Instant::now() >= end => return Ok(false),
+                Ok(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+            }
+        }
+    }
+
+    /// Asks a small question inside a running container. See the module's warning: never
+    /// a program that forks, never bulk data.
+    ///
+    /// # Errors
+    /// `Engine` 409 when the container does not run; the engine's trouble. A deadline
+    /// ends only our side: the program inside goes on.
+    pub async fn exec(
+        &self,
+        container: &str,
+        user: Option<&str>,
+        argv: &[&str],
+        deadline: Duration,
+    ) -> Result<ExecOutput, WorkloadError> {
+        let what = format!(
+            "{} in container {container}",
+            argv.first().copied().unwrap_or("exec")
+        );
+        let options = CreateExecOptions {
+            attach_stdout: Some(true),
+            attach_stderr: Some(true),
+            user: user.map(str::to_owned),
+            cmd: Some(argv.iter().map(|s| (*s).to_owned()).collect()),
+            ..CreateExecOptions::default()
+        };
+        self.call(&what, deadline, async {
+            let id = self.api.create_exec(container, options).await?.id;
+            let mut stdout = Vec::new();
+            let mut stderr = Vec::new();
+            if let StartExecResults::Attached { mut output, .. } = self.api.start_exec(&id, None).await? {
+                while let Some(chunk) = output.next().await {
+                    match chunk? {
+                        LogOutput::StdErr { message } => append(&mut stderr, &message),
+                        other => append(&mut stdout, &other.into_bytes()),
+                    }
+                }
+            }
+            let exit_code = self.api.inspect_exec(&id).await?.exit_code.unwrap_or(-1);
+            Ok(ExecOutput {
+                exit_code,
+                stdout: String::from_utf8_lossy(&stdout).into_owned(),
+                stderr: String::from_utf8_lossy(&stderr).into_owned(),
+            })
+        })
+        .await
+    }
+}
+
+fn append(to: &mut Vec<u8>, bytes: &[u8]) {
+    let room = EXEC_OUTPUT_LIMIT.saturating_sub(to.len());
+    to.extend_from_slice(bytes.get(..room.min(bytes.len())).unwrap_or_default());
+}
+
+/// An error and all its causes in one line; bollard hides the telling part in the chain.
+pub(super) fn chain(e: &dyn std::error::Error) -> String {
+    let mut text = e.to_string();
+    let mut source = e.source();
+    while let Some(s) = source {
+        let next = s.to_string();
+        if !text.contains(&next) {
+            text.push_str(": ");
+            text.push_str(&next);
+        }
+        source = s.source();
+    }
+    text
+}
+
+fn stamp(text: Option<&String>) -> Option<Timestamp> {
+    // "0001-01-01T00:00:00Z" is the engine's way to say never.
+    let at: Timestamp = text?.parse().ok()?;
+    (at > Timestamp::UNIX_EPOCH).then_some(at)
+}
+
+fn container_info(raw: ContainerInspectResponse) -> ContainerInfo {
+    let state = raw.state.unwrap_or_default();
+    let config = raw.config.unwrap_or_default();
+    let host = raw.host_config.unwrap_or_default();
+    let network = raw.network_settings.unwrap_or_default();
+    let status = match state.status {
+        _ if state.restarting == Some(true) => Status::Restarting,
+        _ if state.paused == Some(true) => Status::Paused,
+        Some(ContainerStateStatusEnum::RUNNING | ContainerStateStatusEnum::STOPPING) => Status::Running,
+        Some(ContainerStateStatusEnum::CREATED) => Status::Created,
+        Some(ContainerStateStatusEnum::EXITED) => Status::Exited,
+        _ => Status::Dead,
+    };
+    let published = network
+        .ports
+        .unwrap_or_default()
+        .into_iter()
+        .filter_map(|(port, bindings)| {
+            let b = bindings?.into_iter().next()?;
+            let ip = match b.host_ip.as_deref() {
+                None | Some("" | "0.0.0.0" | "::") => "127.0.0.1".to_owned(),
+                Some(ip) => ip.to_owned(),
+            };
+            Some((port, format!("{ip}:{}", b.host_port?)))
+        })
+        .collect();
+    ContainerInfo {
+        id: raw.id.unwrap_or_default(),
+        name: raw.name.unwrap_or_default().trim_start_matches('/').to_owned(),
+        image: config.image.unwrap_or_default(),
+        image_id: raw.image.unwrap_or_default(),
+        status,
+        exit_code: state.exit_code.unwrap_or_default(),
+        oom_killed: state.oom_killed.unwrap_or_default(),
+        error: state.error.unwrap_or_default(),
+        health: state
+            .health
+            .and_then(|h| h.status)
+            .map(|s| s.to_string())
+            .filter(|s| !s.is_empty() && s != "none"),
+        started_at: stamp(state.started_at.as_ref()),
+        finished_at: stamp(state.finished_at.as_ref()),
+        restart_count: raw.restart_count.unwrap_or_default(),
+        stop_signal: config.stop_signal.unwrap_or_else(|| "SIGTERM".into()),
+        shm_size: u64::try_from(host.shm_size.unwrap_or_default()).unwrap_or_default(),
+        memory_limit: u64::try_from(host.memory.unwrap_or_default()).unwrap_or_default(),
+        networks: network
+            .networks
+            .unwrap_or_default()
+            .into_iter()
+            .map(|(name, e)| (name, e.ip_address.unwrap_or_default()))
+            .collect::<BTreeMap<_, _>>(),
+        published,
+        mounts: raw
+            .mounts
+            .unwrap_or_default()
+            .into_iter()
+            .map(|m| MountInfo {
+                volume: m.name.filter(|n| !n.is_empty()),
+                source: m.source.unwrap_or_default(),
+                destination: m.destination.unwrap_or_default(),
+                writable: m.rw.unwrap_or(true),
+            })
+            .collect(),
+        labels: config.labels.unwrap_or_default().into_iter().collect(),
+        env: config.env.unwrap_or_default(),
+    }
+}

@@ -1,0 +1,232 @@
+//! Where services run. Only Docker so far: one `bollard` client type covers a
+//! local and a remote engine, so there is one implementation and no trait.
+//!
+//! Two ways to run a program beside a service, and the choice matters:
+//!
+//! - [`Docker::exec`] is for small single-process questions only. A tool started by
+//!   exec whose child dies badly is reaped by the postmaster as PID 1, which then
+//!   believes that one of its backends crashed and restarts everything.
+//! - [`Docker::run_helper`] starts a container of the service's own image (tool and
+//!   server versions always match). It holds a lease: when drctl dies, for whatever
+//!   reason, the helper ends and the engine removes it.
+
+mod docker;
+mod helper;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+pub use docker::Docker;
+pub use helper::{Helper, HelperMount, HelperNetwork, HelperOutput, HelperSpec};
+
+/// Label on everything that drctl creates: the deployment it was made for.
+pub const LABEL_DEPLOYMENT: &str = "drctl.deployment";
+/// Label on everything that drctl creates: what it is for.
+pub const LABEL_PURPOSE: &str = "drctl.purpose";
+/// Label on what belongs to one incident, drill or backup run: its identity.
+pub const LABEL_RUN: &str = "drctl.run";
+
+/// What went wrong in talking to the engine, with the object it was about.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkloadError {
+    /// No engine behind the address: absent socket, refused, no permission.
+    #[error("the Docker engine at {host} cannot be reached: {cause}")]
+    Unreachable {
+        /// The address as configured.
+        host: String,
+        /// The transport's own words.
+        cause: String,
+    },
+    /// The engine accepted the request and did not answer in time.
+    #[error("the Docker engine at {host} did not answer {what} within {}", crate::event::seconds(*deadline))]
+    Timeout {
+        /// The address as configured.
+        host: String,
+        /// The request.
+        what: String,
+        /// How long we waited.
+        deadline: Duration,
+    },
+    /// No such container, image, volume or network.
+    #[error("{what}: not found")]
+    NotFound {
+        /// The object.
+        what: String,
+    },
+    /// The engine refused or failed the request.
+    #[error("{what}: the engine answered {status}: {message}")]
+    Engine {
+        /// The request.
+        what: String,
+        /// HTTP status.
+        status: u16,
+        /// The engine's message.
+        message: String,
+    },
+    /// A transport or protocol failure in the middle of a request.
+    #[error("{what}: {cause}")]
+    Transport {
+        /// The request.
+        what: String,
+        /// The chain of causes.
+        cause: String,
+    },
+    /// A helper did not finish within its deadline and was ended.
+    #[error("the helper container for {purpose} did not finish within {} and was ended", crate::event::seconds(*deadline))]
+    HelperDeadline {
+        /// What the helper was for.
+        purpose: String,
+        /// How long it was given.
+        deadline: Duration,
+    },
+}
+
+impl WorkloadError {
+    /// True when the engine itself is the problem rather than the object asked for.
+    #[must_use]
+    pub fn is_unreachable(&self) -> bool {
+        matches!(self, Self::Unreachable { .. } | Self::Timeout { .. })
+    }
+}
+
+/// Life-cycle state of a container, as the engine reports it.
+///
+/// `Restarting` is separate although the engine then also says `Running=true`
+/// (seen on 20.10 during crash-loop back-off).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Status {
+    /// Created, never started (or its start failed: see `ContainerInfo::error`).
+    Created,
+    /// Its main process runs.
+    Running,
+    /// Frozen by the engine.
+    Paused,
+    /// Between two starts of a crash loop.
+    Restarting,
+    /// Its main process ended.
+    Exited,
+    /// Being removed, or broken beyond use.
+    Dead,
+}
+
+/// One mount of a container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct MountInfo {
+    /// The volume's name; `None` for a bind mount.
+    pub volume: Option<String>,
+    /// Path on the engine's host.
+    pub source: String,
+    /// Path inside the container.
+    pub destination: String,
+    /// Whether the container may write.
+    pub writable: bool,
+}
+
+/// What `inspect` tells of a container, reduced to what decisions rest on.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct ContainerInfo {
+    /// Full identifier.
+    pub id: String,
+    /// Name without the leading slash.
+    pub name: String,
+    /// The image as it was asked for (`Config.Image`): a tag may have moved since.
+    pub image: String,
+    /// The image that really runs (`sha256:…`).
+    pub image_id: String,
+    /// Life-cycle state.
+    pub status: Status,
+    /// Exit code of the last end; meaningless while running.
+    pub exit_code: i64,
+    /// The engine's flag. Sticky: stays true after a later successful start.
+    pub oom_killed: bool,
+    /// The engine's error text of a failed start.
+    pub error: String,
+    /// `healthy`, `unhealthy`, `starting`, or `None` without a health check.
+    pub health: Option<String>,
+    /// Last start.
+    pub started_at: Option<Timestamp>,
+    /// Last end.
+    pub finished_at: Option<Timestamp>,
+    /// Engine restarts since the last manual start.
+    pub restart_count: i64,
+    /// Signal that asks the main process to end; `SIGTERM` when not set.
+    pub stop_signal: String,
+    /// Shared memory size in bytes (`/dev/shm`), 64 MiB by default.
+    pub shm_size: u64,
+    /// Memory limit in bytes, 0 for none.
+    pub memory_limit: u64,
+    /// Network name → address (empty when not running).
+    pub networks: BTreeMap<String, String>,
+    /// Published ports: container port (`5432/tcp`) → host address and port.
+    pub published: BTreeMap<String, String>,
+    /// Volumes and bind mounts.
+    pub mounts: Vec<MountInfo>,
+    /// Labels.
+    pub labels: BTreeMap<String, String>,
+    /// Environment, `NAME=value`. Holds secrets: never serialised.
+    #[serde(skip)]
+    pub env: Vec<String>,
+}
+
+impl ContainerInfo {
+    /// True when its main process runs and is not between two crashes.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        self.status == Status::Running
+    }
+
+    /// Value of an environment variable of the container.
+    #[must_use]
+    pub fn env_var(&self, name: &str) -> Option<&str> {
+        self.env
+            .iter()
+            .find_map(|e| e.strip_prefix(name)?.strip_prefix('='))
+    }
+
+    /// First address on any of its networks.
+    #[must_use]
+    pub fn address(&self) -> Option<&str> {
+        self.networks.values().map(String::as_str).find(|a| !a.is_empty())
+    }
+
+    /// The mount that holds `path`: the longest destination that is a prefix of it.
+    #[must_use]
+    pub fn mount_of(&self, path: &str) -> Option<&MountInfo> {
+        self.mounts
+            .iter()
+            .filter(|m| {
+                path == m.destination
+                    || path
+                        .strip_prefix(m.destination.trim_end_matches('/'))
+                        .is_some_and(|rest| rest.starts_with('/'))
+            })
+            .max_by_key(|m| m.destination.len())
+    }
+}
+
+/// One log line of a container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct LogLine {
+    /// When the engine received it.
+    pub at: Option<Timestamp>,
+    /// The text, without the line end.
+    pub text: String,
+}
+
+/// Output of a small program run by exec.
+#[derive(Debug, Clone)]
+pub struct ExecOutput {
+    /// Exit code; 126 or 127 when the program could not be started.
+    pub exit_code: i64,
+    /// Standard output, at most 1 MiB of it.
+    pub stdout: String,
+    /// Standard error, at most 1 MiB of it.
+    pub stderr: String,
+}
