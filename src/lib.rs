@@ -19,6 +19,7 @@ pub mod incident;
 pub mod plan;
 pub mod postgres;
 pub mod runbook;
+pub mod scenarios;
 pub mod system;
 pub mod ui;
 pub mod workload;

@@ -32,7 +32,6 @@ pub use text::{
 pub use schema::schema;
 pub use secret::{SecretError, SecretFailure};
 pub use show::render;
-pub use text::{ColumnName, DatabaseName, DockerHost, HttpUrl, Percent, RoleName, ServiceName, SystemName, TableName};
 
 #[cfg(test)]
 mod tests;
