@@ -4,12 +4,24 @@
 //! their positions, the JSON Schema that is generated from [`raw`], and the checks that a schema cannot express. Every
 //! problem found on the way is collected, so that one run shows the operator all of them.
 
+mod check;
+mod load;
+mod locate;
 pub mod model;
+mod node;
+mod problem;
 pub mod raw;
-mod secret;
+mod schema;
+pub mod secret;
+mod semantic;
+mod show;
+mod suggest;
 pub mod text;
 
+pub use load::{MAX_BYTES, load, parse};
+pub use locate::{LookedAt, NotFound, locate};
 pub use model::{Docker, PlatformKind, Runbook, Service, ServiceKind};
+pub use problem::{Invalid, Problem, ProblemKind};
 pub use raw::{
     Backup, Database, Deadlines, Endpoint, Environment, Expect, Objectives, PostgresBackup, PostgresService,
     RedisService, Salvage, SecretRef, Table, Thresholds, Validation, WriteCheck, WriteMethod, WriteRequest,
@@ -17,3 +29,10 @@ pub use raw::{
 pub use text::{
     ColumnName, DatabaseName, DockerHost, HttpUrl, Percent, RoleName, ServiceName, SystemName, TableName,
 };
+pub use schema::schema;
+pub use secret::{SecretError, SecretFailure};
+pub use show::render;
+pub use text::{ColumnName, DatabaseName, DockerHost, HttpUrl, Percent, RoleName, ServiceName, SystemName, TableName};
+
+#[cfg(test)]
+mod tests;

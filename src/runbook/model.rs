@@ -141,7 +141,14 @@ impl Runbook {
 
     /// Fills in the defaults that depend on other values. `None` if a service lacks the facts of its kind, which the
     /// checks before this have excluded.
-    pub(super) fn from_raw(raw: raw::Runbook, source: PathBuf) -> Option<Self> {
+    pub(super) fn from_raw(mut raw: raw::Runbook, source: PathBuf) -> Option<Self> {
+        let probe = raw.deadlines.probe;
+        for endpoint in raw.endpoints.values_mut().chain(raw.write_check.as_mut().map(|check| &mut check.read)) {
+            endpoint.timeout.get_or_insert(probe);
+        }
+        if let Some(check) = &mut raw.write_check {
+            check.write.timeout.get_or_insert(probe);
+        }
         let raw::Platform::Docker(docker) = raw.platform;
         let services = raw.services.into_iter().map(|(name, service)| Some((name, Service::from_raw(service)?))).collect::<Option<_>>()?;
         Some(Self {

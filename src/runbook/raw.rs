@@ -276,13 +276,13 @@ impl Default for RedisService {
 #[serde(rename_all = "kebab-case")]
 pub enum SecretRef {
     /// The name of an environment variable of drctl itself.
-    Env(#[schemars(length(min = 1), regex(pattern = "^[^=]+$"))] String),
-    /// A file whose content, without the trailing newline, is the secret.
-    File(PathBuf),
+    Env(#[schemars(with = "text::VariableName")] String),
+    /// The absolute path of a file whose content, without the trailing newline, is the secret.
+    File(#[schemars(with = "text::AbsolutePath")] PathBuf),
     /// A program and its arguments, run without a shell, whose output without the trailing newline is the secret.
-    Command(#[schemars(length(min = 1))] Vec<String>),
+    Command(#[schemars(length(min = 1), inner(length(min = 1)))] Vec<String>),
     /// The name of a variable in the environment of the service's own container.
-    ContainerEnv(#[schemars(length(min = 1), regex(pattern = "^[^=]+$"))] String),
+    ContainerEnv(#[schemars(with = "text::VariableName")] String),
 }
 
 /// An HTTP address and the answer of a sound service.
@@ -295,7 +295,7 @@ pub struct Endpoint {
     #[serde(default = "default_status")]
     #[schemars(range(min = 100, max = 599))]
     pub expect_status: u16,
-    /// How long to wait for the answer. Default: `deadlines.probe`.
+    /// How long to wait for the answer. Default: `deadlines.probe`, filled in when the runbook is loaded.
     #[serde(default, with = "text::optional_duration", skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<text::DurationText>")]
     pub timeout: Option<Duration>,
@@ -331,7 +331,7 @@ pub struct WriteRequest {
     #[serde(default = "default_write_status")]
     #[schemars(range(min = 100, max = 599))]
     pub expect_status: u16,
-    /// How long to wait for the answer. Default: `deadlines.probe`.
+    /// How long to wait for the answer. Default: `deadlines.probe`, filled in when the runbook is loaded.
     #[serde(default, with = "text::optional_duration", skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<text::DurationText>")]
     pub timeout: Option<Duration>,

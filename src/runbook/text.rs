@@ -43,6 +43,7 @@ pub(super) const FORMATS: &[(&str, Check)] = &[
     ("drctl-docker-host", |s| DockerHost::from_str(s).map(drop)),
     ("drctl-duration", |s| parse_duration(s).map(drop)),
     ("drctl-absolute-path", check_absolute_path),
+    ("drctl-variable-name", check_variable_name),
 ];
 
 /// A text newtype: parsed on the way in, printed as it was written, with a schema that names its check.
@@ -232,11 +233,15 @@ fn check_http_url(text: &str) -> Result<(), BadText> {
             "give the http:// address behind the TLS proxy, for example `http://127.0.0.1:8080/health`",
         ));
     }
+    let completed = format!("http://{text}");
+    if !text.contains("://") && !text.is_empty() && reqwest::Url::parse(&completed).is_ok() {
+        return Err(BadText::new("the address has no http://", format!("did you mean `{}`?", shorten(&completed))));
+    }
     let url = reqwest::Url::parse(text).map_err(|error| {
         let message = match error.to_string() {
             // The URL parser's words for "no scheme" mean nothing to somebody who left out `http://`.
             text if text.starts_with("relative URL") => "the address has no http://".to_owned(),
-            text => text,
+            text => format!("not an address: {text}"),
         };
         BadText::new(message, example)
     })?;
@@ -256,6 +261,13 @@ fn check_absolute_path(text: &str) -> Result<(), BadText> {
     if !Path::new(text).is_absolute() {
         // Cron and a person start drctl in different directories: a relative path would mean two places.
         return Err(BadText::new("the path is not absolute", "for example `/var/backups/drctl/simgen`"));
+    }
+    Ok(())
+}
+
+fn check_variable_name(text: &str) -> Result<(), BadText> {
+    if text.is_empty() || text.contains(['=', '\0', '$']) {
+        return Err(BadText::new("not the name of an environment variable", "give the name alone, for example `POSTGRES_PASSWORD`"));
     }
     Ok(())
 }
@@ -336,8 +348,7 @@ impl fmt::Display for DockerHost {
 text_type!(@serde DockerHost, "drctl-docker-host", { "pattern": "^(unix|tcp)://" });
 
 /// A percentage between 0 and 100, written as a plain number.
-#[derive(Debug, Clone, Copy, PartialEq, PartialOrd, Serialize)]
-#[serde(transparent)]
+#[derive(Debug, Clone, Copy, PartialEq, PartialOrd)]
 pub struct Percent(f64);
 
 impl Percent {
@@ -360,6 +371,16 @@ impl Percent {
 impl fmt::Display for Percent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} %", self.0)
+    }
+}
+
+impl Serialize for Percent {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        // 50, as it was written, and not 50.0.
+        match format!("{}", self.0).parse::<u8>() {
+            Ok(whole) => serializer.serialize_u8(whole),
+            Err(_) => serializer.serialize_f64(self.0),
+        }
     }
 }
 
@@ -449,6 +470,23 @@ impl JsonSchema for AbsolutePath {
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         json_schema!({ "type": "string", "format": "drctl-absolute-path", "pattern": "^/" })
+    }
+}
+
+/// The schema of an environment variable's name.
+pub struct VariableName;
+
+impl JsonSchema for VariableName {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "VariableName".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "string", "format": "drctl-variable-name", "pattern": "^[^=$]+$", "examples": ["POSTGRES_PASSWORD"] })
     }
 }
 
