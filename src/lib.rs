@@ -16,6 +16,7 @@ pub mod cli;
 pub mod error;
 pub mod event;
 pub mod incident;
+pub mod plan;
 pub mod postgres;
 pub mod runbook;
 pub mod system;

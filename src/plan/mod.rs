@@ -1,0 +1,270 @@
+//! A recovery as pure data. The preview, the journal and the report are renderings of one
+//! [`Plan`]; the engine executes it; nothing here touches the world.
+
+mod action;
+mod lint;
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+pub use action::{Action, ClusterAction, PostgresAction, RowFloor, SalvageTable, WorkloadAction};
+pub use lint::{LintError, lint};
+
+/// Version of the persisted form. A reader refuses a newer one.
+pub const PLAN_FORMAT: u32 = 1;
+
+/// The remedies for a database, least destructive first. The order is the ladder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Remedy {
+    /// Build damaged indexes anew from their tables.
+    Reindex,
+    /// Restore one database from a logical backup beside the damaged one and swap names.
+    RestoreDatabase,
+    /// Restore the whole cluster from a physical backup beside the old data, replay the
+    /// WAL that is still there, and switch.
+    RestoreCluster,
+    /// No usable backup: make a copy of the damaged data start, and switch to the copy.
+    Salvage,
+}
+
+impl Remedy {
+    /// The word on the command line and in YAML.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Reindex => "reindex",
+            Self::RestoreDatabase => "restore-database",
+            Self::RestoreCluster => "restore-cluster",
+            Self::Salvage => "salvage",
+        }
+    }
+
+    /// What it does, in a few words.
+    #[must_use]
+    pub fn summary(self) -> &'static str {
+        match self {
+            Self::Reindex => "build the damaged indexes anew",
+            Self::RestoreDatabase => "restore the database beside the damaged one and swap names",
+            Self::RestoreCluster => "restore the whole server beside the old data, replay its WAL and switch",
+            Self::Salvage => "make a copy of the damaged data start and switch to it",
+        }
+    }
+}
+
+impl std::fmt::Display for Remedy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// How much a step can hurt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Risk {
+    /// Looks, or works on a side copy that nobody uses.
+    ReadOnly,
+    /// Changes something that its undo puts back completely.
+    Reversible,
+    /// Users notice: writers are fenced, a server stops.
+    Disruptive,
+    /// Something cannot be brought back, or comes back without later writes. Needs the
+    /// deployment's name typed.
+    Destructive,
+}
+
+impl std::fmt::Display for Risk {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::ReadOnly => "read-only",
+            Self::Reversible => "reversible",
+            Self::Disruptive => "disruptive",
+            Self::Destructive => "destructive",
+        })
+    }
+}
+
+/// How a step is taken back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Undo {
+    /// Nothing to take back, and why.
+    NotNeeded(String),
+    /// drctl does this.
+    Action(Action),
+    /// A person must do this.
+    Manual(String),
+    /// It stays, and why.
+    Impossible(String),
+}
+
+impl std::fmt::Display for Undo {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::NotNeeded(why) => write!(f, "not needed: {why}"),
+            Self::Action(action) => write!(f, "{}", action.summary()),
+            Self::Manual(what) => write!(f, "by hand: {what}"),
+            Self::Impossible(why) => write!(f, "impossible: {why}"),
+        }
+    }
+}
+
+/// One line of a plan.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Step {
+    /// What is done, imperative, with names.
+    pub title: String,
+    /// Why it is needed here.
+    pub why: String,
+    /// How much it can hurt.
+    pub risk: Risk,
+    /// What is done, for the engine.
+    pub action: Action,
+    /// How it is taken back.
+    pub undo: Undo,
+    /// Longest acceptable duration, in seconds.
+    pub timeout_seconds: u64,
+}
+
+impl Step {
+    /// The time limit.
+    #[must_use]
+    pub fn timeout(&self) -> Duration {
+        Duration::from_secs(self.timeout_seconds)
+    }
+}
+
+/// One thing that must be true afterwards.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Expectation {
+    /// The server takes connections and has ended recovery.
+    #[serde(rename_all = "kebab-case")]
+    ServerAnswers {
+        /// The service.
+        service: String,
+    },
+    /// amcheck finds nothing in the heap and the B-tree indexes. Empty `relations` means
+    /// all of the database.
+    #[serde(rename_all = "kebab-case")]
+    Sound {
+        /// The service.
+        service: String,
+        /// The database.
+        database: String,
+        /// Qualified names, `schema.name`.
+        relations: Vec<String>,
+    },
+    /// Tables hold at least so many rows.
+    #[serde(rename_all = "kebab-case")]
+    Rows {
+        /// The service.
+        service: String,
+        /// The database.
+        database: String,
+        /// Per table.
+        floors: Vec<RowFloor>,
+    },
+    /// The runbook's validation queries hold.
+    #[serde(rename_all = "kebab-case")]
+    Validations {
+        /// The service.
+        service: String,
+        /// The database.
+        database: String,
+    },
+    /// The application's role can connect and read.
+    #[serde(rename_all = "kebab-case")]
+    ApplicationRole {
+        /// The service.
+        service: String,
+        /// The database.
+        database: String,
+        /// The role.
+        role: String,
+    },
+    /// Every endpoint of the runbook answers as it should.
+    Endpoints,
+    /// The runbook's write and read through the application.
+    WriteCheck,
+}
+
+/// What a plan loses, measured from the data before it runs.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct DataLoss {
+    /// One sentence for the person who decides.
+    pub summary: String,
+    /// Nothing is lost, on positive evidence.
+    pub none: bool,
+    /// Rows known to be written since the backup that the remedy does not bring back by
+    /// itself, before salvage; `None` when it could not be counted.
+    pub rows_since_backup: Option<u64>,
+    /// The newest row now, as far as it can be read.
+    pub newest_now: Option<Timestamp>,
+    /// The moment that the backup shows.
+    pub backup_from: Option<Timestamp>,
+}
+
+/// A rung that was not chosen.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Alternative {
+    /// Which.
+    pub remedy: Remedy,
+    /// Whether `--remedy` can choose it.
+    pub possible: bool,
+    /// Why it was not chosen.
+    pub why_not: String,
+}
+
+/// A recovery, ready to be shown, approved and executed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Plan {
+    /// [`PLAN_FORMAT`].
+    pub format: u32,
+    /// The scenario's name.
+    pub scenario: String,
+    /// The deployment.
+    pub deployment: String,
+    /// The run's identity: names of side databases, work directories and labels carry it.
+    pub run: String,
+    /// The service that is recovered.
+    pub service: String,
+    /// What is wrong, one sentence.
+    pub diagnosis: String,
+    /// The chosen rung.
+    pub remedy: Remedy,
+    /// The others.
+    pub alternatives: Vec<Alternative>,
+    /// The backup set it uses.
+    pub backup: Option<String>,
+    /// What is done, in order.
+    pub steps: Vec<Step>,
+    /// What must be true afterwards.
+    pub expect: Vec<Expectation>,
+    /// What is lost.
+    pub data_loss: DataLoss,
+    /// How long it will take, in seconds, from measured sizes and speeds.
+    pub estimate_seconds: u64,
+    /// Bytes of disk needed beside the old data.
+    pub disk_needed: u64,
+    /// Bytes of disk free where they are needed; `None` when it could not be measured.
+    pub disk_free: Option<u64>,
+    /// What is kept, where, and how to let go of it.
+    pub kept: String,
+    /// What drops the kept data when the incident is closed.
+    pub discard: Vec<Action>,
+}
+
+impl Plan {
+    /// The most harmful of its steps.
+    #[must_use]
+    pub fn risk(&self) -> Risk {
+        self.steps.iter().map(|s| s.risk).max().unwrap_or(Risk::ReadOnly)
+    }
+}
