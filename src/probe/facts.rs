@@ -131,7 +131,7 @@ impl RelationFact {
 /// Sizes, estimates and counters of every user relation, without reading any of them.
 /// Toast relations and their indexes live in `pg_toast`, and belong to the user when their
 /// table does. `pg_toast` alone would also bring those of the system catalogues.
-const RELATIONS: &str = r"
+const RELATIONS: &str = r#"
 with mine as (
   select c.oid, c.reltoastrelid from pg_catalog.pg_class c
   join pg_catalog.pg_namespace n on n.oid = c.relnamespace
@@ -156,7 +156,7 @@ from everything e
 join pg_catalog.pg_class c on c.oid = e.oid
 join pg_catalog.pg_namespace n on n.oid = c.relnamespace
 left join pg_catalog.pg_stat_all_tables s on s.relid = c.oid and c.relkind in ('r', 't', 'm')
-order by n.nspname collate pg_catalog.\"C\", c.relname collate pg_catalog.\"C\"";
+order by n.nspname collate pg_catalog."C", c.relname collate pg_catalog."C""#;
 
 const DATABASE: &str = r#"
 select pg_catalog.to_char(pg_catalog.transaction_timestamp() at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
