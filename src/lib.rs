@@ -12,12 +12,14 @@
 //! prints; only `cli` knows clap; only `runbook` knows YAML. Deciding is pure: evidence,
 //! runbook and `now` go in, a plan comes out.
 
+pub mod backup;
 pub mod cli;
 pub mod error;
 pub mod event;
 pub mod incident;
 pub mod plan;
 pub mod postgres;
+pub mod probe;
 pub mod runbook;
 pub mod scenarios;
 pub mod system;

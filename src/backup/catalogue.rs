@@ -1,0 +1,303 @@
+//! The sets in a backup directory. Only what is there counts: there is no index that could
+//! disagree with the directories.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::label::{Label, NotALabel};
+use super::manifest::{self, Manifest};
+
+/// Ending of a set that is being written, or that a killed run left.
+pub const PARTIAL: &str = ".partial";
+/// Ending of a set that was written and not believed.
+pub const SUSPECT: &str = ".suspect";
+/// A manifest is small; more than this is not one.
+const MANIFEST_LIMIT: u64 = 256 << 20;
+
+/// A backup directory.
+#[derive(Debug, Clone)]
+pub struct Catalogue {
+    directory: PathBuf,
+}
+
+/// A set that has a manifest.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Set {
+    /// Its name.
+    pub label: Label,
+    /// Its directory.
+    pub path: PathBuf,
+    /// Its record.
+    pub manifest: Manifest,
+}
+
+/// What stands in a backup directory under a set's name.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Entry {
+    /// A set.
+    Set(Box<Set>),
+    /// A directory whose manifest is missing, unreadable or another's.
+    Damaged {
+        /// Its name.
+        label: Label,
+        /// Its directory.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// Being written, or left by a run that was killed.
+    Partial {
+        /// Its name.
+        label: Label,
+        /// Its directory.
+        path: PathBuf,
+    },
+    /// Written, not believed, kept aside: it is empty or shrank too much.
+    Suspect {
+        /// Its name.
+        label: Label,
+        /// Its directory.
+        path: PathBuf,
+    },
+}
+
+impl Entry {
+    /// The name it has.
+    #[must_use]
+    pub fn label(&self) -> &Label {
+        match self {
+            Self::Set(set) => &set.label,
+            Self::Damaged { label, .. } | Self::Partial { label, .. } | Self::Suspect { label, .. } => label,
+        }
+    }
+
+    /// `good`, `damaged`, `partial`, `suspect`.
+    #[must_use]
+    pub fn state(&self) -> &'static str {
+        match self {
+            Self::Set(_) => "good",
+            Self::Damaged { .. } => "damaged",
+            Self::Partial { .. } => "partial",
+            Self::Suspect { .. } => "suspect",
+        }
+    }
+}
+
+/// Why there is no such set.
+#[derive(Debug, thiserror::Error)]
+pub enum CatalogueError {
+    /// The directory cannot be read.
+    #[error("the backup directory {} cannot be read: {source}", path.display())]
+    Unreadable {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Neither a label nor `latest`.
+    #[error(transparent)]
+    NotALabel(#[from] NotALabel),
+    /// There is no good set at all.
+    #[error("there is no backup in {}", path.display())]
+    Empty {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// No set of that name.
+    #[error("there is no backup {label} in {} (the latest is {latest})", path.display())]
+    Absent {
+        /// The name asked for.
+        label: Label,
+        /// The directory.
+        path: PathBuf,
+        /// The newest good one.
+        latest: String,
+    },
+    /// There is a directory of that name, and it is no good set.
+    #[error("{} is not a usable backup: {why}", path.display())]
+    Unusable {
+        /// The directory.
+        path: PathBuf,
+        /// What is wrong.
+        why: String,
+    },
+}
+
+impl CatalogueError {
+    /// True when what was asked for is there and is damaged.
+    #[must_use]
+    pub fn is_damage(&self) -> bool {
+        matches!(self, Self::Unusable { .. })
+    }
+}
+
+impl Catalogue {
+    /// The sets in `directory`. A directory that does not exist yet holds none.
+    #[must_use]
+    pub fn open(directory: &Path) -> Self {
+        Self {
+            directory: directory.to_owned(),
+        }
+    }
+
+    /// The directory.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Everything that has a set's name, oldest first. Anything else in the directory is not
+    /// drctl's and is left out.
+    ///
+    /// # Errors
+    /// [`CatalogueError::Unreadable`].
+    pub fn list(&self) -> Result<Vec<Entry>, CatalogueError> {
+        let unreadable = |source| CatalogueError::Unreadable {
+            path: self.directory.clone(),
+            source,
+        };
+        let names = match fs::read_dir(&self.directory) {
+            Ok(names) => names,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(e) => return Err(unreadable(e)),
+        };
+        let mut found = Vec::new();
+        for name in names {
+            let name = name.map_err(unreadable)?;
+            // A link could lead out of the backup directory.
+            if !name.file_type().map_err(unreadable)?.is_dir() {
+                continue;
+            }
+            if let Some(entry) = name.file_name().to_str().and_then(|n| self.entry(n)) {
+                found.push(entry);
+            }
+        }
+        found.sort_by(|a, b| (a.label(), a.state()).cmp(&(b.label(), b.state())));
+        Ok(found)
+    }
+
+    fn entry(&self, name: &str) -> Option<Entry> {
+        let path = self.directory.join(name);
+        if let Some(label) = name.strip_suffix(PARTIAL) {
+            let label = label.parse().ok()?;
+            return Some(Entry::Partial { label, path });
+        }
+        if let Some(label) = name.strip_suffix(SUSPECT) {
+            let label = label.parse().ok()?;
+            return Some(Entry::Suspect { label, path });
+        }
+        let label: Label = name.parse().ok()?;
+        Some(match read_manifest(&path, &label) {
+            Ok(manifest) => Entry::Set(Box::new(Set { label, path, manifest })),
+            Err(why) => Entry::Damaged { label, path, why },
+        })
+    }
+
+    /// The good sets, oldest first.
+    ///
+    /// # Errors
+    /// As [`Self::list`].
+    pub fn sets(&self) -> Result<Vec<Set>, CatalogueError> {
+        Ok(self
+            .list()?
+            .into_iter()
+            .filter_map(|e| match e {
+                Entry::Set(set) => Some(*set),
+                _ => None,
+            })
+            .collect())
+    }
+
+    /// The set called `name`, or the newest good one for `latest`.
+    ///
+    /// # Errors
+    /// [`CatalogueError`].
+    pub fn find(&self, name: &str) -> Result<Set, CatalogueError> {
+        if name == "latest" {
+            return self.sets()?.pop().ok_or_else(|| CatalogueError::Empty {
+                path: self.directory.clone(),
+            });
+        }
+        let label: Label = name.parse()?;
+        let named = self
+            .list()?
+            .into_iter()
+            .filter(|e| e.label() == &label)
+            .min_by_key(|e| !matches!(e, Entry::Set(_)));
+        match named {
+            Some(Entry::Set(set)) => Ok(*set),
+            Some(Entry::Damaged { path, why, .. }) => Err(CatalogueError::Unusable { path, why }),
+            Some(Entry::Partial { path, .. }) => Err(CatalogueError::Unusable {
+                path,
+                why: "it was not finished".into(),
+            }),
+            Some(Entry::Suspect { path, .. }) => Err(CatalogueError::Unusable {
+                path,
+                why: "it was kept aside because it is empty or smaller than it should be".into(),
+            }),
+            None => Err(CatalogueError::Absent {
+                latest: self
+                    .sets()?
+                    .pop()
+                    .map_or_else(|| "none".to_owned(), |s| s.label.to_string()),
+                label,
+                path: self.directory.clone(),
+            }),
+        }
+    }
+
+    /// The newest good set that is older than `label`.
+    ///
+    /// # Errors
+    /// As [`Self::list`].
+    pub fn before(&self, label: &Label) -> Result<Option<Set>, CatalogueError> {
+        Ok(self.sets()?.into_iter().rfind(|s| &s.label < label))
+    }
+
+    /// A label for `now` that nothing in the directory has.
+    ///
+    /// # Errors
+    /// As [`Self::list`].
+    pub fn fresh_label(&self, now: jiff::Timestamp) -> Result<Label, CatalogueError> {
+        let taken: Vec<Label> = self.list()?.iter().map(|e| e.label().clone()).collect();
+        let mut number = 1;
+        loop {
+            let label = Label::new(now, number);
+            if !taken.contains(&label) {
+                return Ok(label);
+            }
+            number += 1;
+        }
+    }
+}
+
+fn read_manifest(path: &Path, label: &Label) -> Result<Manifest, String> {
+    let file = path.join(manifest::FILE_NAME);
+    let size = match fs::metadata(&file) {
+        Ok(meta) => meta.len(),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Err("it has no manifest.json".into()),
+        Err(e) => return Err(format!("manifest.json: {e}")),
+    };
+    if size > MANIFEST_LIMIT {
+        return Err(format!("manifest.json is {size} bytes long: that is no manifest"));
+    }
+    let text = fs::read(&file).map_err(|e| format!("manifest.json: {e}"))?;
+    let value: serde_json::Value = serde_json::from_slice(&text).map_err(|e| format!("manifest.json: {e}"))?;
+    // Said before the shape is looked at: a newer format has fields that are unknown here.
+    match value.get("format").and_then(serde_json::Value::as_u64) {
+        Some(format) if format == u64::from(manifest::FORMAT) => {}
+        Some(format) => {
+            return Err(format!(
+                "manifest.json has format {format}; this drctl reads format {}",
+                manifest::FORMAT
+            ));
+        }
+        None => return Err("manifest.json names no format".into()),
+    }
+    let manifest: Manifest = serde_json::from_value(value).map_err(|e| format!("manifest.json: {e}"))?;
+    if &manifest.label != label {
+        return Err(format!("its manifest is that of {}", manifest.label));
+    }
+    Ok(manifest)
+}

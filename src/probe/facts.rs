@@ -1,0 +1,316 @@
+//! Facts about a database, recorded while it is well. Some losses no server tool sees: a
+//! truncated or emptied relation, a page of zeros, WAL that was not replayed to its end.
+//! Only a comparison with what was true before shows them.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::postgres::{Client, Lsn, PgError, Row, quote_ident, quote_literal, sqlstate};
+use crate::runbook::{Table, TableName};
+use crate::system::PostgresServer;
+
+/// What was true of one database at one moment.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct DatabaseFacts {
+    /// When the snapshot was taken, by the server's clock.
+    pub taken_at: Timestamp,
+    /// WAL position at that moment (replay position on a standby).
+    pub lsn: Lsn,
+    /// `pg_database_size`, bytes.
+    pub bytes: u64,
+    /// When the statistics began (`pg_stat_database`); the counters `inserted` and `deleted`
+    /// of two facts can be compared only when this is the same in both.
+    pub stats_reset: Option<Timestamp>,
+    /// Relations of the user's schemas, by schema and name.
+    pub relations: Vec<RelationFact>,
+}
+
+/// What was true of one relation.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct RelationFact {
+    /// Schema.
+    pub schema: String,
+    /// Name.
+    pub name: String,
+    /// What it is.
+    pub kind: RelationKind,
+    /// Path below the data directory (`pg_relation_filepath`); none for a partitioned table.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+    /// Bytes of the main fork (`pg_relation_size`).
+    pub bytes: u64,
+    /// `relpages`: the pages that the last VACUUM or ANALYZE saw. Not `bytes` divided by the
+    /// page size: the difference between the two is itself evidence.
+    pub pages: u64,
+    /// `reltuples`, when the table was ever analysed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub estimated_rows: Option<u64>,
+    /// Rows, counted by a sequential scan (an index-only scan counts rows that are gone).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rows: Option<u64>,
+    /// The greatest value of the column that the runbook names as `newest`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub newest: Option<Newest>,
+    /// Rows inserted since the statistics began (`n_tup_ins`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inserted: Option<u64>,
+    /// Rows deleted since the statistics began (`n_tup_del`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deleted: Option<u64>,
+    /// The table of an index, `schema.table`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub index_of: Option<String>,
+    /// The table of a toast relation, `schema.table`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub toast_of: Option<String>,
+    /// Why the rows could not be counted, in the server's words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+}
+
+/// What a relation is (`pg_class.relkind`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RelationKind {
+    /// A table.
+    Table,
+    /// A partitioned table: no storage of its own.
+    Partitioned,
+    /// An index.
+    Index,
+    /// Out-of-line storage of a table.
+    Toast,
+    /// A materialised view.
+    Matview,
+    /// A sequence.
+    Sequence,
+}
+
+/// The newest value of a column.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Newest {
+    /// The column.
+    pub column: String,
+    /// Its greatest value as the server prints it; `None` in an empty table.
+    pub value: Option<String>,
+    /// The same as an instant; a time without a zone is taken as UTC.
+    pub at: Option<Timestamp>,
+}
+
+impl DatabaseFacts {
+    /// The relation `schema.name`.
+    #[must_use]
+    pub fn relation(&self, schema: &str, name: &str) -> Option<&RelationFact> {
+        self.relations.iter().find(|r| r.schema == schema && r.name == name)
+    }
+
+    /// Exact row counts by `schema.table`, of those that were counted.
+    #[must_use]
+    pub fn rows(&self) -> BTreeMap<String, u64> {
+        self.relations
+            .iter()
+            .filter_map(|r| Some((r.qualified(), r.rows?)))
+            .collect()
+    }
+}
+
+impl RelationFact {
+    /// `schema.name`.
+    #[must_use]
+    pub fn qualified(&self) -> String {
+        format!("{}.{}", self.schema, self.name)
+    }
+}
+
+/// Sizes, estimates and counters of every user relation, without reading any of them.
+/// Toast relations and their indexes live in `pg_toast`, and belong to the user when their
+/// table does. `pg_toast` alone would also bring those of the system catalogues.
+const RELATIONS: &str = r#"
+with mine as (
+  select c.oid, c.reltoastrelid from pg_catalog.pg_class c
+  join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+  where n.nspname <> 'information_schema' and n.nspname !~ '^pg_'
+    and c.relkind in ('r', 'p', 'm', 'S') and c.relpersistence <> 't'
+), wanted as (
+  select oid from mine
+  union select reltoastrelid from mine where reltoastrelid <> 0
+), everything as (
+  select oid, null::oid as parent from wanted
+  union select i.indexrelid, i.indrelid from pg_catalog.pg_index i join wanted w on w.oid = i.indrelid
+)
+select n.nspname, c.relname, c.relkind, pg_catalog.pg_relation_filepath(c.oid),
+  pg_catalog.pg_relation_size(c.oid), c.relpages, c.reltuples::numeric,
+  s.n_tup_ins, s.n_tup_del,
+  (select pn.nspname || '.' || p.relname from pg_catalog.pg_class p
+     join pg_catalog.pg_namespace pn on pn.oid = p.relnamespace where p.oid = e.parent),
+  case when c.relkind = 't' then
+    (select tn.nspname || '.' || t.relname from pg_catalog.pg_class t
+       join pg_catalog.pg_namespace tn on tn.oid = t.relnamespace where t.reltoastrelid = c.oid) end
+from everything e
+join pg_catalog.pg_class c on c.oid = e.oid
+join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+left join pg_catalog.pg_stat_all_tables s on s.relid = c.oid and c.relkind in ('r', 't', 'm')
+order by n.nspname collate pg_catalog."C", c.relname collate pg_catalog."C""#;
+
+const DATABASE: &str = r#"
+select pg_catalog.to_char(pg_catalog.transaction_timestamp() at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
+  case when pg_catalog.pg_is_in_recovery() then pg_catalog.pg_last_wal_replay_lsn()
+       else pg_catalog.pg_current_wal_lsn() end,
+  pg_catalog.pg_database_size(pg_catalog.current_database()),
+  (select pg_catalog.to_char(stats_reset at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')
+     from pg_catalog.pg_stat_database where datname = pg_catalog.current_database())"#;
+
+/// Collects the facts of one database in one repeatable-read snapshot. Rows are counted in
+/// the tables that the runbook names, and in all tables when `exact`; `deadline` bounds each
+/// count, the server's probe deadline everything else.
+///
+/// A table that cannot be read is a fact too: its `problem` says why, and the others are
+/// still counted.
+///
+/// # Errors
+/// [`PgError`] when there is no connection, it breaks, or a catalogue query fails.
+pub async fn collect(
+    server: &PostgresServer,
+    database: &str,
+    tables: &BTreeMap<TableName, Table>,
+    exact: bool,
+    deadline: Duration,
+) -> Result<DatabaseFacts, PgError> {
+    let client = server.connect_to(&server.admin.to_database(database)).await?;
+    // An index-only scan believes the visibility map and counts rows that are gone; JIT
+    // costs more than it saves on one pass.
+    client
+        .execute(
+            "set enable_indexscan = off; set enable_indexonlyscan = off; set enable_bitmapscan = off; set jit = off",
+        )
+        .await?;
+    client.execute("begin isolation level repeatable read read only").await?;
+    let head = client.rows(DATABASE).await?;
+    let head = head.first();
+    let mut facts = DatabaseFacts {
+        taken_at: head.and_then(|r| r.number(0)).unwrap_or_else(Timestamp::now),
+        lsn: head.and_then(|r| r.number(1)).unwrap_or_default(),
+        bytes: head.and_then(|r| r.number(2)).unwrap_or_default(),
+        stats_reset: head.and_then(|r| r.number(3)),
+        relations: client
+            .within(deadline, RELATIONS)
+            .await?
+            .iter()
+            .filter_map(relation)
+            .collect(),
+    };
+    for fact in &mut facts.relations {
+        let named = tables
+            .iter()
+            .find(|(n, _)| n.schema == fact.schema && n.table == fact.name)
+            .map(|(_, t)| t);
+        let counted = match fact.kind {
+            RelationKind::Table => exact || named.is_some(),
+            // Its partitions are counted for themselves; the whole only when asked for.
+            RelationKind::Partitioned | RelationKind::Matview => named.is_some(),
+            RelationKind::Index | RelationKind::Toast | RelationKind::Sequence => false,
+        };
+        if counted {
+            let column = named.and_then(|t| t.newest.as_ref()).map(ToString::to_string);
+            count(&client, fact, column, deadline).await?;
+        }
+    }
+    client.execute("rollback").await?;
+    Ok(facts)
+}
+
+fn relation(row: &Row) -> Option<RelationFact> {
+    let kind = match row.text(2) {
+        "r" => RelationKind::Table,
+        "p" => RelationKind::Partitioned,
+        "i" => RelationKind::Index,
+        "t" => RelationKind::Toast,
+        "m" => RelationKind::Matview,
+        "S" => RelationKind::Sequence,
+        // A partitioned index ('I') has no storage.
+        _ => return None,
+    };
+    Some(RelationFact {
+        schema: row.text(0).to_owned(),
+        name: row.text(1).to_owned(),
+        kind,
+        path: row.opt(3).map(str::to_owned),
+        // NULL when the relation was dropped in between.
+        bytes: row.number(4).unwrap_or_default(),
+        pages: row.number(5).unwrap_or_default(),
+        // -1: never analysed.
+        estimated_rows: row.number(6),
+        rows: None,
+        newest: None,
+        inserted: row.number(7),
+        deleted: row.number(8),
+        index_of: row.opt(9).map(str::to_owned),
+        toast_of: row.opt(10).map(str::to_owned),
+        problem: None,
+    })
+}
+
+/// Counts one table and finds its newest row in the same scan.
+async fn count(
+    client: &Client,
+    fact: &mut RelationFact,
+    column: Option<String>,
+    deadline: Duration,
+) -> Result<(), PgError> {
+    let table = format!("{}.{}", quote_ident(&fact.schema), quote_ident(&fact.name));
+    // A savepoint: one unreadable table must not end the snapshot of all.
+    client.execute("savepoint drctl").await?;
+    let result = async {
+        let mut newest = "null, null".to_owned();
+        if let Some(column) = &column {
+            let name = quote_ident(column);
+            let kind = client
+                .value(&format!(
+                    "select pg_catalog.format_type(atttypid, null) from pg_catalog.pg_attribute \
+                     where attrelid = {}::regclass and attname = {} and not attisdropped",
+                    quote_literal(&table),
+                    quote_literal(column)
+                ))
+                .await?;
+            let instant = match kind.as_deref() {
+                Some("timestamp with time zone") => Some(format!("max({name}) at time zone 'UTC'")),
+                Some("timestamp without time zone" | "date") => Some(format!("max({name})::timestamp")),
+                _ => None,
+            };
+            let instant = instant.map_or_else(
+                || "null".to_owned(),
+                |i| format!(r#"pg_catalog.to_char({i}, 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')"#),
+            );
+            newest = format!("max({name})::text, {instant}");
+        }
+        client
+            .within(deadline, &format!("select count(*), {newest} from {table}"))
+            .await
+    }
+    .await;
+    match result {
+        Ok(rows) => {
+            let row = rows.first();
+            fact.rows = row.and_then(|r| r.number(0));
+            fact.newest = column.map(|column| Newest {
+                column,
+                value: row.and_then(|r| r.opt(1)).map(str::to_owned),
+                at: row.and_then(|r| r.number(2)),
+            });
+            client.execute("release savepoint drctl").await
+        }
+        // The server is going away, or did not answer: the next table would fare no better.
+        Err(e @ (PgError::NoConnection { .. } | PgError::Timeout { .. } | PgError::Broken { .. })) => Err(e),
+        Err(e) if e.is(sqlstate::CANNOT_CONNECT_NOW) => Err(e),
+        Err(e) => {
+            fact.problem = Some(e.to_string());
+            client.execute("rollback to savepoint drctl").await
+        }
+    }
+}

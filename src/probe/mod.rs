@@ -1,0 +1,3 @@
+//! Read-only observations of the world.
+
+pub mod facts;
