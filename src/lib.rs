@@ -14,6 +14,7 @@
 
 pub mod backup;
 pub mod cli;
+pub mod engine;
 pub mod error;
 pub mod event;
 pub mod incident;
