@@ -48,7 +48,7 @@ pub fn pool(args: &Args) -> anyhow::Result<Pool> {
 
 #[derive(Debug, thiserror::Error)]
 pub enum DbError {
-    #[error("no connection: {0}")]
+    #[error("no connection: {}", full(.0))]
     Pool(#[from] deadpool_postgres::PoolError),
     #[error("no connection within {} s", LIMIT.as_secs())]
     ConnectTimeout,
@@ -58,11 +58,19 @@ pub enum DbError {
     Postgres(#[from] tokio_postgres::Error),
 }
 
-fn full(error: &tokio_postgres::Error) -> String {
-    match std::error::Error::source(error) {
-        Some(source) => format!("{error}: {source}"),
-        None => error.to_string(),
+/// The error with all its causes: "error connecting to server" alone does not say why.
+fn full(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        // Some errors repeat their cause in their own text.
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = error.source();
     }
+    text
 }
 
 impl From<DbError> for ApiError {

@@ -30,8 +30,8 @@ pub struct Wanted {
 
 const INSERT: &str = "
     INSERT INTO orders (traffic_no, customer_id, note, amount, body)
-    VALUES ($1, coalesce($2, (SELECT id FROM customers ORDER BY id LIMIT 1)), $3,
-            (coalesce($1, 0) % 10000) / 100.0, jsonb_build_object('sku', 'S' || coalesce($1, 0) % 997, 'channel', 'web'))
+    VALUES ($1::bigint, coalesce($2, (SELECT id FROM customers ORDER BY id LIMIT 1)), $3,
+            (coalesce($1::bigint, 0) % 10000) / 100.0, jsonb_build_object('sku', 'S' || coalesce($1::bigint, 0) % 997, 'channel', 'web'))
     RETURNING id, to_json(created_at)";
 const INSERT_LINE: &str =
     "INSERT INTO order_lines (order_id, line_no, item, quantity) VALUES ($1, 1, 'item', 1)";
