@@ -83,7 +83,7 @@ impl SecretRef {
         let found = match self {
             Self::Env(name) => from_env(name),
             Self::File(path) => from_file(path.clone()).await,
-            Self::Command(argv) => from_command(argv).await,
+            Self::Command(argv) => from_command(argv, DEADLINE).await,
             Self::ContainerEnv(name) => container_env
                 .iter()
                 .find_map(|line| line.strip_prefix(name.as_str())?.strip_prefix('='))
@@ -148,7 +148,7 @@ async fn from_file(path: PathBuf) -> Result<Vec<u8>, SecretFailure> {
         .unwrap_or(Err(SecretFailure::TimedOut))
 }
 
-async fn from_command(argv: &[String]) -> Result<Vec<u8>, SecretFailure> {
+async fn from_command(argv: &[String], deadline: Duration) -> Result<Vec<u8>, SecretFailure> {
     let (program, arguments) = argv.split_first().ok_or(SecretFailure::NoProgram)?;
     let mut child = tokio::process::Command::new(program)
         .args(arguments)
@@ -185,7 +185,7 @@ async fn from_command(argv: &[String]) -> Result<Vec<u8>, SecretFailure> {
             Err(SecretFailure::Failed(status))
         }
     };
-    let result = tokio::time::timeout(DEADLINE, run)
+    let result = tokio::time::timeout(deadline, run)
         .await
         .unwrap_or(Err(SecretFailure::TimedOut));
     if let (Err(SecretFailure::TimedOut | SecretFailure::TooLong), Some(group)) = (&result, group) {
@@ -275,6 +275,26 @@ mod tests {
             assert!(message.contains(expected), "{message}");
             assert!(!message.contains("hunter2"), "{message}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_program_that_does_not_answer_is_ended_with_what_it_started() {
+        let directory = tempfile::tempdir().unwrap();
+        let pid_file = directory.path().join("pid");
+        let script = format!("sleep 60 & echo $! > {}; wait", pid_file.display());
+        let argv = ["sh".to_owned(), "-c".to_owned(), script];
+        let start = std::time::Instant::now();
+        let result = from_command(&argv, Duration::from_secs(1)).await;
+        assert!(matches!(result, Err(SecretFailure::TimedOut)), "{result:?}");
+        assert!(start.elapsed() < Duration::from_secs(5));
+        let pid = std::fs::read_to_string(pid_file).unwrap().trim().to_owned();
+        // Gone, or a zombie until PID 1 takes note.
+        let stat = || std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let is_running = || !stat().is_empty() && !stat().contains(") Z ");
+        while is_running() && start.elapsed() < Duration::from_secs(10) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        assert!(!is_running(), "{}", stat());
     }
 
     #[tokio::test]

@@ -708,6 +708,21 @@ proptest! {
         }
     }
 
+    /// Whatever a text holds, `runbook show` writes it so that it is read again as the same.
+    #[test]
+    fn texts_survive_being_shown(tail in "(?s).{0,120}", name in ".{1,20}") {
+        let mut runbook = parse_text(GOOD).unwrap();
+        let Some(ServiceKind::Postgres(postgres)) = runbook.services.get_mut("db").map(|db| &mut db.kind) else {
+            panic!("db is a PostgreSQL service");
+        };
+        let sql = format!("select {}", tail.replace('\0', ""));
+        let validation = Validation { name, sql, expect: Expect::AtMost(-3) };
+        for database in postgres.databases.values_mut() {
+            database.validation.push(validation.clone());
+        }
+        prop_assert_eq!(parse_text(&render(&runbook)).map_err(|e| e.to_string()), Ok(runbook));
+    }
+
     #[test]
     fn durations_survive_being_written(millis in 1_u64..10_000_000_000) {
         let length = Duration::from_millis(millis);
