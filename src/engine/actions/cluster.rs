@@ -413,7 +413,7 @@ pub(super) async fn prove_side(
     }
     Ok(outcome
         .fact("replay-seconds", ready.as_secs_f64())
-        .fact("prove-seconds", (begun.elapsed() - ready).as_secs_f64()))
+        .fact("prove-seconds", begun.elapsed().saturating_sub(ready).as_secs_f64()))
 }
 
 /// Where the replay ended, in the server's words.

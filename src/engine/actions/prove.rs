@@ -42,7 +42,7 @@ async fn structure(cx: &ActionContext<'_>, spec: &ConnectSpec) -> Result<Checked
         deadline: cx.deadline,
         workers: WORKERS,
     };
-    let report = amcheck::check_database(spec, &options)
+    let report = amcheck::check(spec, &options)
         .await
         .map_err(pg(format!("checking the structure of {}", spec.database)))?;
     let (verdict, found) = match report.findings.first() {

@@ -248,7 +248,8 @@ async fn shape(target: &Client, name: &str) -> Result<Option<Shape>, PgError> {
                     r.text(2)
                 )
             })
-            .collect(),
+            .collect::<Vec<_>>()
+            .concat(),
     }))
 }
 

@@ -45,7 +45,6 @@ pub(super) async fn start(cx: &ActionContext<'_>, service: &str, wait: bool) -> 
         return Ok(Outcome::new(format!("{service} is started")));
     }
     let end = begun + cx.deadline;
-    let mut last = String::new();
     loop {
         let server = cx.system.postgres(service).await?;
         if matches!(
@@ -58,17 +57,17 @@ pub(super) async fn start(cx: &ActionContext<'_>, service: &str, wait: bool) -> 
                 last_log(cx, &server).await
             )));
         }
-        match server.connect().await {
+        let last = match server.connect().await {
             Ok(client) => match client.value("select pg_is_in_recovery()").await {
                 Ok(Some(answer)) if answer == "f" => {
                     return Ok(Outcome::new(format!("{service} takes connections"))
                         .fact("start-seconds", begun.elapsed().as_secs_f64()));
                 }
-                Ok(_) => last = "it is still in recovery".into(),
-                Err(e) => last = e.to_string(),
+                Ok(_) => "it is still in recovery".to_owned(),
+                Err(e) => e.to_string(),
             },
-            Err(e) => last = e.to_string(),
-        }
+            Err(e) => e.to_string(),
+        };
         if tokio::time::Instant::now() >= end {
             return Err(ActionError::Other(format!(
                 "{service} runs and does not take connections after {}: {last}",

@@ -1,5 +1,7 @@
 //! The steps of each remedy, in order. Each list reads like the page of a guide.
 
+use std::collections::BTreeSet;
+
 use jiff::SignedDuration;
 
 use super::diagnose::Class;
@@ -40,7 +42,7 @@ fn reindex(ground: &Ground<'_>) -> Draft {
     let service = ground.ev.service.clone();
     let (database, indexes) = match ground.class {
         Class::Indexes { database, indexes } => (database.clone(), indexes.clone()),
-        _ => (String::new(), Default::default()),
+        _ => (String::new(), BTreeSet::default()),
     };
     let size: u64 = ground
         .ev
