@@ -14,6 +14,7 @@
 
 pub mod backup;
 pub mod cli;
+pub mod engine;
 pub mod error;
 pub mod event;
 pub mod incident;
@@ -21,6 +22,7 @@ pub mod plan;
 pub mod postgres;
 pub mod probe;
 pub mod runbook;
+pub mod scenarios;
 pub mod system;
 pub mod ui;
 pub mod workload;

@@ -96,7 +96,7 @@ impl Reporter for Terminal {
                 }
             }
             Event::Warning { text } => {
-                self.say(&format!("  {} {text}", style("warning:").yellow().for_stderr()))
+                self.say(&format!("  {} {text}", style("warning:").yellow().for_stderr()));
             }
             Event::StepStarted { step, of, title } => {
                 self.say(&format!("  [{step}/{of}] {title} …"));

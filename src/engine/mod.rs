@@ -1,0 +1,4 @@
+//! Carries out approved plans. Nothing else in drctl changes a deployment, but making
+//! backups and injecting faults.
+
+pub mod actions;
