@@ -29,7 +29,9 @@ pub(super) async fn stop(cx: &ActionContext<'_>, service: &str) -> Result<Outcom
     cx.system.docker.stop(&server.container.id, grace).await?;
     let after = cx.system.docker.inspect(&server.container.id).await?;
     if after.is_running() || after.status == Status::Restarting {
-        return Err(ActionError::Other(format!("{service} is still running after its stop")));
+        return Err(ActionError::Other(format!(
+            "{service} is still running after its stop"
+        )));
     }
     Ok(
         Outcome::new(format!("{service} is stopped, exit code {}", after.exit_code))
@@ -142,10 +144,10 @@ pub(super) async fn session(
 ) -> Result<Client, ActionError> {
     let mut spec = server.admin.to_database(database).writable();
     spec.deadline = cx.system.runbook.deadlines.probe.max(Duration::from_secs(5));
-    server
-        .connect_to(&spec)
-        .await
-        .map_err(pg(format!("connecting to database {database} of {}", server.service)))
+    server.connect_to(&spec).await.map_err(pg(format!(
+        "connecting to database {database} of {}",
+        server.service
+    )))
 }
 
 /// A session to a database that is not the one being renamed.
@@ -155,7 +157,11 @@ pub(super) async fn session_beside(
     database: &str,
 ) -> Result<Client, ActionError> {
     let configured = server.config.admin_database.as_str();
-    let first = if configured == database { "postgres" } else { configured };
+    let first = if configured == database {
+        "postgres"
+    } else {
+        configured
+    };
     match session(cx, server, first).await {
         Err(ActionError::Postgres {
             source: PgError::Server { .. },

@@ -75,7 +75,12 @@ impl SideServer {
         spec.user = Some(owner.to_owned());
         spec.network = HelperNetwork::Bridge;
         spec.stop_signal = "INT";
-        let helper = cx.system.docker.spawn_helper(&spec).await.map_err(ActionError::from)?;
+        let helper = cx
+            .system
+            .docker
+            .spawn_helper(&spec)
+            .await
+            .map_err(ActionError::from)?;
         let end = tokio::time::Instant::now() + cx.deadline;
         let mut admin = server.admin.clone();
         admin.port = PORT;
@@ -90,7 +95,10 @@ impl SideServer {
                     }
                 }
                 Ok(_) | Err(WorkloadError::NotFound { .. }) => {
-                    let output = helper.finish(Duration::from_secs(10)).await.map_err(ActionError::from)?;
+                    let output = helper
+                        .finish(Duration::from_secs(10))
+                        .await
+                        .map_err(ActionError::from)?;
                     return Err(NotStarted::Ended(output.last_words()));
                 }
                 Err(e) => return Err(NotStarted::Other(e.into())),

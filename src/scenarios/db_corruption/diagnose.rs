@@ -14,9 +14,15 @@ use crate::workload::Status;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Class {
     /// Indexes of one database: everything in them can be derived from the tables.
-    Indexes { database: String, indexes: BTreeSet<String> },
+    Indexes {
+        database: String,
+        indexes: BTreeSet<String>,
+    },
     /// Tables of one database.
-    Tables { database: String, tables: BTreeSet<String> },
+    Tables {
+        database: String,
+        tables: BTreeSet<String>,
+    },
     /// What the whole cluster rests on, or more than one database.
     Cluster { cause: String },
     /// Not corruption.
@@ -37,7 +43,11 @@ pub(super) struct Finding {
 
 impl Finding {
     fn new(class: Class, certainty: Certainty, reasons: Vec<String>) -> Self {
-        Self { class, certainty, reasons }
+        Self {
+            class,
+            certainty,
+            reasons,
+        }
     }
 
     fn look_alike(name: &str, explanation: impl Into<String>, reasons: Vec<String>, next: &[String]) -> Self {
@@ -73,7 +83,9 @@ pub(super) fn diagnose(ev: &Evidence, rb: &Runbook) -> Diagnosis {
             "damaged indexes in database {database}: {}; the tables themselves are readable",
             list(indexes)
         ),
-        Class::Tables { database, tables } => format!("damaged tables in database {database}: {}", list(tables)),
+        Class::Tables { database, tables } => {
+            format!("damaged tables in database {database}: {}", list(tables))
+        }
         Class::Cluster { cause } => format!("{} is damaged as a whole: {cause}", ev.service),
         Class::LookAlike(l) => format!("no corruption of {}: {}", ev.service, l.explanation),
         Class::Sound => format!("no corruption found in {}", ev.service),
@@ -99,11 +111,16 @@ pub(super) fn classify(ev: &Evidence, rb: &Runbook) -> Finding {
         return down(ev);
     }
     match &ev.connection {
-        Connection::Open { in_recovery: true, .. } => Finding::look_alike(
+        Connection::Open {
+            in_recovery: true, ..
+        } => Finding::look_alike(
             "in-recovery",
             "the server is replaying its log (crash recovery, or it is a standby); that is not damage",
             vec!["pg_is_in_recovery() says true".into()],
-            &[format!("docker logs --tail 20 {}    # watch it finish", ev.container.name)],
+            &[format!(
+                "docker logs --tail 20 {}    # watch it finish",
+                ev.container.name
+            )],
         ),
         Connection::Open { .. } => up(ev, rb),
         Connection::Refused { sqlstate, message } => refused(ev, sqlstate, message),
@@ -122,7 +139,11 @@ pub(super) fn classify(ev: &Evidence, rb: &Runbook) -> Finding {
 }
 
 fn has(ev: &Evidence, pattern: LogPattern) -> Option<&str> {
-    ev.log.iter().rev().find(|l| l.pattern == pattern).map(|l| l.line.as_str())
+    ev.log
+        .iter()
+        .rev()
+        .find(|l| l.pattern == pattern)
+        .map(|l| l.line.as_str())
 }
 
 /// A container that does not run: its last words decide.
@@ -144,7 +165,10 @@ fn down(ev: &Evidence) -> Finding {
             "out-of-memory",
             format!("container {name} was killed for want of memory"),
             vec![format!("exit code {}, OOMKilled", ev.container.exit_code)],
-            &[format!("docker start {name}"), format!("docker update --memory … {name}")],
+            &[
+                format!("docker start {name}"),
+                format!("docker update --memory … {name}"),
+            ],
         );
     }
     if let Some(line) = has(ev, LogPattern::OtherFatal) {
@@ -161,7 +185,10 @@ fn down(ev: &Evidence) -> Finding {
         "stopped",
         format!("container {name} is stopped, and nothing in its log speaks of damage"),
         reasons,
-        &[format!("docker start {name}"), "drctl recover db-corruption    # once it runs, to be sure".into()],
+        &[
+            format!("docker start {name}"),
+            "drctl recover db-corruption    # once it runs, to be sure".into(),
+        ],
     )
 }
 
@@ -169,40 +196,64 @@ fn down(ev: &Evidence) -> Finding {
 /// read is not a damaged file, whatever the server then says about it.
 fn from_log(ev: &Evidence) -> Option<Finding> {
     let name = &ev.container.name;
-    let volume = ev.container.mounts.iter().find_map(|m| m.volume.clone()).unwrap_or_default();
+    let volume = ev
+        .container
+        .mounts
+        .iter()
+        .find_map(|m| m.volume.clone())
+        .unwrap_or_default();
     let files = ev.files.as_ref().ok();
-    if let (Some(data), Some(program)) =
-        (files.and_then(|f| f.version.as_deref()), files.and_then(|f| f.program_version.as_deref()))
-        && data != program
+    if let (Some(data), Some(program)) = (
+        files.and_then(|f| f.version.as_deref()),
+        files.and_then(|f| f.program_version.as_deref()),
+    ) && data != program
     {
         return Some(Finding::look_alike(
             "wrong-major",
             format!("the data is of PostgreSQL {data} and the image is PostgreSQL {program}"),
-            has(ev, LogPattern::WrongVersion).map(str::to_owned).into_iter().collect(),
+            has(ev, LogPattern::WrongVersion)
+                .map(str::to_owned)
+                .into_iter()
+                .collect(),
             &[
                 format!("# start it with an image of PostgreSQL {data}, if that is what the data is"),
-                format!("# if only the file PG_VERSION is wrong: docker run --rm -v {volume}:/d IMAGE sh -c 'echo {program} > /d/PG_VERSION'"),
+                format!(
+                    "# if only the file PG_VERSION is wrong: docker run --rm -v {volume}:/d IMAGE sh -c 'echo {program} > /d/PG_VERSION'"
+                ),
             ],
         ));
     }
     if let Some(line) = has(ev, LogPattern::Permission) {
         let owner = files.map_or("the server's user", |f| f.owner.as_str());
         let mut reasons = vec![line.to_owned()];
-        reasons.extend(files.into_iter().flat_map(|f| f.foreign.iter().take(5).map(|p| format!("not the server's: {p}"))));
+        reasons.extend(
+            files
+                .into_iter()
+                .flat_map(|f| f.foreign.iter().take(5).map(|p| format!("not the server's: {p}"))),
+        );
         return Some(Finding::look_alike(
             "permissions",
             "files of the data directory belong to the wrong user or have the wrong mode",
             reasons,
-            &[format!("docker run --rm -v {volume}:/d IMAGE chown -R {owner} /d"), format!("docker start {name}")],
+            &[
+                format!("docker run --rm -v {volume}:/d IMAGE chown -R {owner} /d"),
+                format!("docker start {name}"),
+            ],
         ));
     }
     if let Some(line) = has(ev, LogPattern::DiskFull) {
         let free = files.map_or(0, |f| f.disk_free);
         return Some(Finding::look_alike(
             "disk-full",
-            format!("the disk is full ({} free); the server stops to protect the data", crate::event::bytes(free)),
+            format!(
+                "the disk is full ({} free); the server stops to protect the data",
+                crate::event::bytes(free)
+            ),
             vec![line.to_owned()],
-            &["df -h; docker system df    # what fills it?".into(), "# never delete anything in pg_wal".into()],
+            &[
+                "df -h; docker system df    # what fills it?".into(),
+                "# never delete anything in pg_wal".into(),
+            ],
         ));
     }
     let wrong_setting = files.and_then(|f| f.configuration_error.clone());
@@ -220,30 +271,64 @@ fn from_log(ev: &Evidence) -> Option<Finding> {
     }
     let cluster = |cause: &str, pattern| {
         has(ev, pattern).map(|line| {
-            let mut reasons = vec![format!("the server does not start, exit code {}: {line}", ev.container.exit_code)];
+            let mut reasons = vec![format!(
+                "the server does not start, exit code {}: {line}",
+                ev.container.exit_code
+            )];
             match &ev.control {
-                Ok(c) if c.checksum_mismatch => reasons.push("pg_controldata: the checksum does not match".into()),
+                Ok(c) if c.checksum_mismatch => {
+                    reasons.push("pg_controldata: the checksum does not match".into())
+                }
                 Ok(c) => reasons.push(format!("pg_controldata: state {:?}", c.state)),
                 Err(e) => reasons.push(format!("pg_controldata: {e}")),
             }
-            Finding::new(Class::Cluster { cause: cause.to_owned() }, Certainty::Confirmed, reasons)
+            Finding::new(
+                Class::Cluster {
+                    cause: cause.to_owned(),
+                },
+                Certainty::Confirmed,
+                reasons,
+            )
         })
     };
-    cluster("its control file (global/pg_control) is unusable", LogPattern::ControlFile)
-        .or_else(|| cluster("the write-ahead log that it must replay is gone or unreadable", LogPattern::NoCheckpoint))
-        .or_else(|| cluster("transaction status (pg_xact) is missing", LogPattern::TransactionStatus))
-        .or_else(|| cluster("a page that it needs to start is damaged", LogPattern::DamagedPage))
-        .or_else(|| cluster("a file that it needs to start is missing", LogPattern::MissingFile))
-        .or_else(|| {
-            wrong_setting.map(|error| {
-                Finding::look_alike(
-                    "config",
-                    "the server refuses its configuration",
-                    vec![error],
-                    &[format!("docker logs --tail 5 {name}    # names file and line")],
-                )
-            })
+    cluster(
+        "its control file (global/pg_control) is unusable",
+        LogPattern::ControlFile,
+    )
+    .or_else(|| {
+        cluster(
+            "the write-ahead log that it must replay is gone or unreadable",
+            LogPattern::NoCheckpoint,
+        )
+    })
+    .or_else(|| {
+        cluster(
+            "transaction status (pg_xact) is missing",
+            LogPattern::TransactionStatus,
+        )
+    })
+    .or_else(|| {
+        cluster(
+            "a page that it needs to start is damaged",
+            LogPattern::DamagedPage,
+        )
+    })
+    .or_else(|| {
+        cluster(
+            "a file that it needs to start is missing",
+            LogPattern::MissingFile,
+        )
+    })
+    .or_else(|| {
+        wrong_setting.map(|error| {
+            Finding::look_alike(
+                "config",
+                "the server refuses its configuration",
+                vec![error],
+                &[format!("docker logs --tail 5 {name}    # names file and line")],
+            )
         })
+    })
 }
 
 /// The server runs and turned the administrator away.
@@ -255,7 +340,9 @@ fn refused(ev: &Evidence, code: &str, message: &str) -> Finding {
             "starting",
             "the server is starting up, shutting down or replaying its log",
             reasons,
-            &[format!("docker logs --tail 20 {name}    # watch it finish, then run this again")],
+            &[format!(
+                "docker logs --tail 20 {name}    # watch it finish, then run this again"
+            )],
         ),
         sqlstate::TOO_MANY_CONNECTIONS => slots(ev, reasons),
         sqlstate::INVALID_PASSWORD | sqlstate::INVALID_AUTHORIZATION => Finding::look_alike(
@@ -266,21 +353,36 @@ fn refused(ev: &Evidence, code: &str, message: &str) -> Finding {
         ),
         _ if message.contains("Permission denied") || message.contains("permission") => {
             let owner = ev.files.as_ref().map_or("OWNER", |f| f.owner.as_str());
-            let volume = ev.container.mounts.iter().find_map(|m| m.volume.clone()).unwrap_or_default();
+            let volume = ev
+                .container
+                .mounts
+                .iter()
+                .find_map(|m| m.volume.clone())
+                .unwrap_or_default();
             let mut all = reasons;
             if let Ok(files) = &ev.files {
-                all.extend(files.foreign.iter().take(5).map(|p| format!("not the server's: {p}")));
+                all.extend(
+                    files
+                        .foreign
+                        .iter()
+                        .take(5)
+                        .map(|p| format!("not the server's: {p}")),
+                );
             }
             Finding::look_alike(
                 "permissions",
                 "files of the data directory belong to the wrong user or have the wrong mode",
                 all,
-                &[format!("docker run --rm -v {volume}:/d IMAGE chown -R {owner} /d    # heals it live")],
+                &[format!(
+                    "docker run --rm -v {volume}:/d IMAGE chown -R {owner} /d    # heals it live"
+                )],
             )
         }
         sqlstate::DISK_FULL => shared_memory_or_disk(ev, reasons),
         sqlstate::DATA_CORRUPTED | sqlstate::INDEX_CORRUPTED | sqlstate::UNDEFINED_FILE => Finding::new(
-            Class::Cluster { cause: "what a session needs to begin is damaged".into() },
+            Class::Cluster {
+                cause: "what a session needs to begin is damaged".into(),
+            },
             Certainty::Confirmed,
             reasons,
         ),
@@ -377,12 +479,16 @@ fn up(ev: &Evidence, rb: &Runbook) -> Finding {
     reasons.extend(losses.iter().map(|(_, l)| l.says()));
     let lost: Vec<&(String, Loss)> = losses.iter().filter(|(_, l)| l.is_damage()).collect();
     // The log position or the newest row went back: everything since is gone, everywhere.
-    let went_back = lost.iter().any(|(_, l)| matches!(l, Loss::Lsn { .. } | Loss::Newest { .. }));
+    let went_back = lost
+        .iter()
+        .any(|(_, l)| matches!(l, Loss::Lsn { .. } | Loss::Newest { .. }));
     let ended_early = has(ev, LogPattern::ReplayEndedEarly);
     if damage.is_empty() && (went_back || (ended_early.is_some() && !lost.is_empty())) {
         reasons.extend(ended_early.map(str::to_owned));
         return Finding::new(
-            Class::Cluster { cause: "the replay of the write-ahead log ended too early, committed work is missing".into() },
+            Class::Cluster {
+                cause: "the replay of the write-ahead log ended too early, committed work is missing".into(),
+            },
             Certainty::Confirmed,
             reasons,
         );
@@ -412,9 +518,15 @@ fn losses(ev: &Evidence, rb: &Runbook) -> Vec<(String, Loss)> {
     all
 }
 
-fn tables_or_indexes(damage: &BTreeMap<&str, Vec<&RelationFinding>>, lost: &[&(String, Loss)]) -> Option<Class> {
-    let databases: BTreeSet<&str> =
-        damage.keys().copied().chain(lost.iter().map(|(d, _)| d.as_str())).collect();
+fn tables_or_indexes(
+    damage: &BTreeMap<&str, Vec<&RelationFinding>>,
+    lost: &[&(String, Loss)],
+) -> Option<Class> {
+    let databases: BTreeSet<&str> = damage
+        .keys()
+        .copied()
+        .chain(lost.iter().map(|(d, _)| d.as_str()))
+        .collect();
     let mut iter = databases.iter();
     let (Some(database), more) = (iter.next(), iter.next()) else {
         return None;
@@ -429,7 +541,10 @@ fn tables_or_indexes(damage: &BTreeMap<&str, Vec<&RelationFinding>>, lost: &[&(S
         .collect();
     if more.is_some() {
         return Some(Class::Cluster {
-            cause: format!("databases {} are damaged", databases.into_iter().collect::<Vec<_>>().join(", ")),
+            cause: format!(
+                "databases {} are damaged",
+                databases.into_iter().collect::<Vec<_>>().join(", ")
+            ),
         });
     }
     Some(if tables.is_empty() {
@@ -438,7 +553,10 @@ fn tables_or_indexes(damage: &BTreeMap<&str, Vec<&RelationFinding>>, lost: &[&(S
             indexes: findings.iter().map(|f| f.relation.clone()).collect(),
         }
     } else {
-        Class::Tables { database: (*database).to_owned(), tables }
+        Class::Tables {
+            database: (*database).to_owned(),
+            tables,
+        }
     })
 }
 
@@ -482,7 +600,9 @@ fn nothing_found(
     if !losses.is_empty() || ended_early.is_some() {
         reasons.extend(ended_early.map(str::to_owned));
         return Finding::new(
-            Class::Unknown { why: "some signs of a loss, none of them sure".into() },
+            Class::Unknown {
+                why: "some signs of a loss, none of them sure".into(),
+            },
             Certainty::Suspected,
             reasons,
         );
@@ -491,7 +611,11 @@ fn nothing_found(
     let skipped: Vec<String> = ev
         .databases
         .iter()
-        .flat_map(|(d, e)| e.not_examined.iter().map(move |(r, why)| format!("not examined: {d}.{r}: {why}")))
+        .flat_map(|(d, e)| {
+            e.not_examined
+                .iter()
+                .map(move |(r, why)| format!("not examined: {d}.{r}: {why}"))
+        })
         .collect();
     if examined == 0 {
         return Finding::unknown("no relation could be examined", skipped);

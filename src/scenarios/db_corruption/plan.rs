@@ -27,9 +27,12 @@ pub(super) struct Ground<'a> {
 pub(super) fn plan(ev: &Evidence, rb: &Runbook, request: &PlanRequest) -> Result<Plan, Refusal> {
     let finding = classify(ev, rb);
     let ladder: &[Remedy] = match &finding.class {
-        Class::Indexes { .. } => {
-            &[Remedy::Reindex, Remedy::RestoreDatabase, Remedy::RestoreCluster, Remedy::Salvage]
-        }
+        Class::Indexes { .. } => &[
+            Remedy::Reindex,
+            Remedy::RestoreDatabase,
+            Remedy::RestoreCluster,
+            Remedy::Salvage,
+        ],
         Class::Tables { .. } => &[Remedy::RestoreDatabase, Remedy::RestoreCluster, Remedy::Salvage],
         Class::Cluster { .. } => &[Remedy::RestoreCluster, Remedy::Salvage],
         Class::LookAlike(_) | Class::Sound | Class::Unknown { .. } => {
@@ -41,11 +44,20 @@ pub(super) fn plan(ev: &Evidence, rb: &Runbook, request: &PlanRequest) -> Result
         }
     };
     let backup = chosen_backup(ev, request)?;
-    let ground = Ground { ev, rb, request, backup, class: &finding.class };
+    let ground = Ground {
+        ev,
+        rb,
+        request,
+        backup,
+        class: &finding.class,
+    };
     let obstacles: Vec<(Remedy, Option<String>)> = ladder
         .iter()
         .map(|r| {
-            let tried = request.tried.contains(r).then(|| "it was tried and did not hold".to_owned());
+            let tried = request
+                .tried
+                .contains(r)
+                .then(|| "it was tried and did not hold".to_owned());
             (*r, tried.or_else(|| obstacle(*r, &ground)))
         })
         .collect();
@@ -128,14 +140,18 @@ fn choose(
                 next: vec!["drctl recover db-corruption --dry-run    # what would".into()],
             }),
         },
-        None => obstacles.iter().find(|(_, why)| why.is_none()).map(|(r, _)| *r).ok_or_else(|| Refusal {
-            message: "no remedy is possible as things are".into(),
-            reasons: reasons(),
-            next: vec![
-                "drctl backup list    # is there a set elsewhere that can be copied here?".into(),
-                "# make room, or attach a larger volume, and run this again".into(),
-            ],
-        }),
+        None => obstacles
+            .iter()
+            .find(|(_, why)| why.is_none())
+            .map(|(r, _)| *r)
+            .ok_or_else(|| Refusal {
+                message: "no remedy is possible as things are".into(),
+                reasons: reasons(),
+                next: vec![
+                    "drctl backup list    # is there a set elsewhere that can be copied here?".into(),
+                    "# make room, or attach a larger volume, and run this again".into(),
+                ],
+            }),
     }
 }
 
@@ -146,8 +162,15 @@ fn obstacle(remedy: Remedy, ground: &Ground<'_>) -> Option<String> {
     let not_open = || (!open).then(|| "the server takes no connections".to_owned());
     let no_backup = || {
         let bad = ev.unusable_backups.len();
-        let and = if bad > 0 { format!(" ({bad} unusable)") } else { String::new() };
-        format!("there is no usable backup in {}{and}", ground.rb.backup.directory.display())
+        let and = if bad > 0 {
+            format!(" ({bad} unusable)")
+        } else {
+            String::new()
+        };
+        format!(
+            "there is no usable backup in {}{and}",
+            ground.rb.backup.directory.display()
+        )
     };
     let obstacle = match remedy {
         Remedy::Reindex => not_open(),
@@ -159,7 +182,11 @@ fn obstacle(remedy: Remedy, ground: &Ground<'_>) -> Option<String> {
             None => Some(no_backup()),
             Some(b) => base_obstacle(b, ev),
         },
-        Remedy::Salvage => ev.files.as_ref().err().map(|e| format!("the data directory cannot be looked at: {e}")),
+        Remedy::Salvage => ev
+            .files
+            .as_ref()
+            .err()
+            .map(|e| format!("the data directory cannot be looked at: {e}")),
     };
     obstacle.or_else(|| disk_obstacle(remedy, ground))
 }
@@ -198,7 +225,11 @@ fn disk_obstacle(remedy: Remedy, ground: &Ground<'_>) -> Option<String> {
     let free = ground.ev.files.as_ref().ok()?.disk_free;
     let needed = disk_needed(remedy, ground);
     (needed > free).then(|| {
-        format!("it needs {} beside the old data and {} are free", bytes(needed), bytes(free))
+        format!(
+            "it needs {} beside the old data and {} are free",
+            bytes(needed),
+            bytes(free)
+        )
     })
 }
 
@@ -218,14 +249,24 @@ fn disk_needed(remedy: Remedy, ground: &Ground<'_>) -> u64 {
                 .databases
                 .get(database)
                 .and_then(|d| d.facts.as_ref())
-                .map_or(0, |f| f.relations.iter().filter(|r| indexes.contains(&r.qualified())).map(|r| r.bytes).sum()),
+                .map_or(0, |f| {
+                    f.relations
+                        .iter()
+                        .filter(|r| indexes.contains(&r.qualified()))
+                        .map(|r| r.bytes)
+                        .sum()
+                }),
             _ => 0,
         },
         Remedy::RestoreDatabase => damaged_database(ground.class).map_or(0, database_bytes) + HEADROOM,
         Remedy::RestoreCluster => {
             let base = ground.backup.and_then(|b| b.base.as_ref()).map_or(0, |b| b.bytes);
             // Salvage works on a copy of the damage, for a while.
-            let copy = if steps::salvages_from_copy(ground) { data_bytes(ev) } else { 0 };
+            let copy = if steps::salvages_from_copy(ground) {
+                data_bytes(ev)
+            } else {
+                0
+            };
             base + copy + HEADROOM
         }
         Remedy::Salvage => data_bytes(ev) + HEADROOM,
@@ -251,7 +292,10 @@ fn not_chosen(other: Remedy, chosen: Remedy, ground: &Ground<'_>) -> String {
     let loss = data_loss(other, ground);
     match other {
         Remedy::RestoreDatabase => format!("it replaces the whole database; {}", loss.summary),
-        Remedy::RestoreCluster => format!("it stops the server and replaces every database; {}", loss.summary),
+        Remedy::RestoreCluster => format!(
+            "it stops the server and replaces every database; {}",
+            loss.summary
+        ),
         Remedy::Salvage => "it brings damage along; only for want of a backup".into(),
         Remedy::Reindex => loss.summary,
     }
@@ -262,11 +306,11 @@ pub(super) fn wal_is_complete(ground: &Ground<'_>) -> bool {
     let (Some(base), Ok(files)) = (ground.backup.and_then(|b| b.base.as_ref()), &ground.ev.files) else {
         return false;
     };
-    let same_cluster = ground
-        .ev
-        .control
-        .as_ref()
-        .is_ok_and(|c| ground.backup.is_some_and(|b| b.system_identifier == c.system_identifier));
+    let same_cluster = ground.ev.control.as_ref().is_ok_and(|c| {
+        ground
+            .backup
+            .is_some_and(|b| b.system_identifier == c.system_identifier)
+    });
     // A control file that is damaged cannot say; the WAL itself does when it is replayed.
     let unreadable = ground.ev.control.as_ref().map_or(true, |c| c.checksum_mismatch);
     (same_cluster || unreadable) && is_contiguous(&files.wal, &base.first_segment)
@@ -282,7 +326,11 @@ fn is_contiguous(wal: &[String], first: &str) -> bool {
         ))
     };
     let Some(start) = number(first) else { return false };
-    let mut numbers: Vec<(u64, u64)> = wal.iter().filter_map(|n| number(n)).filter(|n| *n >= start).collect();
+    let mut numbers: Vec<(u64, u64)> = wal
+        .iter()
+        .filter_map(|n| number(n))
+        .filter(|n| *n >= start)
+        .collect();
     numbers.sort_unstable();
     numbers.dedup();
     numbers.first() == Some(&start)
@@ -297,7 +345,12 @@ fn is_contiguous(wal: &[String], first: &str) -> bool {
 fn data_loss(remedy: Remedy, ground: &Ground<'_>) -> DataLoss {
     let backup_from = ground.backup.map(|b| b.taken_at);
     let age = backup_from.map(|at| {
-        let seconds = ground.request.now.duration_since(at).max(SignedDuration::ZERO).unsigned_abs();
+        let seconds = ground
+            .request
+            .now
+            .duration_since(at)
+            .max(SignedDuration::ZERO)
+            .unsigned_abs();
         crate::event::seconds(seconds)
     });
     let newest_now = ground
@@ -309,21 +362,30 @@ fn data_loss(remedy: Remedy, ground: &Ground<'_>) -> DataLoss {
         .filter_map(|r| r.newest.as_ref()?.at)
         .max();
     let rows = rows_since_backup(ground);
-    let mut loss = DataLoss { rows_since_backup: rows, newest_now, backup_from, ..DataLoss::default() };
+    let mut loss = DataLoss {
+        rows_since_backup: rows,
+        newest_now,
+        backup_from,
+        ..DataLoss::default()
+    };
     match remedy {
         Remedy::Reindex => {
             loss.none = true;
             loss.summary = "nothing is lost: an index is derived from its table".into();
         }
         Remedy::RestoreDatabase => {
-            let rows = rows.map_or_else(|| "rows that cannot be counted".to_owned(), |n| format!("{n} rows"));
+            let rows = rows.map_or_else(
+                || "rows that cannot be counted".to_owned(),
+                |n| format!("{n} rows"),
+            );
             loss.summary = format!(
                 "the backup is {} old, {rows} are newer; what is readable of them is brought over where the runbook says so",
                 age.unwrap_or_default()
             );
         }
         Remedy::RestoreCluster if wal_is_complete(ground) => {
-            loss.none = !matches!(ground.class, Class::Cluster { cause } if cause.contains("write-ahead log"));
+            loss.none =
+                !matches!(ground.class, Class::Cluster { cause } if cause.contains("write-ahead log"));
             loss.summary = if loss.none {
                 "nothing is lost: all of the write-ahead log since the backup is there and is replayed".into()
             } else {
@@ -337,7 +399,8 @@ fn data_loss(remedy: Remedy, ground: &Ground<'_>) -> DataLoss {
             );
         }
         Remedy::Salvage => {
-            loss.summary = "what is damaged stays lost, and later damage may be hidden in what is kept".into();
+            loss.summary =
+                "what is damaged stays lost, and later damage may be hidden in what is kept".into();
         }
     }
     loss
@@ -367,13 +430,21 @@ mod tests {
 
     #[test]
     fn holes_in_the_wal_are_seen() {
-        let wal = |names: &[&str]| names.iter().map(|n| format!("0000000100000000{n}")).collect::<Vec<_>>();
+        let wal = |names: &[&str]| {
+            names
+                .iter()
+                .map(|n| format!("0000000100000000{n}"))
+                .collect::<Vec<_>>()
+        };
         let first = "000000010000000000000004";
         assert!(is_contiguous(&wal(&["00000003", "00000004", "00000005"]), first));
         assert!(!is_contiguous(&wal(&["00000004", "00000006"]), first));
         assert!(!is_contiguous(&wal(&["00000005", "00000006"]), first));
         assert!(!is_contiguous(&[], first));
-        let carry = ["0000000100000000000000FF".to_owned(), "000000010000000100000000".to_owned()];
+        let carry = [
+            "0000000100000000000000FF".to_owned(),
+            "000000010000000100000000".to_owned(),
+        ];
         assert!(is_contiguous(&carry, "0000000100000000000000FF"));
     }
 }

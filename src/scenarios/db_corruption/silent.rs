@@ -15,11 +15,25 @@ pub(super) enum Loss {
     #[rustfmt::skip]
     Rows { table: String, then: u64, now: u64, backup: String, confirmed: bool, sign: String },
     /// The newest row is older than one that was seen before.
-    Newest { table: String, then: String, now: String, backup: String },
+    Newest {
+        table: String,
+        then: String,
+        now: String,
+        backup: String,
+    },
     /// The log position is behind one that was seen before.
-    Lsn { then: String, now: String, backup: String },
+    Lsn {
+        then: String,
+        now: String,
+        backup: String,
+    },
     /// Rows are fewer and the server counted their deletion: somebody's order, not damage.
-    Deleted { table: String, then: u64, now: u64, backup: String },
+    Deleted {
+        table: String,
+        then: u64,
+        now: u64,
+        backup: String,
+    },
 }
 
 impl Loss {
@@ -33,24 +47,43 @@ impl Loss {
 
     pub(super) fn table(&self) -> Option<&str> {
         match self {
-            Self::Rows { table, .. } | Self::Newest { table, .. } | Self::Deleted { table, .. } => Some(table),
+            Self::Rows { table, .. } | Self::Newest { table, .. } | Self::Deleted { table, .. } => {
+                Some(table)
+            }
             Self::Lsn { .. } => None,
         }
     }
 
     pub(super) fn says(&self) -> String {
         match self {
-            Self::Rows { table, then, now, backup, sign, .. } => format!(
+            Self::Rows {
+                table,
+                then,
+                now,
+                backup,
+                sign,
+                ..
+            } => format!(
                 "{table} has {now} rows and had {then} in backup {backup}: {} are gone ({sign})",
                 then.saturating_sub(*now)
             ),
-            Self::Newest { table, then, now, backup } => {
+            Self::Newest {
+                table,
+                then,
+                now,
+                backup,
+            } => {
                 format!("the newest row of {table} is of {now}; backup {backup} has one of {then}")
             }
             Self::Lsn { then, now, backup } => {
                 format!("the write-ahead log stands at {now}, behind {then}, where backup {backup} saw it")
             }
-            Self::Deleted { table, then, now, backup } => format!(
+            Self::Deleted {
+                table,
+                then,
+                now,
+                backup,
+            } => format!(
                 "{table} has {now} rows and had {then} in backup {backup}; the server counted their deletion"
             ),
         }
@@ -96,7 +129,14 @@ pub(super) fn losses(
             .iter()
             .find(|(n, _)| n.schema == before.schema && n.table == before.name)
             .map(|(_, t)| t);
-        losses.extend(of_table(before, after, table, (then, now), &backup.label, evidence));
+        losses.extend(of_table(
+            before,
+            after,
+            table,
+            (then, now),
+            &backup.label,
+            evidence,
+        ));
     }
     losses
 }
@@ -116,10 +156,20 @@ fn of_table(
         && has < had
     {
         let deleted = (then.stats_reset == now.stats_reset)
-            .then(|| after.deleted.unwrap_or_default().checked_sub(before.deleted.unwrap_or_default()))
+            .then(|| {
+                after
+                    .deleted
+                    .unwrap_or_default()
+                    .checked_sub(before.deleted.unwrap_or_default())
+            })
             .flatten();
         if deleted.is_some_and(|d| d >= had - has) {
-            losses.push(Loss::Deleted { table: name, then: had, now: has, backup: backup.to_owned() });
+            losses.push(Loss::Deleted {
+                table: name,
+                then: had,
+                now: has,
+                backup: backup.to_owned(),
+            });
             return losses;
         }
         let shorter = before.path == after.path && after.bytes < before.bytes;
@@ -127,13 +177,29 @@ fn of_table(
         let (confirmed, sign) = if found {
             (true, "its structure shows it too".to_owned())
         } else if shorter {
-            (true, format!("its file is {} pages shorter", (before.bytes - after.bytes) / PAGE))
+            (
+                true,
+                format!(
+                    "its file is {} pages shorter",
+                    (before.bytes - after.bytes) / PAGE
+                ),
+            )
         } else if append_only {
             (true, "the runbook says that rows are only ever added".to_owned())
         } else {
-            (false, "nothing says whether they were deleted on purpose".to_owned())
+            (
+                false,
+                "nothing says whether they were deleted on purpose".to_owned(),
+            )
         };
-        losses.push(Loss::Rows { table: name, then: had, now: has, backup: backup.to_owned(), confirmed, sign });
+        losses.push(Loss::Rows {
+            table: name,
+            then: had,
+            now: has,
+            backup: backup.to_owned(),
+            confirmed,
+            sign,
+        });
     } else if append_only
         && let (Some(had), Some(has)) = (&before.newest, &after.newest)
         && let (Some(was), Some(is)) = (had.at, has.at)

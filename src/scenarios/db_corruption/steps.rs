@@ -49,7 +49,13 @@ fn reindex(ground: &Ground<'_>) -> Draft {
         .databases
         .get(&database)
         .and_then(|d| d.facts.as_ref())
-        .map_or(0, |f| f.relations.iter().filter(|r| indexes.contains(&r.qualified())).map(|r| r.bytes).sum());
+        .map_or(0, |f| {
+            f.relations
+                .iter()
+                .filter(|r| indexes.contains(&r.qualified()))
+                .map(|r| r.bytes)
+                .sum()
+        });
     let steps = indexes
         .iter()
         .map(|index| {
@@ -80,7 +86,11 @@ fn restore_database(ground: &Ground<'_>) -> Draft {
     let service = ground.ev.service.clone();
     let database = damaged_database(ground.class).unwrap_or_default().to_owned();
     let (side, kept) = side_names(&database, &ground.request.run);
-    let dump = ground.backup.and_then(|b| b.dumps.get(&database)).cloned().unwrap_or_default();
+    let dump = ground
+        .backup
+        .and_then(|b| b.dumps.get(&database))
+        .cloned()
+        .unwrap_or_default();
     let label = ground.backup.map_or("", |b| b.label.as_str());
     let floors = floors(ground, &database);
     let sql = |a| Action::Postgres(a);
@@ -97,15 +107,24 @@ fn restore_database(ground: &Ground<'_>) -> Draft {
                 dump: dump.0,
                 jobs: ground.rb.backup.postgres.jobs,
             }),
-            Undo::Action(sql(PostgresAction::DropDatabase { service: service.clone(), database: side.clone() })),
+            Undo::Action(sql(PostgresAction::DropDatabase {
+                service: service.clone(),
+                database: side.clone(),
+            })),
         ),
         step(
             ground,
             format!("Make {database} read-only"),
             "what is written from now on would be lost with the swap; readers go on",
             Risk::Disruptive,
-            sql(PostgresAction::FenceWriters { service: service.clone(), database: database.clone() }),
-            Undo::Action(sql(PostgresAction::UnfenceWriters { service: service.clone(), database: database.clone() })),
+            sql(PostgresAction::FenceWriters {
+                service: service.clone(),
+                database: database.clone(),
+            }),
+            Undo::Action(sql(PostgresAction::UnfenceWriters {
+                service: service.clone(),
+                database: database.clone(),
+            })),
         ),
         step(
             ground,
@@ -118,7 +137,9 @@ fn restore_database(ground: &Ground<'_>) -> Draft {
                 into: side.clone(),
                 tables: salvage_tables(ground, &database),
             }),
-            Undo::NotNeeded("only the side database was written, and it goes with the first step's undo".into()),
+            Undo::NotNeeded(
+                "only the side database was written, and it goes with the first step's undo".into(),
+            ),
         ),
         step(
             ground,
@@ -160,7 +181,10 @@ fn restore_database(ground: &Ground<'_>) -> Draft {
         kept: format!(
             "the damaged database, as {kept}, with connections refused; an undo swaps it back, without what was written after the swap"
         ),
-        discard: vec![sql(PostgresAction::DropDatabase { service, database: kept })],
+        discard: vec![sql(PostgresAction::DropDatabase {
+            service,
+            database: kept,
+        })],
     }
 }
 
@@ -169,8 +193,9 @@ fn restore_cluster(ground: &Ground<'_>) -> Draft {
     let run = ground.request.run.clone();
     let base = ground.backup.and_then(|b| b.base.clone());
     let label = ground.backup.map_or("", |b| b.label.as_str());
-    let (path, size, first_segment) =
-        base.map(|b| (b.path, b.bytes, b.first_segment)).unwrap_or_default();
+    let (path, size, first_segment) = base
+        .map(|b| (b.path, b.bytes, b.first_segment))
+        .unwrap_or_default();
     let files = |a| Action::Cluster(a);
     let mut steps = vec![
         step(
@@ -184,7 +209,10 @@ fn restore_cluster(ground: &Ground<'_>) -> Draft {
                 base: path,
                 first_segment: first_segment.clone(),
             }),
-            Undo::Action(files(ClusterAction::Discard { service: service.clone(), run: run.clone() })),
+            Undo::Action(files(ClusterAction::Discard {
+                service: service.clone(),
+                run: run.clone(),
+            })),
         ),
         stop(ground),
         step(
@@ -192,7 +220,11 @@ fn restore_cluster(ground: &Ground<'_>) -> Draft {
             "Keep the write-ahead log since the backup".to_owned(),
             "replayed on the backup it brings back what was committed since",
             Risk::Reversible,
-            files(ClusterAction::KeepWal { service: service.clone(), run: run.clone(), first_segment }),
+            files(ClusterAction::KeepWal {
+                service: service.clone(),
+                run: run.clone(),
+                first_segment,
+            }),
             Undo::NotNeeded("copies beside the data, gone with the first step's undo".into()),
         ),
     ];
@@ -205,13 +237,20 @@ fn restore_cluster(ground: &Ground<'_>) -> Draft {
             files(ClusterAction::SalvageRows {
                 service: service.clone(),
                 run: run.clone(),
-                tables: databases(ground).map(|(n, _)| (n.to_owned(), salvage_tables(ground, n))).collect(),
+                tables: databases(ground)
+                    .map(|(n, _)| (n.to_owned(), salvage_tables(ground, n)))
+                    .collect(),
             }),
             Undo::NotNeeded("works on copies only".into()),
         ));
     }
     steps.extend(prove_switch_start(ground));
-    let copies = size / COPY_SPEED + if salvages_from_copy(ground) { data_bytes(ground) / COPY_SPEED + 5 } else { 0 };
+    let copies = size / COPY_SPEED
+        + if salvages_from_copy(ground) {
+            data_bytes(ground) / COPY_SPEED + 5
+        } else {
+            0
+        };
     Draft {
         steps,
         expect: cluster_expectations(ground),
@@ -232,8 +271,14 @@ fn salvage(ground: &Ground<'_>) -> Draft {
             format!("Copy the damaged data of {service} and make the copy start"),
             "there is no usable backup; pg_resetwal and the like only ever touch a copy",
             Risk::Reversible,
-            files(ClusterAction::CopyDamaged { service: service.clone(), run: run.clone() }),
-            Undo::Action(files(ClusterAction::Discard { service: service.clone(), run: run.clone() })),
+            files(ClusterAction::CopyDamaged {
+                service: service.clone(),
+                run: run.clone(),
+            }),
+            Undo::Action(files(ClusterAction::Discard {
+                service: service.clone(),
+                run: run.clone(),
+            })),
         ),
     ];
     steps.extend(prove_switch_start(ground));
@@ -259,7 +304,9 @@ fn stop(ground: &Ground<'_>) -> Step {
         format!("Stop {service}"),
         "files of a running server are not touched, and a crash loop must not start in the middle",
         Risk::Disruptive,
-        Action::Workload(WorkloadAction::Stop { service: service.clone() }),
+        Action::Workload(WorkloadAction::Stop {
+            service: service.clone(),
+        }),
         Undo::Action(Action::Workload(WorkloadAction::Start { service, wait: false })),
     )
 }
@@ -267,7 +314,10 @@ fn stop(ground: &Ground<'_>) -> Step {
 fn prove_switch_start(ground: &Ground<'_>) -> Vec<Step> {
     let service = ground.ev.service.clone();
     let run = ground.request.run.clone();
-    let start = WorkloadAction::Start { service: service.clone(), wait: true };
+    let start = WorkloadAction::Start {
+        service: service.clone(),
+        wait: true,
+    };
     vec![
         step(
             ground,
@@ -277,7 +327,9 @@ fn prove_switch_start(ground: &Ground<'_>) -> Vec<Step> {
             Action::Cluster(ClusterAction::ProveSide {
                 service: service.clone(),
                 run: run.clone(),
-                floors: databases(ground).map(|(n, _)| (n.to_owned(), floors(ground, n))).collect(),
+                floors: databases(ground)
+                    .map(|(n, _)| (n.to_owned(), floors(ground, n)))
+                    .collect(),
             }),
             Undo::NotNeeded("the side server is gone when its step ends".into()),
         ),
@@ -286,8 +338,14 @@ fn prove_switch_start(ground: &Ground<'_>) -> Vec<Step> {
             "Move the old data aside and the new data in".to_owned(),
             "renames inside the volume: the next `compose up` finds the same volume",
             Risk::Disruptive,
-            Action::Cluster(ClusterAction::Switch { service: service.clone(), run: run.clone() }),
-            Undo::Action(Action::Cluster(ClusterAction::SwitchBack { service: service.clone(), run })),
+            Action::Cluster(ClusterAction::Switch {
+                service: service.clone(),
+                run: run.clone(),
+            }),
+            Undo::Action(Action::Cluster(ClusterAction::SwitchBack {
+                service: service.clone(),
+                run,
+            })),
         ),
         step(
             ground,
@@ -338,7 +396,8 @@ fn data_bytes(ground: &Ground<'_>) -> u64 {
 /// Whether rows are to be read from a copy of the damage: the log alone does not bring
 /// everything back, and some table takes rows.
 pub(super) fn salvages_from_copy(ground: &Ground<'_>) -> bool {
-    let log_is_damaged = matches!(ground.class, Class::Cluster { cause } if cause.contains("write-ahead log"));
+    let log_is_damaged =
+        matches!(ground.class, Class::Cluster { cause } if cause.contains("write-ahead log"));
     (!wal_is_complete(ground) || log_is_damaged)
         && databases(ground).any(|(_, d)| d.tables.values().any(|t| t.salvage == Salvage::InsertMissing))
 }
@@ -388,8 +447,14 @@ fn expectations(ground: &Ground<'_>, database: &str, floors: &[RowFloor]) -> Vec
     let service = ground.ev.service.clone();
     let database = database.to_owned();
     let mut expect = vec![
-        Expectation::ServerAnswers { service: service.clone() },
-        Expectation::Sound { service: service.clone(), database: database.clone(), relations: Vec::new() },
+        Expectation::ServerAnswers {
+            service: service.clone(),
+        },
+        Expectation::Sound {
+            service: service.clone(),
+            database: database.clone(),
+            relations: Vec::new(),
+        },
     ];
     if !floors.is_empty() {
         expect.push(Expectation::Rows {
@@ -400,10 +465,17 @@ fn expectations(ground: &Ground<'_>, database: &str, floors: &[RowFloor]) -> Vec
     }
     if let Some(config) = config(ground, &database) {
         if !config.validation.is_empty() {
-            expect.push(Expectation::Validations { service: service.clone(), database: database.clone() });
+            expect.push(Expectation::Validations {
+                service: service.clone(),
+                database: database.clone(),
+            });
         }
         if let Some(role) = &config.application_user {
-            expect.push(Expectation::ApplicationRole { service, database, role: role.to_string() });
+            expect.push(Expectation::ApplicationRole {
+                service,
+                database,
+                role: role.to_string(),
+            });
         }
     }
     expect.push(Expectation::Endpoints);
@@ -446,7 +518,11 @@ fn side_names(database: &str, run: &str) -> (String, String) {
     )
 }
 
-#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "seconds of a restore, clamped")]
+#[allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "seconds of a restore, clamped"
+)]
 fn estimate(seconds: f64, more: u64) -> u64 {
     seconds.clamp(1.0, 1e7) as u64 + more
 }
