@@ -140,6 +140,11 @@ async fn one(
         copy_in: format!("copy pg_temp.{stage} from stdin"),
     };
     reader.all(blocks, &mut result).await?;
+    // Fresh and without statistics, it would be joined row by row.
+    target
+        .within(cx.deadline, &format!("analyze pg_temp.{stage}"))
+        .await
+        .map_err(what())?;
     let absent = format!(
         "not exists (select 1 from {name} t where {})",
         shape
