@@ -26,6 +26,10 @@ const LOCK_TIMEOUT: &str = "set lock_timeout = '300ms'";
 const RESTART: Duration = Duration::from_secs(5);
 /// Restarts of the server after which no more is read: each ends everyone's sessions.
 const MAX_CRASHES: u32 = 2;
+/// Relations of at most this many bytes share a statement.
+const SMALL: u64 = 2 << 20;
+/// How much one statement examines.
+const BATCH: u64 = 16 << 20;
 const OUT_OF_TIME: &str = "the time allowed ran out";
 
 /// What to examine.
@@ -71,7 +75,7 @@ pub async fn check_database(
     check(&server.admin.to_database(database), options).await
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Mode {
     Heap,
     /// The index by itself.
@@ -80,9 +84,10 @@ enum Mode {
     IndexAndRows,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Task {
-    relation: usize,
+    /// Small ones of the same mode share a statement: there are hundreds in any catalogue.
+    relations: Vec<usize>,
     mode: Mode,
     /// A check during which the server went away is done again, alone.
     again: bool,
@@ -181,7 +186,7 @@ pub async fn check(spec: &ConnectSpec, options: &AmcheckOptions) -> Result<Amche
 /// the comparison of many rows.
 fn tasks(all: &[Relation], options: &AmcheckOptions, found: &mut Found) -> VecDeque<Task> {
     let rows_of = |r: &Relation| r.rows.max(0.0);
-    let mut chosen: Vec<(u8, u64, Task)> = Vec::new();
+    let mut chosen: Vec<(u8, Mode, u64, usize)> = Vec::new();
     let estimate: f64 = all.iter().filter(|r| r.access == "btree").map(rows_of).sum::<f64>() * SECONDS_PER_ROW;
     let plenty = estimate < options.deadline.as_secs_f64() / 4.0;
     for (relation, r) in all.iter().enumerate() {
@@ -189,7 +194,7 @@ fn tasks(all: &[Relation], options: &AmcheckOptions, found: &mut Found) -> VecDe
             continue;
         }
         let mut add = |order: u8, mode| {
-            chosen.push((order, u64::MAX - r.bytes.unwrap_or_default(), Task { relation, mode, again: false }));
+            chosen.push((order, mode, r.bytes.unwrap_or_default(), relation));
         };
         match r.kind {
             RelationKind::Heap | RelationKind::Toast if r.access == "heap" => add(if r.system { 2 } else { 0 }, Mode::Heap),
@@ -210,8 +215,25 @@ fn tasks(all: &[Relation], options: &AmcheckOptions, found: &mut Found) -> VecDe
             _ => found.not_examined.push((r.qualified(), format!("amcheck has no check for {}", r.access))),
         }
     }
-    chosen.sort_by_key(|(order, size, _)| (*order, *size));
-    chosen.into_iter().map(|(.., task)| task).collect()
+    chosen.sort_by_key(|(order, mode, size, _)| (*order, *mode, u64::MAX - *size));
+    let mut queue: VecDeque<Task> = VecDeque::new();
+    // Order, mode and bytes of the statement that is being filled.
+    let mut open: Option<(u8, Mode, u64)> = None;
+    for (order, mode, size, relation) in chosen {
+        match (&mut open, queue.back_mut()) {
+            (Some((o, m, bytes)), Some(task))
+                if size <= SMALL && (*o, *m) == (order, mode) && *bytes + size <= BATCH =>
+            {
+                *bytes += size;
+                task.relations.push(relation);
+            }
+            _ => {
+                queue.push_back(Task { relations: vec![relation], mode, again: false });
+                open = (size <= SMALL).then_some((order, mode, size));
+            }
+        }
+    }
+    queue
 }
 
 /// How the check of one relation ended badly.
@@ -231,20 +253,31 @@ impl Work<'_> {
         change(&mut self.found.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn skip(&self, task: Task, why: &str) {
-        let Some(r) = self.relations.get(task.relation) else { return };
-        let why = match task.mode {
-            Mode::IndexAndRows if self.with(|f| f.examined.contains(&task.relation)) => {
-                format!("rows of the table against the index: {why}")
-            }
-            _ => why.to_owned(),
-        };
-        self.with(|f| f.not_examined.push((r.qualified(), why)));
+    fn skip(&self, task: &Task, why: &str) {
+        for relation in &task.relations {
+            let Some(r) = self.relations.get(*relation) else { continue };
+            self.with(|f| {
+                let why = if f.examined.contains(relation) {
+                    format!("rows of the table against the index: {why}")
+                } else {
+                    why.to_owned()
+                };
+                f.not_examined.push((r.qualified(), why));
+            });
+        }
+    }
+
+    /// Each relation of a task by itself, next.
+    fn split(&self, task: &Task, again: bool) {
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        for relation in task.relations.iter().rev() {
+            queue.push_front(Task { relations: vec![*relation], mode: task.mode, again });
+        }
     }
 
     fn give_up(&self, why: &str) {
         while let Some(task) = self.next() {
-            self.skip(task, why);
+            self.skip(&task, why);
         }
     }
 
@@ -252,15 +285,17 @@ impl Work<'_> {
     async fn session(&self) {
         let mut session: Option<Client> = None;
         while let Some(task) = self.next() {
-            let Some(r) = self.relations.get(task.relation) else { continue };
+            let batch: Vec<&Relation> = task.relations.iter().filter_map(|i| self.relations.get(*i)).collect();
             let left = self.until.saturating_duration_since(Instant::now());
             // Not begun rather than broken off: what it would have cost is left to others.
             let expected = match task.mode {
-                Mode::IndexAndRows if !self.options.parent_check => r.rows.max(0.0) * SECONDS_PER_ROW,
+                Mode::IndexAndRows if !self.options.parent_check => {
+                    batch.iter().map(|r| r.rows.max(0.0)).sum::<f64>() * SECONDS_PER_ROW
+                }
                 _ => 0.0,
             };
             if left.is_zero() || left.as_secs_f64() < expected {
-                self.skip(task, OUT_OF_TIME);
+                self.skip(&task, OUT_OF_TIME);
                 continue;
             }
             let client = match session.take() {
@@ -268,7 +303,7 @@ impl Work<'_> {
                 None => match self.open().await {
                     Ok(client) => client,
                     Err(e) => {
-                        self.skip(task, &e.to_string());
+                        self.skip(&task, &e.to_string());
                         self.give_up(&e.to_string());
                         return;
                     }
@@ -279,26 +314,34 @@ impl Work<'_> {
             } else {
                 (Some(self.alone.read().await), None)
             };
-            let outcome = match task.mode {
-                Mode::Heap => self.heap(&client, r).await,
-                Mode::Index => self.index(&client, r, false).await,
-                Mode::IndexAndRows => self.index(&client, r, true).await,
+            let outcome = match (batch.as_slice(), task.mode) {
+                ([r], Mode::Heap) => self.heap(&client, r).await,
+                ([r], Mode::Index) => self.index(&client, r, false).await,
+                ([r], Mode::IndexAndRows) => self.index(&client, r, true).await,
+                (several, mode) => match self.several(&client, several, mode).await {
+                    Err(Trouble::Relation(why)) if why != OUT_OF_TIME => {
+                        self.split(&task, false);
+                        session = Some(client);
+                        continue;
+                    }
+                    other => other,
+                },
             };
             match outcome {
                 Ok(findings) => {
                     self.with(|f| {
-                        f.examined.insert(task.relation);
+                        f.examined.extend(&task.relations);
                         f.findings.extend(findings);
                     });
                     session = Some(client);
                 }
                 Err(Trouble::Relation(why)) => {
-                    self.skip(task, &why);
+                    self.skip(&task, &why);
                     session = Some(client);
                 }
                 Err(Trouble::Session(e)) => {
                     drop(client);
-                    self.lost(task, r, &e).await;
+                    self.lost(&task, &batch, &e).await;
                 }
             }
         }
@@ -306,7 +349,7 @@ impl Work<'_> {
 
     /// The session broke. Perhaps this check made the server stumble, perhaps another's did:
     /// it is repeated alone, and what breaks the session again is damaged.
-    async fn lost(&self, task: Task, r: &Relation, e: &PgError) {
+    async fn lost(&self, task: &Task, batch: &[&Relation], e: &PgError) {
         if matches!(e, PgError::Timeout { .. }) {
             self.skip(task, &e.to_string());
             return;
@@ -316,22 +359,19 @@ impl Work<'_> {
             self.give_up("the server went away and did not come back");
             return;
         }
-        if task.again {
-            let crashes = self.with(|f| {
-                f.crashes += 1;
-                f.examined.insert(task.relation);
-                let check = if task.mode == Mode::Heap { Check::HeapStructure } else { Check::IndexStructure };
-                f.findings.push(r.finding(check, format!("the server's process ended while it read this relation: {e}")));
-                f.crashes
-            });
-            if crashes >= MAX_CRASHES {
-                self.give_up("reading on would make the server restart again");
-            }
-        } else {
-            self.queue
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .push_front(Task { again: true, ..task });
+        let ([r], true) = (batch, task.again) else {
+            self.split(task, true);
+            return;
+        };
+        let crashes = self.with(|f| {
+            f.crashes += 1;
+            f.examined.extend(&task.relations);
+            let check = if task.mode == Mode::Heap { Check::HeapStructure } else { Check::IndexStructure };
+            f.findings.push(r.finding(check, format!("the server's process ended while it read this relation: {e}")));
+            f.crashes
+        });
+        if crashes >= MAX_CRASHES {
+            self.give_up("reading on would make the server restart again");
         }
     }
 
@@ -388,6 +428,41 @@ impl Work<'_> {
                 Trouble::Relation(e.to_string())
             }
             _ => Trouble::Session(e),
+        }
+    }
+
+    /// Several small relations in one statement. Any error is left to the checks one by one.
+    async fn several(&self, client: &Client, batch: &[&Relation], mode: Mode) -> Result<Vec<RelationFinding>, Trouble> {
+        let oids: Vec<String> = batch.iter().map(|r| r.oid.to_string()).collect();
+        let from = format!("from pg_catalog.unnest('{{{}}}'::oid[]) o", oids.join(","));
+        let sql = match (mode, self.options.parent_check) {
+            (Mode::Heap, _) => format!(
+                "select o, v.blkno, v.msg {from}, lateral {}.verify_heapam(relation := o::regclass, \
+                 on_error_stop := false, check_toast := true, skip := 'none') v limit 100",
+                self.schema
+            ),
+            (_, true) => format!(
+                "select {}.bt_index_parent_check(o::regclass, {}) {from}",
+                self.schema,
+                mode == Mode::IndexAndRows
+            ),
+            (_, false) => format!(
+                "select {}.bt_index_check(o::regclass, {}) {from}",
+                self.schema,
+                mode == Mode::IndexAndRows
+            ),
+        };
+        match self.ask(client, &sql).await {
+            Ok(rows) if mode == Mode::Heap => Ok(rows
+                .iter()
+                .filter_map(|row| {
+                    let oid = row.number::<u32>(0)?;
+                    let r = batch.iter().find(|r| r.oid == oid)?;
+                    Some(self.reported(r, row.number(1), row.text(2)))
+                })
+                .collect()),
+            Ok(_) => Ok(Vec::new()),
+            Err(e) => Err(Self::trouble(e)),
         }
     }
 
