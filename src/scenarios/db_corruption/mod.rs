@@ -11,12 +11,14 @@
 //! drop the damaged data before the operator says so, or treat a look-alike (wrong owner,
 //! full disk, stopped container) as damage.
 
+mod detect;
 mod diagnose;
 mod evidence;
 mod plan;
 mod silent;
 mod steps;
 
+pub use detect::{DetectOptions, detect};
 pub use evidence::*;
 
 use super::{Diagnosis, PlanRequest, Refusal, Scenario};
