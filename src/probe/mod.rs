@@ -7,6 +7,8 @@ pub mod control;
 pub mod counts;
 pub mod facts;
 pub mod files;
+pub mod http;
 pub mod logs;
 pub mod relations;
 pub mod slots;
+pub mod watch;

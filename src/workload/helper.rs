@@ -5,6 +5,7 @@
 //! and the helper stops its program and itself. The engine removes an ended helper by
 //! itself (auto-remove), so nothing that drctl started outlives drctl.
 
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -154,7 +155,8 @@ pub struct Helper {
     /// Container identifier.
     pub id: String,
     purpose: String,
-    lease: Option<std::pin::Pin<Box<dyn AsyncWrite + Send>>>,
+    // In a mutex only so that a reference to the helper may cross threads.
+    lease: Mutex<Option<std::pin::Pin<Box<dyn AsyncWrite + Send>>>>,
     output: JoinHandle<(Vec<u8>, Vec<u8>)>,
     exit: oneshot::Receiver<Result<i64, BollardError>>,
 }
@@ -171,7 +173,7 @@ impl std::fmt::Debug for Helper {
 impl Drop for Helper {
     fn drop(&mut self) {
         // Both halves of the attached connection must go for the engine to see its end.
-        self.lease = None;
+        self.end_lease();
         self.output.abort();
     }
 }
@@ -274,7 +276,7 @@ impl Docker {
             docker: self.clone(),
             id: id.to_owned(),
             purpose: spec.purpose.clone(),
-            lease: Some(attached.input),
+            lease: Mutex::new(Some(attached.input)),
             output,
             exit,
         })
@@ -282,6 +284,12 @@ impl Docker {
 }
 
 impl Helper {
+    fn end_lease(&mut self) {
+        if let Ok(lease) = self.lease.get_mut() {
+            *lease = None;
+        }
+    }
+
     /// Waits for the program to end by itself.
     ///
     /// # Errors
@@ -289,7 +297,7 @@ impl Helper {
     pub async fn finish(mut self, deadline: Duration) -> Result<HelperOutput, WorkloadError> {
         match tokio::time::timeout(deadline, &mut self.exit).await {
             Ok(Ok(Ok(exit_code))) => {
-                self.lease = None;
+                self.end_lease();
                 let (out, err) = tokio::time::timeout(Duration::from_secs(10), &mut self.output)
                     .await
                     .ok()
@@ -328,7 +336,7 @@ impl Helper {
     /// # Errors
     /// As [`Helper::finish`].
     pub async fn stop(mut self, deadline: Duration) -> Result<HelperOutput, WorkloadError> {
-        self.lease = None;
+        self.end_lease();
         let asked = self.docker.kill(&self.id, "SIGTERM").await;
         match asked {
             // Gone or ending already.
