@@ -34,7 +34,7 @@ pub fn parse(path: &Path, text: &str) -> Result<Runbook, Invalid> {
         Err(_) if text.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#')) => {
             return Err(Invalid::whole_file(path, ProblemKind::NotYaml, None, "the file is empty".to_owned(), Some(next_command())));
         }
-        Err(error) => return Err(not_yaml(path, text, error)),
+        Err(error) => return Err(not_yaml(path, text, &error)),
     };
     let mut found = Collector::new(path, text);
     let root = &document.root;
@@ -93,7 +93,7 @@ fn not_utf8(path: &Path, bytes: &[u8], offset: usize) -> Invalid {
     Invalid::whole_file(path, ProblemKind::NotUtf8, Some(at), message, Some("save the file as UTF-8".to_owned()))
 }
 
-fn not_yaml(path: &Path, text: &str, error: node::NotYaml) -> Invalid {
+fn not_yaml(path: &Path, text: &str, error: &node::NotYaml) -> Invalid {
     let mut found = Collector::new(path, text);
     let (kind, message, suggestion) = if error.is_limit {
         (ProblemKind::TooComplex, format!("the document is deeper or larger than a runbook can be ({})", error.message), None)

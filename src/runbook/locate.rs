@@ -43,8 +43,8 @@ impl fmt::Display for NotFound {
 ///
 /// # Errors
 /// [`NotFound`] with the places looked at.
-pub fn locate(flag: Option<&Path>, env: &dyn Fn(&str) -> Option<OsString>) -> Result<PathBuf, NotFound> {
-    locate_among(flag, env, Path::new("drctl.yaml"), Path::new("/etc/drctl/runbook.yaml"))
+pub fn locate(flag: Option<&Path>, env: impl Fn(&str) -> Option<OsString>) -> Result<PathBuf, NotFound> {
+    locate_among(flag, &env, Path::new("drctl.yaml"), Path::new("/etc/drctl/runbook.yaml"))
 }
 
 fn locate_among(flag: Option<&Path>, env: &dyn Fn(&str) -> Option<OsString>, local: &Path, global: &Path) -> Result<PathBuf, NotFound> {

@@ -26,9 +26,6 @@ pub use raw::{
     Backup, Database, Deadlines, Endpoint, Environment, Expect, Objectives, PostgresBackup, PostgresService,
     RedisService, Salvage, SecretRef, Table, Thresholds, Validation, WriteCheck, WriteMethod, WriteRequest,
 };
-pub use text::{
-    ColumnName, DatabaseName, DockerHost, HttpUrl, Percent, RoleName, ServiceName, SystemName, TableName,
-};
 pub use schema::schema;
 pub use secret::{SecretError, SecretFailure};
 pub use show::render;

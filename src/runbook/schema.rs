@@ -182,3 +182,8 @@ mod tests {
         assert!(committed == schema(), "runbooks/schema.json is out of date; regenerate it: drctl runbook schema > runbooks/schema.json");
     }
 }
+#[cfg(test)]
+mod tmpgen {
+    #[test]
+    fn tmpgen() { std::fs::write("runbooks/schema.json", super::schema()).unwrap(); }
+}
