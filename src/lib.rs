@@ -15,6 +15,7 @@
 pub mod cli;
 pub mod error;
 pub mod event;
+pub mod faults;
 pub mod incident;
 pub mod plan;
 pub mod postgres;

@@ -1,6 +1,7 @@
 //! The command tree: one file per verb with its arguments and its `run`. The doc
 //! comments of the arguments are the help texts.
 
+mod drill;
 mod runbook;
 
 use std::io::IsTerminal;
@@ -86,6 +87,8 @@ pub enum Color {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    /// Rehearse: inject real faults and put them right
+    Drill(drill::DrillArgs),
     /// Check, print or describe runbooks
     Runbook(runbook::RunbookArgs),
 }
@@ -146,6 +149,7 @@ impl Context {
 pub async fn run(cli: Cli) -> ExitCode {
     let cx = Context::new(cli.global);
     let result = match cli.verb {
+        Verb::Drill(args) => drill::run(&cx, args).await,
         Verb::Runbook(args) => runbook::run(&cx, args),
     };
     match result {
