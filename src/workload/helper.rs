@@ -41,6 +41,22 @@ kill "$watch" 2>/dev/null
 exit "$code"
 "#;
 
+/// Runs "$@" without a lease, for `$DRCTL_SECONDS` at most. Only for what must outlive
+/// drctl by design: the end of it is inside, where a SIGKILL of drctl does not reach.
+const LIMITED: &str = r#"
+"$@" </dev/null &
+child=$!
+( sleep "$DRCTL_SECONDS"; kill -s "$DRCTL_STOP_SIGNAL" "$child"; sleep 20; kill -s KILL "$child" ) >/dev/null 2>&1 &
+watch=$!
+trap 'kill -s "$DRCTL_STOP_SIGNAL" "$child" 2>/dev/null' TERM INT
+while :; do
+  wait "$child"; code=$?
+  kill -0 "$child" 2>/dev/null || break
+done
+kill "$watch" 2>/dev/null
+exit "$code"
+"#;
+
 const OUTPUT_LIMIT: usize = 4 << 20;
 static COUNTER: AtomicU32 = AtomicU32::new(0);
 
@@ -97,6 +113,9 @@ pub struct HelperSpec {
     /// Signal that asks the program to end: `INT` for a PostgreSQL server (fast
     /// shutdown), `TERM` otherwise.
     pub stop_signal: &'static str,
+    /// Instead of the lease: how long the helper may run, whatever becomes of drctl.
+    /// Such a helper is started with [`Docker::launch_helper`].
+    pub detached: Option<Duration>,
 }
 
 impl HelperSpec {
@@ -117,6 +136,7 @@ impl HelperSpec {
             network: HelperNetwork::None,
             shm_size: 256 << 20,
             stop_signal: "TERM",
+            detached: None,
         }
     }
 }
@@ -197,6 +217,19 @@ impl Docker {
     /// # Errors
     /// The engine's trouble; nothing is left then.
     pub async fn spawn_helper(&self, spec: &HelperSpec) -> Result<Helper, WorkloadError> {
+        let (id, what) = self.create_helper(spec).await?;
+        match self.attach_and_start(spec, &id, &what).await {
+            Ok(helper) => Ok(helper),
+            Err(e) => {
+                // Created but never started: auto-remove does not see it.
+                let _ = self.remove(&id).await;
+                Err(e)
+            }
+        }
+    }
+
+    /// Creates the container; also gives the words that name it in errors.
+    async fn create_helper(&self, spec: &HelperSpec) -> Result<(String, String), WorkloadError> {
         let name = format!(
             "drctl-{}-{}-{}-{}",
             spec.deployment,
@@ -214,14 +247,30 @@ impl Docker {
             )
             .await?
             .id;
-        match self.attach_and_start(spec, &id, &what).await {
-            Ok(helper) => Ok(helper),
-            Err(e) => {
-                // Created but never started: auto-remove does not see it.
-                let _ = self.remove(&id).await;
-                Err(e)
-            }
+        Ok((id, what))
+    }
+
+    /// Starts a helper that nothing is read from and that outlives drctl, for as long
+    /// as `spec.detached` says (an hour by default). Returns its identifier.
+    ///
+    /// # Errors
+    /// The engine's trouble; nothing is left then.
+    pub async fn launch_helper(&self, spec: &HelperSpec) -> Result<String, WorkloadError> {
+        let mut spec = spec.clone();
+        spec.detached.get_or_insert(Duration::from_secs(3600));
+        let (id, what) = self.create_helper(&spec).await?;
+        let started = self
+            .call(
+                &what,
+                self.deadline.max(Duration::from_secs(60)),
+                self.api.start_container(&id, None::<q::StartContainerOptions>),
+            )
+            .await;
+        if let Err(e) = started {
+            let _ = self.remove(&id).await;
+            return Err(e);
         }
+        Ok(id)
     }
 
     async fn attach_and_start(
@@ -379,7 +428,12 @@ fn create_body(spec: &HelperSpec) -> ContainerCreateBody {
             ..Mount::default()
         })
         .collect();
-    let mut command = vec!["-c".to_owned(), LEASE.to_owned(), "drctl".to_owned()];
+    let leased = spec.detached.is_none();
+    if let Some(limit) = spec.detached {
+        env.push(format!("DRCTL_SECONDS={}", limit.as_secs()));
+    }
+    let wrapper = if leased { LEASE } else { LIMITED };
+    let mut command = vec!["-c".to_owned(), wrapper.to_owned(), "drctl".to_owned()];
     command.extend(spec.argv.iter().cloned());
     ContainerCreateBody {
         image: Some(spec.image.clone()),
@@ -387,11 +441,11 @@ fn create_body(spec: &HelperSpec) -> ContainerCreateBody {
         entrypoint: Some(vec!["/bin/sh".to_owned()]),
         cmd: Some(command),
         env: Some(env),
-        open_stdin: Some(true),
-        stdin_once: Some(true),
-        attach_stdin: Some(true),
-        attach_stdout: Some(true),
-        attach_stderr: Some(true),
+        open_stdin: Some(leased),
+        stdin_once: Some(leased),
+        attach_stdin: Some(leased),
+        attach_stdout: Some(leased),
+        attach_stderr: Some(leased),
         tty: Some(false),
         labels: Some(
             [
