@@ -202,6 +202,7 @@ fn from_log(ev: &Evidence) -> Option<Finding> {
         .iter()
         .find_map(|m| m.volume.clone())
         .unwrap_or_default();
+    let image = &ev.container.image;
     let files = ev.files.as_ref().ok();
     if let (Some(data), Some(program)) = (
         files.and_then(|f| f.version.as_deref()),
@@ -333,10 +334,11 @@ fn from_log(ev: &Evidence) -> Option<Finding> {
 
 /// The server runs and turned the administrator away.
 fn refused(ev: &Evidence, code: &str, message: &str) -> Finding {
-    let name = &ev.container.name;
+    let (name, image) = (&ev.container.name, &ev.container.image);
     let reasons = vec![message.to_owned()];
     match code {
-        sqlstate::CANNOT_CONNECT_NOW => Finding::look_alike(
+        // Between two crashes it is "starting up" too; then its last words count.
+        sqlstate::CANNOT_CONNECT_NOW => from_log(ev).unwrap_or_else(|| Finding::look_alike(
             "starting",
             "the server is starting up, shutting down or replaying its log",
             reasons,
