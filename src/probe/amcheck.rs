@@ -30,6 +30,9 @@ const MAX_CRASHES: u32 = 2;
 const SMALL: u64 = 2 << 20;
 /// How much one statement examines.
 const BATCH: u64 = 16 << 20;
+/// Begins the reason of an index whose structure was examined, and whose table's rows were
+/// not looked for in it.
+pub const ROWS_PENDING: &str = "examined by itself, not against the rows of its table";
 const OUT_OF_TIME: &str = "the time allowed ran out";
 
 /// What to examine.
@@ -173,7 +176,14 @@ pub async fn check(spec: &ConnectSpec, options: &AmcheckOptions) -> Result<Amche
         let _ = tokio::time::timeout_at(until + Duration::from_secs(1), sessions).await;
         work.give_up(OUT_OF_TIME);
     }
-    let found = work.found.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let mut found = work.found.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let done: BTreeSet<String> =
+        found.examined.iter().filter_map(|i| all.get(*i)).map(Relation::qualified).collect();
+    for (relation, why) in &mut found.not_examined {
+        if done.contains(relation) {
+            *why = format!("{ROWS_PENDING}: {why}");
+        }
+    }
     Ok(AmcheckReport {
         examined: u32::try_from(found.examined.len()).unwrap_or(u32::MAX),
         findings: relations::merge(found.findings),
@@ -181,11 +191,16 @@ pub async fn check(spec: &ConnectSpec, options: &AmcheckOptions) -> Result<Amche
     })
 }
 
-/// What to do, in order: tables before indexes, since an index can be built again; large
-/// ones first, so that the sessions end together; the system's own, which are small, before
-/// the comparison of many rows.
+/// What to do, in order: the small relations, of which most can be had in little time, then
+/// the large ones, tables before indexes, since an index can be built again, and the largest
+/// first, so that the sessions end together; at last the comparison of many rows.
 fn tasks(all: &[Relation], options: &AmcheckOptions, found: &mut Found) -> VecDeque<Task> {
     let rows_of = |r: &Relation| r.rows.max(0.0);
+    let rank = |r: &Relation, index: u8| match (r.bytes.unwrap_or_default() > SMALL, r.system) {
+        (true, _) => 4 + index,
+        (false, false) => index,
+        (false, true) => 2 + index,
+    };
     let mut chosen: Vec<(u8, Mode, u64, usize)> = Vec::new();
     let estimate: f64 = all.iter().filter(|r| r.access == "btree").map(rows_of).sum::<f64>() * SECONDS_PER_ROW;
     let plenty = estimate < options.deadline.as_secs_f64() / 4.0;
@@ -197,16 +212,16 @@ fn tasks(all: &[Relation], options: &AmcheckOptions, found: &mut Found) -> VecDe
             chosen.push((order, mode, r.bytes.unwrap_or_default(), relation));
         };
         match r.kind {
-            RelationKind::Heap | RelationKind::Toast if r.access == "heap" => add(if r.system { 2 } else { 0 }, Mode::Heap),
+            RelationKind::Heap | RelationKind::Toast if r.access == "heap" => add(rank(r, 0), Mode::Heap),
             RelationKind::Index | RelationKind::ToastIndex if r.access == "btree" && r.usable => {
-                let order = if r.system { 3 } else { 1 };
+                let order = rank(r, 1);
                 if !options.heap_all_indexed {
                     add(order, Mode::Index);
                 } else if options.parent_check || plenty || rows_of(r) < MANY_ROWS {
                     add(order, Mode::IndexAndRows);
                 } else {
                     add(order, Mode::Index);
-                    add(4, Mode::IndexAndRows);
+                    add(6, Mode::IndexAndRows);
                 }
             }
             RelationKind::Index if !r.usable => {
@@ -257,12 +272,11 @@ impl Work<'_> {
         for relation in &task.relations {
             let Some(r) = self.relations.get(*relation) else { continue };
             self.with(|f| {
-                let why = if f.examined.contains(relation) {
-                    format!("rows of the table against the index: {why}")
-                } else {
-                    why.to_owned()
-                };
-                f.not_examined.push((r.qualified(), why));
+                // Its structure and its comparison are two tasks, and one thing to say.
+                let name = r.qualified();
+                if !f.not_examined.iter().any(|(known, _)| *known == name) {
+                    f.not_examined.push((name, why.to_owned()));
+                }
             });
         }
     }

@@ -86,7 +86,7 @@ const TABLE: &[(LogPattern, &str)] = &[
     ),
     (
         LogPattern::SharedMemory,
-        r"could not (resize|map|open|create) (dynamic )?shared memory segment|could not map dynamic shared memory|/PostgreSQL\.\d+.*No space left on device",
+        r"could not resize (dynamic )?shared memory segment|/PostgreSQL\.\d+.*No space left on device",
     ),
     (LogPattern::DiskFull, "No space left on device|could not extend file .*Check free disk space"),
     (
@@ -314,6 +314,8 @@ mod tests {
             ("LOG:  server process (PID 117) was terminated by signal 11: Segmentation fault", Some(P::CrashRecovery)),
             ("LOG:  database system is ready to accept connections", Some(P::Ready)),
             ("FATAL:  could not open directory \"pg_notify\": No such file or directory", Some(P::OtherFatal)),
+            // A parallel worker whose leader has failed says so; the segment is gone, not full.
+            ("ERROR:  could not map dynamic shared memory segment", None),
             // Nothing of the server's own.
             ("FATAL:  password authentication failed for user \"x\"", None),
             ("FATAL:  terminating connection due to administrator command", None),

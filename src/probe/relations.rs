@@ -243,10 +243,14 @@ pub fn blame<'a>(relations: &'a [Relation], looked_at: &'a Relation, e: &PgError
 #[must_use]
 pub fn finding_of(relations: &[Relation], looked_at: &Relation, check: Check, e: &PgError) -> RelationFinding {
     let (relation, block) = blame(relations, looked_at, e);
+    let text = e.to_string();
+    let short = file_path(&text).is_some() && (e.is("58P01") || text.contains("read only"));
     let check = match (relation.kind, check) {
-        (RelationKind::Heap | RelationKind::Toast, Check::IndexStructure) => Check::HeapStructure,
-        (RelationKind::Index | RelationKind::ToastIndex, Check::HeapStructure) => Check::IndexStructure,
-        (_, check) => check,
+        _ if short => Check::FileSize,
+        (_, Check::FullRead) => check,
+        // What a count stumbles over is told once, with what the structure check says.
+        (RelationKind::Heap | RelationKind::Toast, _) => Check::HeapStructure,
+        (RelationKind::Index | RelationKind::ToastIndex, _) => Check::IndexStructure,
     };
     RelationFinding {
         sqlstate: e.sqlstate().map(str::to_owned),

@@ -18,7 +18,7 @@ use crate::event::{Event, SharedReporter};
 use crate::postgres::PgError;
 use crate::probe::amcheck::{self, AmcheckOptions};
 use crate::probe::facts::DatabaseFacts;
-use crate::probe::relations::{PAGE, merge};
+use crate::probe::relations::{block_and_path, file_path, is_damage, merge};
 use crate::probe::{connection, counts, facts, files, logs, slots};
 use crate::runbook::Database;
 use crate::system::{PostgresServer, System};
@@ -227,13 +227,13 @@ async fn database(
 /// The catalogue itself cannot be read. Its relations have fixed numbers, so that a few can be
 /// named although they cannot be looked up (`pg_class.h` and its like in the server's sources).
 fn catalogue_damage(e: &PgError) -> Option<RelationFinding> {
-    if !crate::probe::relations::is_damage(e) {
+    if !is_damage(e) {
         return None;
     }
     let message = e.to_string();
-    let (block, path) = crate::probe::relations::block_and_path(&message)
+    let (block, path) = block_and_path(&message)
         .map(|(b, p)| (Some(b), p.to_owned()))
-        .or_else(|| Some((None, crate::probe::relations::file_path(&message)?.to_owned())))
+        .or_else(|| Some((None, file_path(&message)?.to_owned())))
         .unwrap_or_default();
     let (relation, kind) = match path.rsplit('/').next() {
         Some("1259") => ("pg_catalog.pg_class".to_owned(), RelationKind::Heap),
@@ -269,22 +269,34 @@ fn unreadable(facts: &DatabaseFacts, found: &mut DatabaseEvidence) {
         let damage = sqlstate.as_deref().is_some_and(|c| c.starts_with("XX") || c.starts_with("58"));
         if !damage {
             found.not_examined.push((table, problem.clone()));
-        } else if !found.findings.iter().any(|f| f.table == table && f.kind == RelationKind::Heap) {
-            found.findings.push(RelationFinding {
-                relation: table.clone(),
-                kind: RelationKind::Heap,
-                table,
-                check: Check::FullRead,
-                sqlstate,
-                message: problem.clone(),
-                blocks: crate::probe::relations::block_and_path(problem)
-                    .filter(|(_, path)| fact.path.as_deref() == Some(path) && fact.bytes >= PAGE)
-                    .map(|(block, _)| block)
-                    .into_iter()
-                    .collect(),
-                rows_missing: None,
-            });
+            continue;
         }
+        let place = block_and_path(problem);
+        let path = place.map(|(_, path)| path).or_else(|| file_path(problem));
+        // A lost index keeps its table from being read at all: the planner opens every index.
+        let culprit = facts
+            .relations
+            .iter()
+            .find(|r| r.path.is_some() && r.path.as_deref() == path)
+            .unwrap_or(fact);
+        let relation = culprit.qualified();
+        if found.findings.iter().any(|f| f.relation == relation) {
+            continue;
+        }
+        found.findings.push(RelationFinding {
+            relation,
+            kind: match culprit.kind {
+                facts::RelationKind::Index => RelationKind::Index,
+                facts::RelationKind::Toast => RelationKind::Toast,
+                _ => RelationKind::Heap,
+            },
+            table,
+            check: Check::FullRead,
+            sqlstate,
+            message: problem.clone(),
+            blocks: place.map(|(block, _)| block).into_iter().collect(),
+            rows_missing: None,
+        });
     }
 }
 
