@@ -177,8 +177,12 @@ pub async fn check(spec: &ConnectSpec, options: &AmcheckOptions) -> Result<Amche
         work.give_up(OUT_OF_TIME);
     }
     let mut found = work.found.into_inner().unwrap_or_else(PoisonError::into_inner);
-    let done: BTreeSet<String> =
-        found.examined.iter().filter_map(|i| all.get(*i)).map(Relation::qualified).collect();
+    let done: BTreeSet<String> = found
+        .examined
+        .iter()
+        .filter_map(|i| all.get(*i))
+        .map(Relation::qualified)
+        .collect();
     for (relation, why) in &mut found.not_examined {
         if done.contains(relation) {
             *why = format!("{ROWS_PENDING}: {why}");
@@ -202,10 +206,20 @@ fn tasks(all: &[Relation], options: &AmcheckOptions, found: &mut Found) -> VecDe
         (false, true) => 2 + index,
     };
     let mut chosen: Vec<(u8, Mode, u64, usize)> = Vec::new();
-    let estimate: f64 = all.iter().filter(|r| r.access == "btree").map(rows_of).sum::<f64>() * SECONDS_PER_ROW;
+    let estimate: f64 = all
+        .iter()
+        .filter(|r| r.access == "btree")
+        .map(rows_of)
+        .sum::<f64>()
+        * SECONDS_PER_ROW;
     let plenty = estimate < options.deadline.as_secs_f64() / 4.0;
     for (relation, r) in all.iter().enumerate() {
-        if options.relations.as_ref().is_some_and(|wanted| !wanted.contains(&r.table)) || r.bytes.is_none() {
+        if options
+            .relations
+            .as_ref()
+            .is_some_and(|wanted| !wanted.contains(&r.table))
+            || r.bytes.is_none()
+        {
             continue;
         }
         let mut add = |order: u8, mode| {
@@ -225,9 +239,13 @@ fn tasks(all: &[Relation], options: &AmcheckOptions, found: &mut Found) -> VecDe
                 }
             }
             RelationKind::Index if !r.usable => {
-                found.not_examined.push((r.qualified(), "the index is not valid: no query uses it".into()));
+                found
+                    .not_examined
+                    .push((r.qualified(), "the index is not valid: no query uses it".into()));
             }
-            _ => found.not_examined.push((r.qualified(), format!("amcheck has no check for {}", r.access))),
+            _ => found
+                .not_examined
+                .push((r.qualified(), format!("amcheck has no check for {}", r.access))),
         }
     }
     chosen.sort_by_key(|(order, mode, size, _)| (*order, *mode, u64::MAX - *size));
@@ -243,7 +261,11 @@ fn tasks(all: &[Relation], options: &AmcheckOptions, found: &mut Found) -> VecDe
                 task.relations.push(relation);
             }
             _ => {
-                queue.push_back(Task { relations: vec![relation], mode, again: false });
+                queue.push_back(Task {
+                    relations: vec![relation],
+                    mode,
+                    again: false,
+                });
                 open = (size <= SMALL).then_some((order, mode, size));
             }
         }
@@ -261,7 +283,10 @@ enum Trouble {
 
 impl Work<'_> {
     fn next(&self) -> Option<Task> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
+        self.queue
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .pop_front()
     }
 
     fn with<T>(&self, change: impl FnOnce(&mut Found) -> T) -> T {
@@ -270,7 +295,9 @@ impl Work<'_> {
 
     fn skip(&self, task: &Task, why: &str) {
         for relation in &task.relations {
-            let Some(r) = self.relations.get(*relation) else { continue };
+            let Some(r) = self.relations.get(*relation) else {
+                continue;
+            };
             self.with(|f| {
                 // Its structure and its comparison are two tasks, and one thing to say.
                 let name = r.qualified();
@@ -285,7 +312,11 @@ impl Work<'_> {
     fn split(&self, task: &Task, again: bool) {
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
         for relation in task.relations.iter().rev() {
-            queue.push_front(Task { relations: vec![*relation], mode: task.mode, again });
+            queue.push_front(Task {
+                relations: vec![*relation],
+                mode: task.mode,
+                again,
+            });
         }
     }
 
@@ -299,7 +330,11 @@ impl Work<'_> {
     async fn session(&self) {
         let mut session: Option<Client> = None;
         while let Some(task) = self.next() {
-            let batch: Vec<&Relation> = task.relations.iter().filter_map(|i| self.relations.get(*i)).collect();
+            let batch: Vec<&Relation> = task
+                .relations
+                .iter()
+                .filter_map(|i| self.relations.get(*i))
+                .collect();
             let left = self.until.saturating_duration_since(Instant::now());
             // Not begun rather than broken off: what it would have cost is left to others.
             let expected = match task.mode {
@@ -380,8 +415,15 @@ impl Work<'_> {
         let crashes = self.with(|f| {
             f.crashes += 1;
             f.examined.extend(&task.relations);
-            let check = if task.mode == Mode::Heap { Check::HeapStructure } else { Check::IndexStructure };
-            f.findings.push(r.finding(check, format!("the server's process ended while it read this relation: {e}")));
+            let check = if task.mode == Mode::Heap {
+                Check::HeapStructure
+            } else {
+                Check::IndexStructure
+            };
+            f.findings.push(r.finding(
+                check,
+                format!("the server's process ended while it read this relation: {e}"),
+            ));
             f.crashes
         });
         if crashes >= MAX_CRASHES {
@@ -411,7 +453,10 @@ impl Work<'_> {
             client.execute("begin").await?;
             // In a schema of its own: nothing of the user's can be in the way.
             client
-                .execute(&format!("create schema {s}; create extension amcheck schema {s}", s = self.schema))
+                .execute(&format!(
+                    "create schema {s}; create extension amcheck schema {s}",
+                    s = self.schema
+                ))
                 .await?;
         }
         Ok(client)
@@ -420,13 +465,20 @@ impl Work<'_> {
     /// One statement of a check. A failed one must not end the transaction that holds the
     /// borrowed extension.
     async fn ask(&self, client: &Client, sql: &str) -> Result<Vec<crate::postgres::Row>, PgError> {
-        let left = self.until.saturating_duration_since(Instant::now()).max(Duration::from_millis(50));
+        let left = self
+            .until
+            .saturating_duration_since(Instant::now())
+            .max(Duration::from_millis(50));
         if !self.borrowed {
             return client.within(left, sql).await;
         }
         client.execute("savepoint drctl").await?;
         let answer = client.within(left, sql).await;
-        let end = if answer.is_ok() { "release savepoint drctl" } else { "rollback to savepoint drctl" };
+        let end = if answer.is_ok() {
+            "release savepoint drctl"
+        } else {
+            "rollback to savepoint drctl"
+        };
         client.execute(end).await?;
         answer
     }
@@ -438,15 +490,20 @@ impl Work<'_> {
                 Trouble::Relation("another session holds a lock on it".into())
             }
             // Class 57: the server is going away; FATAL of any class ends the session.
-            PgError::Server { sqlstate, severity, .. } if !sqlstate.starts_with("57P") && severity == "ERROR" => {
-                Trouble::Relation(e.to_string())
-            }
+            PgError::Server {
+                sqlstate, severity, ..
+            } if !sqlstate.starts_with("57P") && severity == "ERROR" => Trouble::Relation(e.to_string()),
             _ => Trouble::Session(e),
         }
     }
 
     /// Several small relations in one statement. Any error is left to the checks one by one.
-    async fn several(&self, client: &Client, batch: &[&Relation], mode: Mode) -> Result<Vec<RelationFinding>, Trouble> {
+    async fn several(
+        &self,
+        client: &Client,
+        batch: &[&Relation],
+        mode: Mode,
+    ) -> Result<Vec<RelationFinding>, Trouble> {
         let oids: Vec<String> = batch.iter().map(|r| r.oid.to_string()).collect();
         let from = format!("from pg_catalog.unnest('{{{}}}'::oid[]) o", oids.join(","));
         let sql = match (mode, self.options.parent_check) {
@@ -498,7 +555,10 @@ impl Work<'_> {
                 self.schema, r.oid
             );
             match self.ask(client, &sql).await {
-                Ok(rows) => findings.extend(rows.iter().map(|row| self.reported(r, row.number(0), row.text(1)))),
+                Ok(rows) => findings.extend(
+                    rows.iter()
+                        .map(|row| self.reported(r, row.number(0), row.text(1))),
+                ),
                 Err(e) if relations::is_damage(&e) => {
                     let finding = relations::finding_of(self.relations, r, Check::HeapStructure, &e);
                     let own = finding.relation == r.qualified();
@@ -555,12 +615,23 @@ impl Work<'_> {
         }
     }
 
-    async fn index(&self, client: &Client, r: &Relation, rows: bool) -> Result<Vec<RelationFinding>, Trouble> {
+    async fn index(
+        &self,
+        client: &Client,
+        r: &Relation,
+        rows: bool,
+    ) -> Result<Vec<RelationFinding>, Trouble> {
         let sql = |rows: bool| {
             if self.options.parent_check {
-                format!("select {}.bt_index_parent_check({}::oid::regclass, {rows})", self.schema, r.oid)
+                format!(
+                    "select {}.bt_index_parent_check({}::oid::regclass, {rows})",
+                    self.schema, r.oid
+                )
             } else {
-                format!("select {}.bt_index_check({}::oid::regclass, {rows})", self.schema, r.oid)
+                format!(
+                    "select {}.bt_index_check({}::oid::regclass, {rows})",
+                    self.schema, r.oid
+                )
             }
         };
         let mut findings = Vec::new();
@@ -583,7 +654,12 @@ impl Work<'_> {
         match self.ask(client, &sql(false)).await {
             Ok(_) => {}
             Err(e) if relations::is_damage(&e) => {
-                findings.push(relations::finding_of(self.relations, r, Check::IndexStructure, &e));
+                findings.push(relations::finding_of(
+                    self.relations,
+                    r,
+                    Check::IndexStructure,
+                    &e,
+                ));
             }
             Err(e) => {
                 self.with(|f| f.findings.append(&mut findings));
@@ -606,7 +682,9 @@ fn index_block(message: &str) -> Option<u64> {
             return digits(rest);
         }
     }
-    let (before, _) = message.split_once(" in index \"").or_else(|| message.split_once(" of index \""))?;
+    let (before, _) = message
+        .split_once(" in index \"")
+        .or_else(|| message.split_once(" of index \""))?;
     let (_, number) = before.rsplit_once("block ")?;
     digits(number)
 }
@@ -617,8 +695,16 @@ mod tests {
 
     #[test]
     fn blocks_of_an_index() {
-        assert_eq!(index_block("x (Lower index tid=(5,2) (points to heap tid=(8,1)) higher …)"), Some(5));
+        assert_eq!(
+            index_block("x (Lower index tid=(5,2) (points to heap tid=(8,1)) higher …)"),
+            Some(5)
+        );
         assert_eq!(index_block("corrupted page at block 3 in index \"a\""), Some(3));
-        assert_eq!(index_block("heap tuple (0,67) from table \"orders\" lacks matching index tuple within index \"orders_cust\""), None);
+        assert_eq!(
+            index_block(
+                "heap tuple (0,67) from table \"orders\" lacks matching index tuple within index \"orders_cust\""
+            ),
+            None
+        );
     }
 }
