@@ -107,7 +107,7 @@ const TABLE: &[(LogPattern, &str)] = &[
     ),
     (
         LogPattern::DamagedPage,
-        r#"invalid page in block|page verification failed|relation mapping file .* contains invalid data|unexpected chunk number|missing chunk number|invalid compression method id|invalid memory alloc request|item order invariant violated|lacks matching index tuple|found xmin .* from before relfrozenxid|could not read block \d+ in file|unexpected zero page at block|contains unexpected zero page|corrupted (page pointers|item pointer|line pointer)|is not a btree|could not find (parent of|left sibling of) block"#,
+        r"invalid page in block|page verification failed|relation mapping file .* contains invalid data|unexpected chunk number|missing chunk number|invalid compression method id|invalid memory alloc request|item order invariant violated|lacks matching index tuple|found xmin .* from before relfrozenxid|could not read block \d+ in file|unexpected zero page at block|contains unexpected zero page|corrupted (page pointers|item pointer|line pointer)|is not a btree|could not find (parent of|left sibling of) block",
     ),
     (
         LogPattern::MissingFile,

@@ -124,7 +124,7 @@ impl Relation {
 
 /// Takes no lock: `pg_relation_size` would wait for a table that is being altered, the
 /// files' own sizes do not.
-const LIST: &str = r#"
+const LIST: &str = r"
 with owner as (select oid, reltoastrelid as toast from pg_catalog.pg_class where reltoastrelid <> 0),
 found as (
   select c.oid, c.relnamespace, c.relname, c.relkind, c.relpages, c.reltuples, c.relam,
@@ -151,7 +151,7 @@ join pg_catalog.pg_class p on p.oid = f.parent
 join pg_catalog.pg_namespace pn on pn.oid = p.relnamespace
 left join pg_catalog.pg_am a on a.oid = f.relam
 where f.path is not null
-order by 1"#;
+order by 1";
 
 /// The relations of the session's database that have files.
 ///

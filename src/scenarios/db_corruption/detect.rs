@@ -263,7 +263,8 @@ async fn database(
 /// named although they cannot be looked up (`pg_class.h` and its like in the server's sources).
 fn catalogue_damage(sqlstate: &str, message: &str) -> Option<RelationFinding> {
     // 58030 and 58P01: a file; without one named it is something else's.
-    if !sqlstate.starts_with("XX") && !(sqlstate.starts_with("58") && file_path(message).is_some()) {
+    let names_a_file = sqlstate.starts_with("58") && file_path(message).is_some();
+    if !names_a_file && !sqlstate.starts_with("XX") {
         return None;
     }
     let (block, path) = block_and_path(message)
