@@ -1,6 +1,8 @@
 //! The command tree: one file per verb with its arguments and its `run`. The doc
 //! comments of the arguments are the help texts.
 
+mod incident;
+mod recover;
 mod runbook;
 
 use std::io::IsTerminal;
@@ -86,6 +88,10 @@ pub enum Color {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    /// Recover from a failure: look, decide, ask, act, prove
+    Recover(recover::RecoverArgs),
+    /// Past and unfinished recoveries: list, show, resume, undo, close
+    Incident(incident::IncidentArgs),
     /// Check, print or describe runbooks
     Runbook(runbook::RunbookArgs),
 }
@@ -146,6 +152,8 @@ impl Context {
 pub async fn run(cli: Cli) -> ExitCode {
     let cx = Context::new(cli.global);
     let result = match cli.verb {
+        Verb::Recover(args) => recover::run(&cx, args).await,
+        Verb::Incident(args) => incident::run(&cx, args).await,
         Verb::Runbook(args) => runbook::run(&cx, args),
     };
     match result {
