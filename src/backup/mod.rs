@@ -6,9 +6,21 @@
 //! that is there is whole, and what a killed run leaves is never taken for one.
 
 mod catalogue;
+mod create;
+mod files;
 mod label;
+mod logical;
 mod manifest;
+mod physical;
+mod preflight;
+mod restore_text;
+mod run;
+mod shape;
+mod verify;
 
-pub use catalogue::{Catalogue, CatalogueError, Entry, Set};
+pub use catalogue::{Catalogue, CatalogueError, Entry, PARTIAL, SUSPECT, Set};
+pub use create::{Forecast, Options, catalogue_error, create, forecast};
 pub use label::{Label, NotALabel};
-pub use manifest::{FORMAT, FileDigest, LogicalPart, Manifest, PhysicalPart, PostgresPart};
+pub use manifest::{FILE_NAME, FORMAT, FileDigest, LogicalPart, Manifest, PhysicalPart, PostgresPart};
+pub use preflight::Room;
+pub use verify::{Check, Verification, verify};

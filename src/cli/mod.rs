@@ -1,6 +1,8 @@
 //! The command tree: one file per verb with its arguments and its `run`. The doc
 //! comments of the arguments are the help texts.
 
+mod backup;
+mod drill;
 mod incident;
 mod recover;
 mod runbook;
@@ -92,6 +94,10 @@ enum Verb {
     Recover(recover::RecoverArgs),
     /// Past and unfinished recoveries: list, show, resume, undo, close
     Incident(incident::IncidentArgs),
+    /// Make, list and verify backup sets
+    Backup(backup::BackupArgs),
+    /// Rehearse: inject real faults and put them right
+    Drill(drill::DrillArgs),
     /// Check, print or describe runbooks
     Runbook(runbook::RunbookArgs),
 }
@@ -131,7 +137,7 @@ impl Context {
     /// # Errors
     /// [`Kind::Runbook`] with every problem in it.
     pub fn runbook(&self) -> Result<Runbook> {
-        let path = crate::runbook::locate(self.global.runbook.as_deref(), &|name| std::env::var_os(name))
+        let path = crate::runbook::locate(self.global.runbook.as_deref(), |name: &str| std::env::var_os(name))
             .map_err(|e| Error::new(Kind::Runbook, e.to_string()))?;
         crate::runbook::load(&path).map_err(|e| {
             Error::new(Kind::Runbook, e.to_string())
@@ -154,6 +160,8 @@ pub async fn run(cli: Cli) -> ExitCode {
     let result = match cli.verb {
         Verb::Recover(args) => recover::run(&cx, args).await,
         Verb::Incident(args) => incident::run(&cx, args).await,
+        Verb::Backup(args) => backup::run(&cx, args).await,
+        Verb::Drill(args) => drill::run(&cx, args).await,
         Verb::Runbook(args) => runbook::run(&cx, args),
     };
     match result {

@@ -166,12 +166,101 @@ select pg_catalog.to_char(pg_catalog.transaction_timestamp() at time zone 'UTC',
   (select pg_catalog.to_char(stats_reset at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')
      from pg_catalog.pg_stat_database where datname = pg_catalog.current_database())"#;
 
-/// Collects the facts of one database in one repeatable-read snapshot. Rows are counted in
-/// the tables that the runbook names, and in all tables when `exact`; `deadline` bounds each
-/// count, the server's probe deadline everything else.
-///
-/// A table that cannot be read is a fact too: its `problem` says why, and the others are
-/// still counted.
+/// An open repeatable-read snapshot of one database. While it is held, others can see
+/// exactly the same (`pg_dump --snapshot`), and nothing that it sees is vacuumed away.
+#[derive(Debug)]
+pub struct Snapshot {
+    client: Client,
+}
+
+impl Snapshot {
+    /// Takes a snapshot of `database`.
+    ///
+    /// # Errors
+    /// [`PgError`].
+    pub async fn take(server: &PostgresServer, database: &str) -> Result<Self, PgError> {
+        let client = server.connect_to(&server.admin.to_database(database)).await?;
+        // An index-only scan believes the visibility map and counts rows that are gone; JIT
+        // costs more than it saves on one pass.
+        client
+            .execute(
+                "set enable_indexscan = off; set enable_indexonlyscan = off; set enable_bitmapscan = off; \
+                 set jit = off; set idle_in_transaction_session_timeout = 0",
+            )
+            .await?;
+        client.execute("begin isolation level repeatable read read only").await?;
+        Ok(Self { client })
+    }
+
+    /// A name by which other sessions of this database can see the same
+    /// (`pg_export_snapshot`), for as long as this value lives.
+    ///
+    /// # Errors
+    /// [`PgError`].
+    pub async fn export(&self) -> Result<String, PgError> {
+        let id = self.client.value("select pg_catalog.pg_export_snapshot()").await?;
+        Ok(id.unwrap_or_default())
+    }
+
+    /// Reads the facts. Rows are counted in the tables that the runbook names, and in all
+    /// tables when `exact`; `deadline` bounds each count, the server's probe deadline
+    /// everything else.
+    ///
+    /// A table that cannot be read is a fact too: its `problem` says why, and the others are
+    /// still counted.
+    ///
+    /// # Errors
+    /// [`PgError`] when the connection breaks or a catalogue query fails.
+    pub async fn read(
+        &self,
+        tables: &BTreeMap<TableName, Table>,
+        exact: bool,
+        deadline: Duration,
+    ) -> Result<DatabaseFacts, PgError> {
+        let head = self.client.rows(DATABASE).await?;
+        let head = head.first();
+        let mut facts = DatabaseFacts {
+            taken_at: head.and_then(|r| r.number(0)).unwrap_or_else(Timestamp::now),
+            lsn: head.and_then(|r| r.number(1)).unwrap_or_default(),
+            bytes: head.and_then(|r| r.number(2)).unwrap_or_default(),
+            stats_reset: head.and_then(|r| r.number(3)),
+            relations: self
+                .client
+                .within(deadline, RELATIONS)
+                .await?
+                .iter()
+                .filter_map(relation)
+                .collect(),
+        };
+        for fact in &mut facts.relations {
+            let named = tables
+                .iter()
+                .find(|(n, _)| n.schema == fact.schema && n.table == fact.name)
+                .map(|(_, t)| t);
+            let counted = match fact.kind {
+                RelationKind::Table => exact || named.is_some(),
+                // Its partitions are counted for themselves; the whole only when asked for.
+                RelationKind::Partitioned | RelationKind::Matview => named.is_some(),
+                RelationKind::Index | RelationKind::Toast | RelationKind::Sequence => false,
+            };
+            if counted {
+                let column = named.and_then(|t| t.newest.as_ref()).map(ToString::to_string);
+                count(&self.client, fact, column, deadline).await?;
+            }
+        }
+        Ok(facts)
+    }
+
+    /// Ends the snapshot. Dropping it does the same, less politely.
+    ///
+    /// # Errors
+    /// [`PgError`]; the snapshot is gone anyway.
+    pub async fn release(self) -> Result<(), PgError> {
+        self.client.execute("rollback").await
+    }
+}
+
+/// Collects the facts of one database in one snapshot; see [`Snapshot::read`].
 ///
 /// # Errors
 /// [`PgError`] when there is no connection, it breaks, or a catalogue query fails.
@@ -182,46 +271,9 @@ pub async fn collect(
     exact: bool,
     deadline: Duration,
 ) -> Result<DatabaseFacts, PgError> {
-    let client = server.connect_to(&server.admin.to_database(database)).await?;
-    // An index-only scan believes the visibility map and counts rows that are gone; JIT
-    // costs more than it saves on one pass.
-    client
-        .execute(
-            "set enable_indexscan = off; set enable_indexonlyscan = off; set enable_bitmapscan = off; set jit = off",
-        )
-        .await?;
-    client.execute("begin isolation level repeatable read read only").await?;
-    let head = client.rows(DATABASE).await?;
-    let head = head.first();
-    let mut facts = DatabaseFacts {
-        taken_at: head.and_then(|r| r.number(0)).unwrap_or_else(Timestamp::now),
-        lsn: head.and_then(|r| r.number(1)).unwrap_or_default(),
-        bytes: head.and_then(|r| r.number(2)).unwrap_or_default(),
-        stats_reset: head.and_then(|r| r.number(3)),
-        relations: client
-            .within(deadline, RELATIONS)
-            .await?
-            .iter()
-            .filter_map(relation)
-            .collect(),
-    };
-    for fact in &mut facts.relations {
-        let named = tables
-            .iter()
-            .find(|(n, _)| n.schema == fact.schema && n.table == fact.name)
-            .map(|(_, t)| t);
-        let counted = match fact.kind {
-            RelationKind::Table => exact || named.is_some(),
-            // Its partitions are counted for themselves; the whole only when asked for.
-            RelationKind::Partitioned | RelationKind::Matview => named.is_some(),
-            RelationKind::Index | RelationKind::Toast | RelationKind::Sequence => false,
-        };
-        if counted {
-            let column = named.and_then(|t| t.newest.as_ref()).map(ToString::to_string);
-            count(&client, fact, column, deadline).await?;
-        }
-    }
-    client.execute("rollback").await?;
+    let snapshot = Snapshot::take(server, database).await?;
+    let facts = snapshot.read(tables, exact, deadline).await?;
+    snapshot.release().await?;
     Ok(facts)
 }
 

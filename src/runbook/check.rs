@@ -23,6 +23,9 @@ pub(super) fn against_schema(root: &Node, found: &mut Collector<'_>) -> Result<(
     duplicates(root, &DocumentPath::default(), found);
     large_numbers(root, &DocumentPath::default(), found);
     for error in validator.iter_errors(&json) {
+        if found.is_full() {
+            break;
+        }
         translate(&error, root, &schema, found);
     }
     Ok(())
@@ -34,8 +37,18 @@ fn duplicates(node: &Node, path: &DocumentPath, found: &mut Collector<'_>) {
     for entry in node.entries() {
         let path = path.join(&entry.key);
         if let Some(first) = seen.insert(&entry.key, entry.key_at) {
-            let message = format!("`{}` is given twice; first on line {}", text::shorten(&entry.key), first.line);
-            found.add(ProblemKind::DuplicateKey, entry.key_at, &path, message, Some("keep one of the two".to_owned()));
+            let message = format!(
+                "`{}` is given twice; first on line {}",
+                text::shorten(&entry.key),
+                first.line
+            );
+            found.add(
+                ProblemKind::DuplicateKey,
+                entry.key_at,
+                &path,
+                message,
+                Some("keep one of the two".to_owned()),
+            );
         }
         duplicates(&entry.node, &path, found);
     }
@@ -47,9 +60,17 @@ fn duplicates(node: &Node, path: &DocumentPath, found: &mut Collector<'_>) {
 /// Reports numbers beyond 2^53, which JSON readers, editors among them, round.
 fn large_numbers(node: &Node, path: &DocumentPath, found: &mut Collector<'_>) {
     if let NodeValue::Number(number) = &node.value
-        && number.as_f64().is_none_or(|number| number.abs() > 9_007_199_254_740_992.0)
+        && number
+            .as_f64()
+            .is_none_or(|number| number.abs() > 9_007_199_254_740_992.0)
     {
-        found.add(ProblemKind::BadValue, node.at, path, "the number is too large", None);
+        found.add(
+            ProblemKind::BadValue,
+            node.at,
+            path,
+            "the number is too large",
+            None,
+        );
     }
     for entry in node.entries() {
         large_numbers(&entry.node, &path.join(&entry.key), found);
@@ -61,29 +82,57 @@ fn large_numbers(node: &Node, path: &DocumentPath, found: &mut Collector<'_>) {
 
 fn translate(error: &ValidationError<'_>, root: &Node, schema: &Value, found: &mut Collector<'_>) {
     let path = DocumentPath(segments(error.instance_path().as_str()));
-    let node = path.0.iter().try_fold(root, |node, segment| node.child(segment)).unwrap_or(root);
+    let node = path
+        .0
+        .iter()
+        .try_fold(root, |node, segment| node.child(segment))
+        .unwrap_or(root);
     // The schema that holds the failed keyword.
-    let here = error.schema_path().as_str().rsplit_once('/').and_then(|(parent, _)| schema.pointer(parent)).unwrap_or(&Value::Null);
-    let mut bad_value = |message: String, suggestion: Option<String>| found.add(ProblemKind::BadValue, node.at, &path, message, suggestion);
+    let here = error
+        .schema_path()
+        .as_str()
+        .rsplit_once('/')
+        .and_then(|(parent, _)| schema.pointer(parent))
+        .unwrap_or(&Value::Null);
+    let mut bad_value = |message: String, suggestion: Option<String>| {
+        found.add(ProblemKind::BadValue, node.at, &path, message, suggestion);
+    };
     match error.kind() {
         ValidationErrorKind::AdditionalProperties { unexpected } => {
             for key in unexpected {
+                if found.is_full() {
+                    break;
+                }
                 let at = node.entry(key).map_or(node.at, |entry| entry.key_at);
                 let suggestion = suggest::did_you_mean(key, keys(here));
-                found.add(ProblemKind::UnknownKey, at, &path.join(key), format!("unknown key `{}`", text::shorten(key)), suggestion);
+                found.add(
+                    ProblemKind::UnknownKey,
+                    at,
+                    &path.join(key),
+                    format!("unknown key `{}`", text::shorten(key)),
+                    suggestion,
+                );
             }
         }
         ValidationErrorKind::Required { property } => {
             let key = property.as_str().unwrap_or_default();
             // A misspelt key is reported once, as the unknown key that it is.
             let known: Vec<&str> = keys(here).collect();
-            let is_misspelt = node
-                .entries()
-                .iter()
-                .any(|entry| !known.contains(&entry.key.as_str()) && suggest::nearest(&entry.key, known.iter().copied()) == Some(key));
+            let is_misspelt = node.entries().iter().take(200).any(|entry| {
+                !known.contains(&entry.key.as_str())
+                    && suggest::nearest(&entry.key, known.iter().copied()) == Some(key)
+            });
             if !is_misspelt {
-                let suggestion = here.pointer(&format!("/properties/{key}")).map(|property| format!("add `{key}: {}`", example(property)));
-                found.add(ProblemKind::MissingField, node.at, &path, format!("`{key}` is missing"), suggestion);
+                let suggestion = here
+                    .pointer(&format!("/properties/{key}"))
+                    .map(|property| format!("add `{key}: {}`", example(property)));
+                found.add(
+                    ProblemKind::MissingField,
+                    node.at,
+                    &path,
+                    format!("`{key}` is missing"),
+                    suggestion,
+                );
             }
         }
         ValidationErrorKind::Type { kind } => {
@@ -93,17 +142,35 @@ fn translate(error: &ValidationError<'_>, root: &Node, schema: &Value, found: &m
                 TypeKind::Multiple(_) => "another type",
             };
             let suggestion = match &node.value {
-                NodeValue::Number(_) | NodeValue::Bool(_) if expected == "a text" => format!("quote it: `\"{}\"`", text::shorten(&node.to_json().to_string())),
-                NodeValue::Null if expected != "nothing" => format!("give a value, for example `{}`, or remove the key", example(here)),
+                NodeValue::Number(_) | NodeValue::Bool(_) if expected == "a text" => {
+                    format!("quote it: `\"{}\"`", text::shorten(&node.to_json().to_string()))
+                }
+                NodeValue::Null if expected != "nothing" => {
+                    format!("give a value, for example `{}`, or remove the key", example(here))
+                }
                 _ => format!("for example `{}`", example(here)),
             };
-            found.add(ProblemKind::WrongType, node.at, &path, format!("expected {expected}, found {found_here}"), Some(suggestion));
+            found.add(
+                ProblemKind::WrongType,
+                node.at,
+                &path,
+                format!("expected {expected}, found {found_here}"),
+                Some(suggestion),
+            );
         }
         ValidationErrorKind::Enum { options } => {
-            let known: Vec<&str> = options.as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+            let known: Vec<&str> = options
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter_map(Value::as_str)
+                .collect();
             // A number where a word belongs fails `type` too, which says it better.
             if let Some(given) = node.text() {
-                bad_value(format!("`{}` is not possible here", text::shorten(given)), suggest::did_you_mean(given, known.iter().copied()));
+                bad_value(
+                    format!("`{}` is not possible here", text::shorten(given)),
+                    suggest::did_you_mean(given, known.iter().copied()),
+                );
             }
         }
         ValidationErrorKind::Format { format } => {
@@ -115,10 +182,18 @@ fn translate(error: &ValidationError<'_>, root: &Node, schema: &Value, found: &m
             }
         }
         // Beside a format these only help editors; the format's own message is the better one.
-        ValidationErrorKind::Pattern { .. } | ValidationErrorKind::MinLength { .. } | ValidationErrorKind::MaxLength { .. }
+        ValidationErrorKind::Pattern { .. }
+        | ValidationErrorKind::MinLength { .. }
+        | ValidationErrorKind::MaxLength { .. }
             if here.get("format").is_some() => {}
-        ValidationErrorKind::MinLength { .. } => bad_value("the text is empty".to_owned(), Some("give a value, or remove the key".to_owned())),
-        ValidationErrorKind::MinItems { .. } => bad_value("the list is empty".to_owned(), Some(format!("for example `{}`", example(here)))),
+        ValidationErrorKind::MinLength { .. } => bad_value(
+            "the text is empty".to_owned(),
+            Some("give a value, or remove the key".to_owned()),
+        ),
+        ValidationErrorKind::MinItems { .. } => bad_value(
+            "the list is empty".to_owned(),
+            Some(format!("for example `{}`", example(here))),
+        ),
         ValidationErrorKind::MinProperties { .. } | ValidationErrorKind::MaxProperties { .. } => {
             if let Some((message, suggestion)) = wrong_count(here, node) {
                 bad_value(message.to_owned(), suggestion);
@@ -126,12 +201,23 @@ fn translate(error: &ValidationError<'_>, root: &Node, schema: &Value, found: &m
         }
         // Names that are keys are checked with the references, with a better message.
         ValidationErrorKind::PropertyNames { .. } => {}
-        ValidationErrorKind::Minimum { .. } | ValidationErrorKind::Maximum { .. } if path.0 == ["version"] => {
-            bad_value("this drctl reads version 1 of the runbook".to_owned(), Some("write `version: 1`, or use the drctl that the runbook was written for".to_owned()));
+        ValidationErrorKind::Minimum { .. } | ValidationErrorKind::Maximum { .. }
+            if path.0 == ["version"] =>
+        {
+            bad_value(
+                "this drctl reads version 1 of the runbook".to_owned(),
+                Some("write `version: 1`, or use the drctl that the runbook was written for".to_owned()),
+            );
         }
-        ValidationErrorKind::Minimum { limit } => bad_value(format!("the number is too small: at least {limit}"), None),
-        ValidationErrorKind::Maximum { limit } => bad_value(format!("the number is too large: at most {limit}"), None),
-        ValidationErrorKind::Pattern { pattern } => bad_value(format!("the text does not match {pattern}"), None),
+        ValidationErrorKind::Minimum { limit } => {
+            bad_value(format!("the number is too small: at least {limit}"), None);
+        }
+        ValidationErrorKind::Maximum { limit } => {
+            bad_value(format!("the number is too large: at most {limit}"), None);
+        }
+        ValidationErrorKind::Pattern { pattern } => {
+            bad_value(format!("the text does not match {pattern}"), None);
+        }
         _ => bad_value(error.to_string(), None),
     }
 }
@@ -139,18 +225,30 @@ fn translate(error: &ValidationError<'_>, root: &Node, schema: &Value, found: &m
 /// An empty mapping, or several keys where exactly one belongs.
 fn wrong_count(here: &Value, node: &Node) -> Option<(&'static str, Option<String>)> {
     if here.get("maxProperties").is_none() {
-        return Some(("nothing is listed here", Some("add at least one entry".to_owned())));
+        return Some((
+            "nothing is listed here",
+            Some("add at least one entry".to_owned()),
+        ));
     }
     if node.entries().is_empty() {
         return Some(("exactly one key belongs here", suggest::one_of(keys(here))));
     }
     // Only known keys count: unknown ones are reported by themselves.
     let known: Vec<&str> = keys(here).filter(|key| node.get(key).is_some()).collect();
-    (known.len() > 1).then(|| ("only one of these keys is possible at a time", suggest::one_of(known)))
+    (known.len() > 1).then(|| {
+        (
+            "only one of these keys is possible at a time",
+            suggest::one_of(known),
+        )
+    })
 }
 
 fn keys(schema: &Value) -> impl Iterator<Item = &str> + Clone {
-    schema.get("properties").and_then(Value::as_object).into_iter().flat_map(|properties| properties.keys().map(String::as_str))
+    schema
+        .get("properties")
+        .and_then(Value::as_object)
+        .into_iter()
+        .flat_map(|properties| properties.keys().map(String::as_str))
 }
 
 /// A JSON type as an operator would say it.
@@ -158,7 +256,13 @@ fn in_words(kind: &str, schema: &Value) -> &'static str {
     match kind {
         "object" => "a mapping",
         "array" => "a list",
-        "string" if schema.get("format").is_some_and(|format| format == "drctl-duration") => "a duration",
+        "string"
+            if schema
+                .get("format")
+                .is_some_and(|format| format == "drctl-duration") =>
+        {
+            "a duration"
+        }
         "string" => "a text",
         "integer" => "a whole number",
         "number" => "a number",
@@ -174,7 +278,9 @@ fn example(schema: &Value) -> String {
         Value::Number(_) | Value::Bool(_) => Some(value.to_string()),
         _ => None,
     };
-    let listed = ["examples", "enum"].iter().find_map(|key| short(schema.get(key)?.get(0)?));
+    let listed = ["examples", "enum"]
+        .iter()
+        .find_map(|key| short(schema.get(key)?.get(0)?));
     if let Some(value) = listed.or_else(|| short(schema.get("default")?)) {
         return value;
     }
@@ -185,9 +291,18 @@ fn example(schema: &Value) -> String {
         (_, "drctl-docker-host") => "unix:///var/run/docker.sock",
         (_, "drctl-absolute-path") => "/var/backups/drctl/simgen",
         ("string", _) => "NAME",
-        ("integer" | "number", _) => return schema.get("minimum").map_or_else(|| "1".to_owned(), Value::to_string),
+        ("integer" | "number", _) => {
+            return schema
+                .get("minimum")
+                .map_or_else(|| "1".to_owned(), Value::to_string);
+        }
         ("boolean", _) => "true",
-        ("array", _) => return format!("[{}]", schema.get("items").map_or_else(|| "…".to_owned(), example)),
+        ("array", _) => {
+            return format!(
+                "[{}]",
+                schema.get("items").map_or_else(|| "…".to_owned(), example)
+            );
+        }
         ("object", _) => return example_object(schema),
         _ => "…",
     };
@@ -196,21 +311,46 @@ fn example(schema: &Value) -> String {
 
 /// The required keys of a mapping, or its first.
 fn example_object(schema: &Value) -> String {
-    let required: Vec<&str> = schema.get("required").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str).collect();
-    let chosen: Vec<&str> = if required.is_empty() { keys(schema).take(1).collect() } else { required };
+    let required: Vec<&str> = schema
+        .get("required")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .collect();
+    let chosen: Vec<&str> = if required.is_empty() {
+        keys(schema).take(1).collect()
+    } else {
+        required
+    };
     let parts: Vec<String> = chosen
         .iter()
         .filter_map(|key| Some((key, schema.get("properties")?.get(key)?)))
         .map(|(key, property)| {
             // Deep mappings would make the hint longer than the runbook.
             let is_deep = property.get("type").is_some_and(|kind| kind == "object");
-            format!("{key}: {}", if is_deep { "{ … }".to_owned() } else { example(property) })
+            format!(
+                "{key}: {}",
+                if is_deep {
+                    "{ … }".to_owned()
+                } else {
+                    example(property)
+                }
+            )
         })
         .collect();
-    if parts.is_empty() { "{ … }".to_owned() } else { format!("{{ {} }}", parts.join(", ")) }
+    if parts.is_empty() {
+        "{ … }".to_owned()
+    } else {
+        format!("{{ {} }}", parts.join(", "))
+    }
 }
 
 /// The segments of a JSON pointer.
 fn segments(pointer: &str) -> Vec<String> {
-    pointer.split('/').skip(1).map(|segment| segment.replace("~1", "/").replace("~0", "~")).collect()
+    pointer
+        .split('/')
+        .skip(1)
+        .map(|segment| segment.replace("~1", "/").replace("~0", "~"))
+        .collect()
 }

@@ -43,11 +43,21 @@ impl fmt::Display for NotFound {
 ///
 /// # Errors
 /// [`NotFound`] with the places looked at.
-pub fn locate(flag: Option<&Path>, env: &dyn Fn(&str) -> Option<OsString>) -> Result<PathBuf, NotFound> {
-    locate_among(flag, env, Path::new("drctl.yaml"), Path::new("/etc/drctl/runbook.yaml"))
+pub fn locate(flag: Option<&Path>, env: impl Fn(&str) -> Option<OsString>) -> Result<PathBuf, NotFound> {
+    locate_among(
+        flag,
+        &env,
+        Path::new("drctl.yaml"),
+        Path::new("/etc/drctl/runbook.yaml"),
+    )
 }
 
-fn locate_among(flag: Option<&Path>, env: &dyn Fn(&str) -> Option<OsString>, local: &Path, global: &Path) -> Result<PathBuf, NotFound> {
+fn locate_among(
+    flag: Option<&Path>,
+    env: &dyn Fn(&str) -> Option<OsString>,
+    local: &Path,
+    global: &Path,
+) -> Result<PathBuf, NotFound> {
     // An empty variable counts as not set, as the XDG base directory specification says for its own.
     let variable = |name: &str| env(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let mut looked_at = Vec::new();
@@ -71,9 +81,13 @@ fn locate_among(flag: Option<&Path>, env: &dyn Fn(&str) -> Option<OsString>, loc
     }
     let _ = look("$DRCTL_RUNBOOK", None);
     // The specification ignores relative paths in its variables.
-    let config = variable("XDG_CONFIG_HOME").filter(|path| path.is_absolute()).map(|path| ("$XDG_CONFIG_HOME", path));
+    let config = variable("XDG_CONFIG_HOME")
+        .filter(|path| path.is_absolute())
+        .map(|path| ("$XDG_CONFIG_HOME", path));
     let config = config.or_else(|| variable("HOME").map(|home| ("$HOME/.config", home.join(".config"))));
-    let (config_name, config) = config.map_or(("$XDG_CONFIG_HOME", None), |(name, path)| (name, Some(path.join("drctl/runbook.yaml"))));
+    let (config_name, config) = config.map_or(("$XDG_CONFIG_HOME", None), |(name, path)| {
+        (name, Some(path.join("drctl/runbook.yaml")))
+    });
     look("current directory", Some(local.to_owned()))
         .or_else(|| look(config_name, config))
         .or_else(|| look("system", Some(global.to_owned())))
@@ -99,8 +113,17 @@ mod tests {
         }
 
         fn locate(&self, flag: Option<&Path>, env: &[(&str, &Path)]) -> Result<PathBuf, NotFound> {
-            let lookup = |name: &str| env.iter().find(|(key, _)| *key == name).map(|(_, value)| value.as_os_str().to_owned());
-            locate_among(flag, &lookup, &self.0.path().join("drctl.yaml"), &self.0.path().join("etc/drctl/runbook.yaml"))
+            let lookup = |name: &str| {
+                env.iter()
+                    .find(|(key, _)| *key == name)
+                    .map(|(_, value)| value.as_os_str().to_owned())
+            };
+            locate_among(
+                flag,
+                &lookup,
+                &self.0.path().join("drctl.yaml"),
+                &self.0.path().join("etc/drctl/runbook.yaml"),
+            )
         }
     }
 
@@ -114,13 +137,20 @@ mod tests {
         assert_eq!(home.locate(None, &[("HOME", user_home)]).unwrap(), fallback);
         let user = home.file("xdg/drctl/runbook.yaml");
         let xdg = home.0.path().join("xdg");
-        assert_eq!(home.locate(None, &[("HOME", user_home), ("XDG_CONFIG_HOME", &xdg)]).unwrap(), user);
+        assert_eq!(
+            home.locate(None, &[("HOME", user_home), ("XDG_CONFIG_HOME", &xdg)])
+                .unwrap(),
+            user
+        );
         let here = home.file("drctl.yaml");
         assert_eq!(home.locate(None, &[("XDG_CONFIG_HOME", &xdg)]).unwrap(), here);
         let named = home.file("named.yaml");
         assert_eq!(home.locate(None, &[("DRCTL_RUNBOOK", &named)]).unwrap(), named);
         let flag = home.file("flag.yaml");
-        assert_eq!(home.locate(Some(&flag), &[("DRCTL_RUNBOOK", &named)]).unwrap(), flag);
+        assert_eq!(
+            home.locate(Some(&flag), &[("DRCTL_RUNBOOK", &named)]).unwrap(),
+            flag
+        );
     }
 
     #[test]
@@ -129,13 +159,28 @@ mod tests {
         home.file("drctl.yaml");
         let missing = home.0.path().join("missing.yaml");
         assert_eq!(home.locate(Some(&missing), &[]).unwrap_err().looked_at.len(), 1);
-        assert_eq!(home.locate(None, &[("DRCTL_RUNBOOK", &missing)]).unwrap_err().looked_at.len(), 1);
+        assert_eq!(
+            home.locate(None, &[("DRCTL_RUNBOOK", &missing)])
+                .unwrap_err()
+                .looked_at
+                .len(),
+            1
+        );
     }
 
     #[test]
     fn the_error_lists_the_places_and_the_next_command() {
-        let text = Home::new().locate(None, &[("DRCTL_RUNBOOK", Path::new(""))]).unwrap_err().to_string();
-        for part in ["$DRCTL_RUNBOOK: not set", "drctl.yaml (current directory): does not exist", "$XDG_CONFIG_HOME: not set", "(system)", "--runbook PATH"] {
+        let text = Home::new()
+            .locate(None, &[("DRCTL_RUNBOOK", Path::new(""))])
+            .unwrap_err()
+            .to_string();
+        for part in [
+            "$DRCTL_RUNBOOK: not set",
+            "drctl.yaml (current directory): does not exist",
+            "$XDG_CONFIG_HOME: not set",
+            "(system)",
+            "--runbook PATH",
+        ] {
             assert!(text.contains(part), "{part:?} in\n{text}");
         }
     }

@@ -5,6 +5,7 @@
 //! problem found on the way is collected, so that one run shows the operator all of them.
 
 mod check;
+pub mod duration;
 mod load;
 mod locate;
 pub mod model;
@@ -26,12 +27,12 @@ pub use raw::{
     Backup, Database, Deadlines, Endpoint, Environment, Expect, Objectives, PostgresBackup, PostgresService,
     RedisService, Salvage, SecretRef, Table, Thresholds, Validation, WriteCheck, WriteMethod, WriteRequest,
 };
-pub use text::{
-    ColumnName, DatabaseName, DockerHost, HttpUrl, Percent, RoleName, ServiceName, SystemName, TableName,
-};
 pub use schema::schema;
 pub use secret::{SecretError, SecretFailure};
 pub use show::render;
+pub use text::{
+    ColumnName, DatabaseName, DockerHost, HttpUrl, Percent, RoleName, ServiceName, SystemName, TableName,
+};
 
 #[cfg(test)]
 mod tests;

@@ -6,7 +6,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
-use super::raw::{self, Backup, Deadlines, Endpoint, Environment, Objectives, PostgresService, RedisService, Thresholds, WriteCheck};
+use super::raw::{
+    self, Backup, Deadlines, Endpoint, Environment, Objectives, PostgresService, RedisService, Thresholds,
+    WriteCheck,
+};
 use super::text::{DockerHost, ServiceName, SystemName};
 
 /// One deployment, as its runbook describes it.
@@ -105,18 +108,22 @@ impl Runbook {
 
     /// Every PostgreSQL server.
     pub fn postgres_services(&self) -> impl Iterator<Item = (&ServiceName, &Service, &PostgresService)> {
-        self.services.iter().filter_map(|(name, service)| match &service.kind {
-            ServiceKind::Postgres(postgres) => Some((name, service, postgres)),
-            _ => None,
-        })
+        self.services
+            .iter()
+            .filter_map(|(name, service)| match &service.kind {
+                ServiceKind::Postgres(postgres) => Some((name, service, postgres)),
+                _ => None,
+            })
     }
 
     /// Every Redis server.
     pub fn redis_services(&self) -> impl Iterator<Item = (&ServiceName, &Service, &RedisService)> {
-        self.services.iter().filter_map(|(name, service)| match &service.kind {
-            ServiceKind::Redis(redis) => Some((name, service, redis)),
-            _ => None,
-        })
+        self.services
+            .iter()
+            .filter_map(|(name, service)| match &service.kind {
+                ServiceKind::Redis(redis) => Some((name, service, redis)),
+                _ => None,
+            })
     }
 
     /// The services that need `name`, directly or through others, in the order in which they must be stopped:
@@ -130,9 +137,16 @@ impl Runbook {
 
     /// Depth first: whatever needs a service is listed before the service itself. There is no cycle (checked on load),
     /// and a service is visited once.
-    fn visit_dependents<'a>(&'a self, name: &str, seen: &mut BTreeSet<&'a str>, order: &mut Vec<&'a ServiceName>) {
+    fn visit_dependents<'a>(
+        &'a self,
+        name: &str,
+        seen: &mut BTreeSet<&'a str>,
+        order: &mut Vec<&'a ServiceName>,
+    ) {
         for (dependent, service) in &self.services {
-            if service.depends_on.iter().any(|needed| needed.as_str() == name) && seen.insert(dependent.as_str()) {
+            if service.depends_on.iter().any(|needed| needed.as_str() == name)
+                && seen.insert(dependent.as_str())
+            {
                 self.visit_dependents(dependent.as_str(), seen, order);
                 order.push(dependent);
             }
@@ -143,14 +157,22 @@ impl Runbook {
     /// checks before this have excluded.
     pub(super) fn from_raw(mut raw: raw::Runbook, source: PathBuf) -> Option<Self> {
         let probe = raw.deadlines.probe;
-        for endpoint in raw.endpoints.values_mut().chain(raw.write_check.as_mut().map(|check| &mut check.read)) {
+        for endpoint in raw
+            .endpoints
+            .values_mut()
+            .chain(raw.write_check.as_mut().map(|check| &mut check.read))
+        {
             endpoint.timeout.get_or_insert(probe);
         }
         if let Some(check) = &mut raw.write_check {
             check.write.timeout.get_or_insert(probe);
         }
         let raw::Platform::Docker(docker) = raw.platform;
-        let services = raw.services.into_iter().map(|(name, service)| Some((name, Service::from_raw(service)?))).collect::<Option<_>>()?;
+        let services = raw
+            .services
+            .into_iter()
+            .map(|(name, service)| Some((name, Service::from_raw(service)?)))
+            .collect::<Option<_>>()?;
         Some(Self {
             source,
             platform: PlatformKind::Docker(Docker {
@@ -176,9 +198,16 @@ impl Runbook {
             version: 1,
             deployment: self.deployment.clone(),
             environment: self.environment,
-            platform: raw::Platform::Docker(raw::Docker { host: docker.host.clone(), compose_project: Some(docker.compose_project.clone()) }),
+            platform: raw::Platform::Docker(raw::Docker {
+                host: docker.host.clone(),
+                compose_project: Some(docker.compose_project.clone()),
+            }),
             objectives: self.objectives.clone(),
-            services: self.services.iter().map(|(name, service)| (name.clone(), service.to_raw())).collect(),
+            services: self
+                .services
+                .iter()
+                .map(|(name, service)| (name.clone(), service.to_raw()))
+                .collect(),
             endpoints: self.endpoints.clone(),
             write_check: self.write_check.clone(),
             backup: self.backup.clone(),
@@ -196,7 +225,11 @@ impl Service {
             raw::ServiceKind::Nginx => ServiceKind::Nginx,
             raw::ServiceKind::App => ServiceKind::App,
         };
-        Some(Self { container: raw.container, depends_on: raw.depends_on, kind })
+        Some(Self {
+            container: raw.container,
+            depends_on: raw.depends_on,
+            kind,
+        })
     }
 
     fn to_raw(&self) -> raw::Service {
@@ -206,6 +239,12 @@ impl Service {
             ServiceKind::Nginx => (raw::ServiceKind::Nginx, None, None),
             ServiceKind::App => (raw::ServiceKind::App, None, None),
         };
-        raw::Service { kind, container: self.container.clone(), depends_on: self.depends_on.clone(), postgres, redis }
+        raw::Service {
+            kind,
+            container: self.container.clone(),
+            depends_on: self.depends_on.clone(),
+            postgres,
+            redis,
+        }
     }
 }

@@ -25,7 +25,10 @@ impl Position {
 
     fn of(location: serde_yaml::Location) -> Self {
         // The reader says 0 where it knows no place.
-        Self { line: location.line().max(1), column: location.column().max(1) }
+        Self {
+            line: location.line().max(1),
+            column: location.column().max(1),
+        }
     }
 }
 
@@ -118,7 +121,10 @@ impl Node {
             Value::Number(number) => serde_json::Value::Number(whole(number)),
             Value::Text(text) => text.clone().into(),
             Value::List(items) => items.iter().map(Node::to_json).collect(),
-            Value::Map(entries) => entries.iter().map(|entry| (entry.key.clone(), entry.node.to_json())).collect(),
+            Value::Map(entries) => entries
+                .iter()
+                .map(|entry| (entry.key.clone(), entry.node.to_json()))
+                .collect(),
         }
     }
 
@@ -140,7 +146,9 @@ impl Node {
 fn whole(number: &Number) -> Number {
     match number.as_f64() {
         Some(float) if number.is_f64() && float.fract() == 0.0 && float.abs() <= 9_007_199_254_740_992.0 => {
-            format!("{float:.0}").parse::<i64>().map_or_else(|_| number.clone(), Number::from)
+            format!("{float:.0}")
+                .parse::<i64>()
+                .map_or_else(|_| number.clone(), Number::from)
         }
         _ => number.clone(),
     }
@@ -173,9 +181,15 @@ pub(super) fn read(text: &str) -> Result<Document, NotYaml> {
     // A duplicate key must not hide the other problems. The lenient second reading keeps them all in the tree. It is
     // only a second reading: the reader drops some duplicates itself, so its own strict verdict must stand.
     match read_with(text, DuplicateKeyPolicy::Error) {
-        Ok(root) => Ok(Document { root, duplicate: None }),
+        Ok(root) => Ok(Document {
+            root,
+            duplicate: None,
+        }),
         Err(first) => match read_with(text, DuplicateKeyPolicy::LastWins) {
-            Ok(root) => Ok(Document { root, duplicate: Some(first) }),
+            Ok(root) => Ok(Document {
+                root,
+                duplicate: Some(first),
+            }),
             Err(_) => Err(first),
         },
     }
@@ -187,15 +201,23 @@ fn read_with(text: &str, duplicate_keys: DuplicateKeyPolicy) -> Result<Node, Not
         strict_booleans: true,
         with_snippet: false,
         duplicate_keys: duplicate_keys,
-        // A runbook has a few hundred nodes. The limits end an alias bomb or a tower of brackets within milliseconds.
-        budget: serde_yaml::budget! { max_nodes: 50_000, max_depth: 64, max_aliases: 1_000, max_anchors: 1_000 },
+        // A runbook has a few hundred nodes and nine levels. Each level costs tens of kilobytes of stack. The limits end an alias bomb or a tower of brackets within milliseconds.
+        budget: serde_yaml::budget! { max_nodes: 50_000, max_depth: 24, flow_nesting_limit: 24, max_aliases: 1_000, max_anchors: 1_000 },
         alias_limits: serde_yaml::alias_limits! { max_total_replayed_events: 50_000, max_replay_stack_depth: 16 },
     };
-    serde_yaml::from_str_with_options::<Spanned<Bare>>(text, options).map(node).map_err(|error| {
-        let message = error.to_string();
-        let is_limit = ["budget", "limit", "depth", "nest"].iter().any(|word| message.contains(word));
-        NotYaml { at: error.location().map(Position::of), message: without_place(&message), is_limit }
-    })
+    serde_yaml::from_str_with_options::<Spanned<Bare>>(text, options)
+        .map(node)
+        .map_err(|error| {
+            let message = error.to_string();
+            let is_limit = ["budget", "limit", "depth", "nest"]
+                .iter()
+                .any(|word| message.contains(word));
+            NotYaml {
+                at: error.location().map(Position::of),
+                message: without_place(&message),
+                is_limit,
+            }
+        })
 }
 
 /// The reader's message without its own "line 3 column 4", which is printed once by us.
@@ -205,6 +227,8 @@ fn without_place(message: &str) -> String {
         Some((place, rest)) if place.contains("column") => rest,
         _ => first,
     };
+    // Nor the advice for the programmer who uses the reader.
+    let rest = rest.split(", set DuplicateKeyPolicy").next().unwrap_or(rest);
     let rest = rest.split(" at line ").next().unwrap_or(rest);
     rest.strip_prefix("error: ").unwrap_or(rest).trim().to_owned()
 }
@@ -220,7 +244,11 @@ fn node(spanned: Spanned<Bare>) -> Node {
         Bare::Map(entries) => Value::Map(
             entries
                 .into_iter()
-                .map(|(key, value)| Entry { key_at: Position::of(key.referenced), key: key.value, node: node(value) })
+                .map(|(key, value)| Entry {
+                    key_at: Position::of(key.referenced),
+                    key: key.value,
+                    node: node(value),
+                })
                 .collect(),
         ),
     };
@@ -277,15 +305,21 @@ impl<'de> Visitor<'de> for BareVisitor {
     }
 
     fn visit_i128<E: de::Error>(self, number: i128) -> Result<Bare, E> {
-        Number::from_i128(number).map(Bare::Number).ok_or_else(|| E::custom("the number is too large"))
+        Number::from_i128(number)
+            .map(Bare::Number)
+            .ok_or_else(|| E::custom("the number is too large"))
     }
 
     fn visit_u128<E: de::Error>(self, number: u128) -> Result<Bare, E> {
-        Number::from_u128(number).map(Bare::Number).ok_or_else(|| E::custom("the number is too large"))
+        Number::from_u128(number)
+            .map(Bare::Number)
+            .ok_or_else(|| E::custom("the number is too large"))
     }
 
     fn visit_f64<E: de::Error>(self, number: f64) -> Result<Bare, E> {
-        Number::from_f64(number).map(Bare::Number).ok_or_else(|| E::custom("the number is not finite"))
+        Number::from_f64(number)
+            .map(Bare::Number)
+            .ok_or_else(|| E::custom("the number is not finite"))
     }
 
     fn visit_str<E>(self, text: &str) -> Result<Bare, E> {

@@ -72,7 +72,7 @@ pub struct Invalid {
     pub file: PathBuf,
     /// Every problem, in the order of the file. Never empty.
     pub problems: Vec<Problem>,
-    /// How many further problems were left out.
+    /// How many further problems were left out. After a thousand drctl stops looking.
     pub left_out: usize,
 }
 
@@ -97,7 +97,10 @@ impl DocumentPath {
 impl fmt::Display for DocumentPath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, segment) in self.0.iter().enumerate() {
-            let plain = !segment.is_empty() && segment.chars().all(|c| c.is_alphanumeric() || matches!(c, '_' | '-'));
+            let plain = !segment.is_empty()
+                && segment
+                    .chars()
+                    .all(|c| c.is_alphanumeric() || matches!(c, '_' | '-'));
             if segment.bytes().all(|b| b.is_ascii_digit()) && !segment.is_empty() {
                 write!(f, "[{segment}]")?;
             } else if !plain {
@@ -119,12 +122,25 @@ pub(super) struct Collector<'a> {
 
 impl<'a> Collector<'a> {
     pub(super) fn new(file: &'a Path, text: &'a str) -> Self {
-        Self { file, lines: text.lines().collect(), problems: Vec::new() }
+        Self {
+            file,
+            lines: text.lines().collect(),
+            problems: Vec::new(),
+        }
     }
 
     /// Records a problem at a place.
-    pub(super) fn add(&mut self, kind: ProblemKind, at: Position, path: &DocumentPath, message: impl Into<String>, suggestion: Option<String>) {
-        let line = usize::try_from(at.line).ok().and_then(|line| self.lines.get(line.checked_sub(1)?));
+    pub(super) fn add(
+        &mut self,
+        kind: ProblemKind,
+        at: Position,
+        path: &DocumentPath,
+        message: impl Into<String>,
+        suggestion: Option<String>,
+    ) {
+        let line = usize::try_from(at.line)
+            .ok()
+            .and_then(|line| self.lines.get(line.checked_sub(1)?));
         let problem = Problem {
             kind,
             file: self.file.to_owned(),
@@ -133,11 +149,22 @@ impl<'a> Collector<'a> {
             path: path.to_string(),
             message: message.into(),
             suggestion,
-            source_line: line.map(|line| without_secrets(line)),
+            source_line: line.map(|line| match kind {
+                // A misspelt `password` is a password all the same.
+                ProblemKind::UnknownKey => without_value(&without_secrets(line), at.column),
+                _ => without_secrets(line),
+            }),
         };
-        if !self.problems.contains(&problem) {
-            self.problems.push(problem);
-        }
+        self.problems.push(problem);
+    }
+
+    /// Whether so much was found that looking further would only cost time.
+    pub(super) fn is_full(&self) -> bool {
+        self.problems.len() >= 10 * MAX_PROBLEMS
+    }
+
+    pub(super) fn has(&self, kind: ProblemKind) -> bool {
+        self.problems.iter().any(|problem| problem.kind == kind)
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -146,16 +173,28 @@ impl<'a> Collector<'a> {
 
     /// Everything that was found, in the order of the file.
     pub(super) fn into_invalid(mut self) -> Invalid {
-        self.problems.sort_by_key(|problem| (problem.line, problem.column));
+        self.problems
+            .sort_by_key(|problem| (problem.line, problem.column));
+        self.problems.dedup();
         let left_out = self.problems.len().saturating_sub(MAX_PROBLEMS);
         self.problems.truncate(MAX_PROBLEMS);
-        Invalid { file: self.file.to_owned(), problems: self.problems, left_out }
+        Invalid {
+            file: self.file.to_owned(),
+            problems: self.problems,
+            left_out,
+        }
     }
 }
 
 impl Invalid {
     /// A problem of the file as a whole, or at a place that was found without reading it as YAML.
-    pub(super) fn whole_file(file: &Path, kind: ProblemKind, at: Option<Position>, message: String, suggestion: Option<String>) -> Self {
+    pub(super) fn whole_file(
+        file: &Path,
+        kind: ProblemKind,
+        at: Option<Position>,
+        message: String,
+        suggestion: Option<String>,
+    ) -> Self {
         let problem = Problem {
             kind,
             file: file.to_owned(),
@@ -166,7 +205,24 @@ impl Invalid {
             suggestion,
             source_line: None,
         };
-        Self { file: file.to_owned(), problems: vec![problem], left_out: 0 }
+        Self {
+            file: file.to_owned(),
+            problems: vec![problem],
+            left_out: 0,
+        }
+    }
+}
+
+/// A source line up to the colon behind the key at a column.
+fn without_value(line: &str, column: u64) -> String {
+    let skip = usize::try_from(column).unwrap_or(usize::MAX).saturating_sub(1);
+    let key = line
+        .char_indices()
+        .nth(skip)
+        .map_or(line.len(), |(start, _)| start);
+    match line.get(key..).and_then(|rest| rest.find(':')) {
+        Some(colon) => format!("{}: …", line.get(..key + colon).unwrap_or_default()),
+        None => line.to_owned(),
     }
 }
 
@@ -174,7 +230,10 @@ impl Invalid {
 /// it in a log because of our error message.
 fn without_secrets(line: &str) -> String {
     let lower = line.to_lowercase();
-    let cut = ["password", "secret", "token"].iter().filter_map(|word| lower.find(word)).min();
+    let cut = ["password", "secret", "token"]
+        .iter()
+        .filter_map(|word| lower.find(word))
+        .min();
     if let Some(from) = cut
         && let Some(rest) = line.get(from..)
         && let Some(colon) = rest.find(':')
@@ -186,7 +245,11 @@ fn without_secrets(line: &str) -> String {
     if let (Some(scheme), Some(at)) = (line.find("://"), line.rfind('@'))
         && scheme < at
     {
-        return format!("{}://…{}", line.get(..scheme).unwrap_or_default(), line.get(at..).unwrap_or_default());
+        return format!(
+            "{}://…{}",
+            line.get(..scheme).unwrap_or_default(),
+            line.get(at..).unwrap_or_default()
+        );
     }
     line.to_owned()
 }
@@ -215,9 +278,21 @@ impl fmt::Display for Problem {
 /// The source line and a caret under the column, cut to a window around it.
 fn snippet(f: &mut fmt::Formatter<'_>, line: u64, column: u64, source: &str) -> fmt::Result {
     let column = usize::try_from(column).unwrap_or(usize::MAX).saturating_sub(1);
-    let from = if column >= MAX_SNIPPET { column - MAX_SNIPPET / 2 } else { 0 };
+    let from = if column >= MAX_SNIPPET {
+        column - MAX_SNIPPET / 2
+    } else {
+        0
+    };
     // A tab or a control character would move the caret away from what it points at.
-    let visible = |c: char| if c == '\t' { ' ' } else if c.is_control() { '·' } else { c };
+    let visible = |c: char| {
+        if c == '\t' {
+            ' '
+        } else if c.is_control() {
+            '·'
+        } else {
+            c
+        }
+    };
     let shown: String = source.chars().skip(from).take(MAX_SNIPPET).map(visible).collect();
     let caret = (column - from).min(shown.chars().count());
     write!(f, "\n  {line:>4} | {shown}\n       | {:caret$}^", "")
@@ -229,7 +304,12 @@ impl fmt::Display for Invalid {
             writeln!(f, "{problem}")?;
         }
         let count = self.problems.len() + self.left_out;
-        write!(f, "{}: {count} problem{} found", self.file.display(), if count == 1 { "" } else { "s" })?;
+        write!(
+            f,
+            "{}: {count} problem{} found",
+            self.file.display(),
+            if count == 1 { "" } else { "s" }
+        )?;
         if self.left_out > 0 {
             write!(f, ", the first {} are shown", self.problems.len())?;
         }

@@ -12,7 +12,11 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::text::{self, ColumnName, DatabaseName, DockerHost, HttpUrl, Percent, RoleName, ServiceName, SystemName, TableName};
+use super::duration;
+use super::text::{
+    self, ColumnName, DatabaseName, DockerHost, HttpUrl, Percent, RoleName, ServiceName, SystemName,
+    TableName,
+};
 
 /// A drctl runbook: the names, objectives and thresholds of one deployment. The procedures are in drctl.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
@@ -94,12 +98,12 @@ pub struct Docker {
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Objectives {
     /// Recovery time objective: how long an outage may last.
-    #[serde(with = "text::duration")]
-    #[schemars(with = "text::DurationText")]
+    #[serde(with = "duration::required")]
+    #[schemars(with = "duration::DurationText")]
     pub rto: Duration,
     /// Recovery point objective: how much of the latest work may be lost.
-    #[serde(with = "text::duration")]
-    #[schemars(with = "text::DurationText")]
+    #[serde(with = "duration::required")]
+    #[schemars(with = "duration::DurationText")]
     pub rpo: Duration,
     /// Availability in percent of the month, for example 99.5.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -267,7 +271,11 @@ pub struct RedisService {
 
 impl Default for RedisService {
     fn default() -> Self {
-        Self { port: default_redis_port(), password: None, disposable_patterns: Vec::new() }
+        Self {
+            port: default_redis_port(),
+            password: None,
+            disposable_patterns: Vec::new(),
+        }
     }
 }
 
@@ -296,8 +304,8 @@ pub struct Endpoint {
     #[schemars(range(min = 100, max = 599))]
     pub expect_status: u16,
     /// How long to wait for the answer. Default: `deadlines.probe`, filled in when the runbook is loaded.
-    #[serde(default, with = "text::optional_duration", skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "Option<text::DurationText>")]
+    #[serde(default, with = "duration::optional", skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<duration::DurationText>")]
     pub timeout: Option<Duration>,
 }
 
@@ -332,8 +340,8 @@ pub struct WriteRequest {
     #[schemars(range(min = 100, max = 599))]
     pub expect_status: u16,
     /// How long to wait for the answer. Default: `deadlines.probe`, filled in when the runbook is loaded.
-    #[serde(default, with = "text::optional_duration", skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "Option<text::DurationText>")]
+    #[serde(default, with = "duration::optional", skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<duration::DurationText>")]
     pub timeout: Option<Duration>,
 }
 
@@ -383,7 +391,11 @@ pub struct PostgresBackup {
 
 impl Default for PostgresBackup {
     fn default() -> Self {
-        Self { logical: true, physical: true, jobs: default_jobs() }
+        Self {
+            logical: true,
+            physical: true,
+            jobs: default_jobs(),
+        }
     }
 }
 
@@ -392,8 +404,8 @@ impl Default for PostgresBackup {
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Thresholds {
     /// Slowest acceptable response time at the 95th percentile, for example 500ms.
-    #[serde(default, with = "text::optional_duration", skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "Option<text::DurationText>")]
+    #[serde(default, with = "duration::optional", skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<duration::DurationText>")]
     pub response_time_p95: Option<Duration>,
     /// Failed requests, in percent of all requests.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -417,22 +429,26 @@ pub struct Thresholds {
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Deadlines {
     /// One question to a service or to the engine.
-    #[serde(default = "default_probe", with = "text::duration")]
-    #[schemars(with = "text::DurationText")]
+    #[serde(default = "default_probe", with = "duration::required")]
+    #[schemars(with = "duration::DurationText")]
     pub probe: Duration,
     /// One step of a plan, such as a restore.
-    #[serde(default = "default_step", with = "text::duration")]
-    #[schemars(with = "text::DurationText")]
+    #[serde(default = "default_step", with = "duration::required")]
+    #[schemars(with = "duration::DurationText")]
     pub step: Duration,
     /// Stopping a service cleanly before it is killed.
-    #[serde(default = "default_stop", with = "text::duration")]
-    #[schemars(with = "text::DurationText")]
+    #[serde(default = "default_stop", with = "duration::required")]
+    #[schemars(with = "duration::DurationText")]
     pub stop: Duration,
 }
 
 impl Default for Deadlines {
     fn default() -> Self {
-        Self { probe: default_probe(), step: default_step(), stop: default_stop() }
+        Self {
+            probe: default_probe(),
+            step: default_step(),
+            stop: default_stop(),
+        }
     }
 }
 

@@ -40,7 +40,11 @@ fn plainly(schema: &mut Schema) {
     name_keys(schema);
     if let Some(schema) = schema.as_object_mut() {
         // Rust's integer widths mean nothing to the reader of a runbook.
-        let is_width = |format: &Value| format.as_str().is_some_and(|name| name.starts_with("uint") || name.starts_with("int") || name == "double");
+        let is_width = |format: &Value| {
+            format
+                .as_str()
+                .is_some_and(|name| name.starts_with("uint") || name.starts_with("int") || name == "double")
+        };
         if schema.get("format").is_some_and(is_width) {
             schema.remove("format");
         }
@@ -50,7 +54,9 @@ fn plainly(schema: &mut Schema) {
 /// An optional key may be left out; it may not be present and empty, which is more often a line that somebody forgot to
 /// finish.
 fn drop_null(schema: &mut Schema) {
-    let Some(object) = schema.as_object_mut() else { return };
+    let Some(object) = schema.as_object_mut() else {
+        return;
+    };
     if let Some(Value::Array(types)) = object.get_mut("type") {
         types.retain(|kind| kind != "null");
         if let [only] = types.as_slice() {
@@ -77,13 +83,29 @@ fn drop_null(schema: &mut Schema) {
 
 /// `oneOf` of constants, one per enum variant, becomes `enum`; the variants' descriptions are appended to the enum's.
 fn merge_constants(schema: &mut Schema) {
-    let Some(object) = schema.as_object_mut() else { return };
-    let Some(Value::Array(choices)) = object.get("oneOf") else { return };
-    let Some(constants) = choices.iter().map(|choice| choice.get("const").cloned()).collect::<Option<Vec<Value>>>() else { return };
+    let Some(object) = schema.as_object_mut() else {
+        return;
+    };
+    let Some(Value::Array(choices)) = object.get("oneOf") else {
+        return;
+    };
+    let Some(constants) = choices
+        .iter()
+        .map(|choice| choice.get("const").cloned())
+        .collect::<Option<Vec<Value>>>()
+    else {
+        return;
+    };
     let lines: Vec<String> = choices
         .iter()
         .zip(&constants)
-        .filter_map(|(choice, constant)| Some(format!("{}: {}", constant.as_str()?, choice.get("description")?.as_str()?)))
+        .filter_map(|(choice, constant)| {
+            Some(format!(
+                "{}: {}",
+                constant.as_str()?,
+                choice.get("description")?.as_str()?
+            ))
+        })
         .collect();
     append_description(object, &lines);
     object.remove("oneOf");
@@ -93,11 +115,17 @@ fn merge_constants(schema: &mut Schema) {
 
 /// `oneOf` of objects with one key each (an externally tagged enum) becomes one object that has exactly one of the keys.
 fn merge_tagged(schema: &mut Schema) {
-    let Some(object) = schema.as_object_mut() else { return };
-    let Some(Value::Array(choices)) = object.get("oneOf") else { return };
+    let Some(object) = schema.as_object_mut() else {
+        return;
+    };
+    let Some(Value::Array(choices)) = object.get("oneOf") else {
+        return;
+    };
     let mut properties = Map::new();
     for choice in choices {
-        let Some(Value::Object(of_choice)) = choice.get("properties") else { return };
+        let Some(Value::Object(of_choice)) = choice.get("properties") else {
+            return;
+        };
         for (key, value) in of_choice {
             let mut value = value.clone();
             if let (Some(value), Some(description)) = (value.as_object_mut(), choice.get("description")) {
@@ -116,13 +144,18 @@ fn merge_tagged(schema: &mut Schema) {
 
 /// A mapping whose keys are names: a bad name is one problem, and its value is checked all the same.
 fn name_keys(schema: &mut Schema) {
-    let Some(object) = schema.as_object_mut() else { return };
+    let Some(object) = schema.as_object_mut() else {
+        return;
+    };
     if !matches!(object.get("patternProperties"), Some(Value::Object(patterns)) if patterns.len() == 1) {
         return;
     }
     if let Some(Value::Object(patterns)) = object.remove("patternProperties") {
         for (pattern, value) in patterns {
-            object.insert("propertyNames".to_owned(), serde_json::json!({ "pattern": pattern }));
+            object.insert(
+                "propertyNames".to_owned(),
+                serde_json::json!({ "pattern": pattern }),
+            );
             object.insert("additionalProperties".to_owned(), value);
         }
     }
@@ -132,7 +165,11 @@ fn append_description(object: &mut Map<String, Value>, lines: &[String]) {
     if lines.is_empty() {
         return;
     }
-    let mut description = object.get("description").and_then(Value::as_str).unwrap_or_default().to_owned();
+    let mut description = object
+        .get("description")
+        .and_then(Value::as_str)
+        .unwrap_or_default()
+        .to_owned();
     for line in lines {
         description.push_str("\n- ");
         description.push_str(line);
@@ -149,7 +186,10 @@ mod tests {
         let text = schema();
         assert!(text.contains("\"$schema\": \"https://json-schema.org/draft/2020-12/schema\""));
         for keyword in ["\"oneOf\"", "\"anyOf\"", "\"null\""] {
-            assert!(!text.contains(keyword), "{keyword} in the schema hides which key is wrong");
+            assert!(
+                !text.contains(keyword),
+                "{keyword} in the schema hides which key is wrong"
+            );
         }
     }
 
@@ -179,6 +219,14 @@ mod tests {
     fn the_committed_schema_is_current() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/runbooks/schema.json");
         let committed = std::fs::read_to_string(path).unwrap_or_default();
-        assert!(committed == schema(), "runbooks/schema.json is out of date; regenerate it: drctl runbook schema > runbooks/schema.json");
+        assert!(
+            committed == schema(),
+            "runbooks/schema.json is out of date; regenerate it: drctl runbook schema > runbooks/schema.json"
+        );
     }
+}
+#[cfg(test)]
+mod tmpgen {
+    #[test]
+    fn tmpgen() { std::fs::write("runbooks/schema.json", super::schema()).unwrap(); }
 }

@@ -2,7 +2,7 @@
 //!
 //! They work on the tree, not on the typed runbook, so that they also run when another part of the file is wrong.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;
 
 use super::node::{Entry, Node};
@@ -25,7 +25,13 @@ pub(super) fn check(root: &Node, found: &mut Collector<'_>) {
         let path = DocumentPath::new(&["endpoints"]);
         for entry in endpoints.entries() {
             if entry.key.trim().is_empty() {
-                found.add(ProblemKind::BadValue, entry.key_at, &path, "the name is empty", Some("for example `health`".to_owned()));
+                found.add(
+                    ProblemKind::BadValue,
+                    entry.key_at,
+                    &path,
+                    "the name is empty",
+                    Some("for example `health`".to_owned()),
+                );
             }
             placeholders(&entry.node, &path.join(&entry.key), false, found);
         }
@@ -39,28 +45,54 @@ pub(super) fn check(root: &Node, found: &mut Collector<'_>) {
 fn names<T: FromStr<Err = BadText>>(node: &Node, path: &DocumentPath, found: &mut Collector<'_>) {
     for entry in node.entries() {
         if let Err(bad) = T::from_str(&entry.key) {
-            found.add(ProblemKind::BadValue, entry.key_at, &path.join(&entry.key), bad.message, bad.suggestion);
+            found.add(
+                ProblemKind::BadValue,
+                entry.key_at,
+                &path.join(&entry.key),
+                bad.message,
+                bad.suggestion,
+            );
         }
     }
 }
 
 /// A service has the facts of its kind, and no others.
 fn service(service: &Entry, path: &DocumentPath, found: &mut Collector<'_>) {
-    let kind = service.node.get("kind").and_then(Node::text).filter(|kind| ["postgres", "redis", "nginx", "app"].contains(kind));
+    let kind = service
+        .node
+        .get("kind")
+        .and_then(Node::text)
+        .filter(|kind| ["postgres", "redis", "nginx", "app"].contains(kind));
     for facts in ["postgres", "redis"] {
         if let (Some(kind), Some(entry)) = (kind, service.node.entry(facts))
             && kind != facts
         {
             let message = format!("`{facts}` does not belong to a service of kind `{kind}`");
             let suggestion = format!("remove it, or write `kind: {facts}`");
-            found.add(ProblemKind::BadValue, entry.key_at, &path.join(facts), message, Some(suggestion));
+            found.add(
+                ProblemKind::BadValue,
+                entry.key_at,
+                &path.join(facts),
+                message,
+                Some(suggestion),
+            );
         }
     }
     if kind == Some("postgres") && service.node.get("postgres").is_none() {
         let suggestion = "add `postgres: { admin-user: …, databases: { … } }`".to_owned();
-        found.add(ProblemKind::MissingField, service.node.at, path, "`postgres` is missing: a service of this kind needs it", Some(suggestion));
+        found.add(
+            ProblemKind::MissingField,
+            service.node.at,
+            path,
+            "`postgres` is missing: a service of this kind needs it",
+            Some(suggestion),
+        );
     }
-    if let Some(databases) = service.node.get("postgres").and_then(|postgres| postgres.get("databases")) {
+    if let Some(databases) = service
+        .node
+        .get("postgres")
+        .and_then(|postgres| postgres.get("databases"))
+    {
         let path = path.join("postgres").join("databases");
         names::<DatabaseName>(databases, &path, found);
         for entry in databases.entries() {
@@ -81,47 +113,107 @@ fn database(database: &Node, path: &DocumentPath, found: &mut Collector<'_>) {
                 && first.key != entry.key
             {
                 let message = format!("the same table as `{}` on line {}", first.key, first.key_at.line);
-                found.add(ProblemKind::DuplicateKey, entry.key_at, &path.join(&entry.key), message, Some("keep one of the two".to_owned()));
+                found.add(
+                    ProblemKind::DuplicateKey,
+                    entry.key_at,
+                    &path.join(&entry.key),
+                    message,
+                    Some("keep one of the two".to_owned()),
+                );
             }
         }
     }
-    for (index, validation) in database.get("validation").map(Node::items).unwrap_or_default().iter().enumerate() {
-        let Some((node, sql)) = validation.get("sql").and_then(|node| Some((node, node.text()?))) else { continue };
-        let first = sql.trim_start_matches(|c: char| c.is_whitespace() || c == '(').split(|c: char| !c.is_ascii_alphabetic()).next();
-        if !first.is_some_and(|word| ["select", "with", "table", "values"].contains(&word.to_lowercase().as_str())) && !sql.is_empty() {
+    for (index, validation) in database
+        .get("validation")
+        .map(Node::items)
+        .unwrap_or_default()
+        .iter()
+        .enumerate()
+    {
+        let Some((node, sql)) = validation.get("sql").and_then(|node| Some((node, node.text()?))) else {
+            continue;
+        };
+        let first = sql
+            .trim_start_matches(|c: char| c.is_whitespace() || c == '(')
+            .split(|c: char| !c.is_ascii_alphabetic())
+            .next();
+        if !first
+            .is_some_and(|word| ["select", "with", "table", "values"].contains(&word.to_lowercase().as_str()))
+            && !sql.is_empty()
+        {
             let path = path.join("validation").join(&index.to_string()).join("sql");
             let suggestion = "for example `select count(*) from orders where customer_id is null`".to_owned();
-            found.add(ProblemKind::BadValue, node.at, &path, "a validation is one query that only reads", Some(suggestion));
+            found.add(
+                ProblemKind::BadValue,
+                node.at,
+                &path,
+                "a validation is one query that only reads",
+                Some(suggestion),
+            );
         }
     }
 }
 
 /// Every `depends-on` names another service.
 fn references(services: &Node, path: &DocumentPath, found: &mut Collector<'_>) {
+    let known: BTreeSet<&str> = services
+        .entries()
+        .iter()
+        .map(|entry| entry.key.as_str())
+        .collect();
     for service in services.entries() {
+        if found.is_full() {
+            return;
+        }
         let path = path.join(&service.key).join("depends-on");
-        let mut seen = Vec::new();
+        let mut seen = BTreeSet::new();
         for (index, item) in dependencies(service).iter().enumerate() {
             let Some(name) = item.text() else { continue };
             let path = path.join(&index.to_string());
             if name == service.key {
                 let message = format!("`{}` depends on itself", shorten(name));
-                found.add(ProblemKind::DependencyCycle, item.at, &path, message, Some("remove it".to_owned()));
-            } else if services.get(name).is_none() {
-                let others = services.entries().iter().map(|entry| entry.key.as_str()).filter(|&key| key != service.key);
+                found.add(
+                    ProblemKind::DependencyCycle,
+                    item.at,
+                    &path,
+                    message,
+                    Some("remove it".to_owned()),
+                );
+            } else if !known.contains(name) {
+                let others = services
+                    .entries()
+                    .iter()
+                    .map(|entry| entry.key.as_str())
+                    .filter(|&key| key != service.key);
                 let message = format!("there is no service `{}`", shorten(name));
-                found.add(ProblemKind::UnknownReference, item.at, &path, message, suggest::did_you_mean(name, others));
-            } else if seen.contains(&name) {
+                found.add(
+                    ProblemKind::UnknownReference,
+                    item.at,
+                    &path,
+                    message,
+                    suggest::did_you_mean(name, others),
+                );
+            } else if seen.contains(name) {
                 let message = format!("`{}` is listed twice", shorten(name));
-                found.add(ProblemKind::BadValue, item.at, &path, message, Some("remove one of the two".to_owned()));
+                found.add(
+                    ProblemKind::BadValue,
+                    item.at,
+                    &path,
+                    message,
+                    Some("remove one of the two".to_owned()),
+                );
             }
-            seen.push(name);
+            seen.insert(name);
         }
     }
 }
 
 fn dependencies(service: &Entry) -> &[Node] {
-    service.node.get("depends-on").map(Node::items).unwrap_or_default()
+    service
+        .node
+        .get("depends-on")
+        .map(Node::items)
+        .unwrap_or_default()
 }
 
 /// How far the search for cycles has come with a service.
@@ -133,7 +225,11 @@ enum Visit {
 
 /// No service needs itself through others: such a deployment could neither be started nor stopped in order.
 fn cycles(services: &Node, path: &DocumentPath, found: &mut Collector<'_>) {
-    let graph: BTreeMap<&str, &Entry> = services.entries().iter().map(|entry| (entry.key.as_str(), entry)).collect();
+    let graph: BTreeMap<&str, &Entry> = services
+        .entries()
+        .iter()
+        .map(|entry| (entry.key.as_str(), entry))
+        .collect();
     let mut visits: BTreeMap<&str, Visit> = BTreeMap::new();
     for &start in graph.keys() {
         if visits.contains_key(start) {
@@ -145,12 +241,17 @@ fn cycles(services: &Node, path: &DocumentPath, found: &mut Collector<'_>) {
         while let Some(&mut (name, ref mut next)) = trail.last_mut() {
             let index = *next;
             *next += 1;
-            let Some(item) = graph.get(name).and_then(|service| dependencies(service).get(index)) else {
+            let Some(item) = graph
+                .get(name)
+                .and_then(|service| dependencies(service).get(index))
+            else {
                 visits.insert(name, Visit::Closed);
                 trail.pop();
                 continue;
             };
-            let Some((&needed, _)) = item.text().and_then(|text| graph.get_key_value(text)) else { continue };
+            let Some((&needed, _)) = item.text().and_then(|text| graph.get_key_value(text)) else {
+                continue;
+            };
             match visits.get(needed) {
                 None => {
                     visits.insert(needed, Visit::Open);
@@ -158,10 +259,26 @@ fn cycles(services: &Node, path: &DocumentPath, found: &mut Collector<'_>) {
                 }
                 // Depending on itself is reported with the references.
                 Some(Visit::Open) if needed != name => {
-                    let circle: Vec<&str> = trail.iter().map(|&(name, _)| name).skip_while(|&name| name != needed).chain([needed]).collect();
+                    let circle: Vec<&str> = trail
+                        .iter()
+                        .map(|&(name, _)| name)
+                        .skip_while(|&name| name != needed)
+                        .chain([needed])
+                        .collect();
+                    let shown: Vec<String> = circle.iter().take(10).map(|name| shorten(name)).collect();
+                    let more = if circle.len() > 10 { " → …" } else { "" };
                     let path = path.join(name).join("depends-on").join(&index.to_string());
-                    let message = format!("services depend on each other in a circle: {}", circle.join(" → "));
-                    found.add(ProblemKind::DependencyCycle, item.at, &path, message, Some("remove one of these dependencies".to_owned()));
+                    let message = format!(
+                        "services depend on each other in a circle: {}{more}",
+                        shown.join(" → ")
+                    );
+                    found.add(
+                        ProblemKind::DependencyCycle,
+                        item.at,
+                        &path,
+                        message,
+                        Some("remove one of these dependencies".to_owned()),
+                    );
                 }
                 Some(_) => {}
             }
@@ -178,32 +295,59 @@ fn write_check(check: &Node, path: &DocumentPath, found: &mut Collector<'_>) {
         {
             let message = format!("the body is not JSON: {error}");
             let suggestion = r#"for example `'{"note": "drctl check"}'`"#.to_owned();
-            found.add(ProblemKind::BadValue, node.at, &path.join("write").join("body"), message, Some(suggestion));
+            found.add(
+                ProblemKind::BadValue,
+                node.at,
+                &path.join("write").join("body"),
+                message,
+                Some(suggestion),
+            );
         }
     }
     if let Some(read) = check.get("read") {
         placeholders(read, &path.join("read"), true, found);
     }
     if let Some(id_field) = check.entry("id-field")
-        && let Some(url) = check.get("read").and_then(|read| read.get("url")).and_then(Node::text)
+        && let Some(url) = check
+            .get("read")
+            .and_then(|read| read.get("url"))
+            .and_then(Node::text)
         && !url.contains("{id}")
     {
         let message = "`id-field` is not used: the read's URL has no `{id}`";
         let suggestion = "write `{id}` into `read.url` where the identifier belongs".to_owned();
-        found.add(ProblemKind::UnknownReference, id_field.key_at, &path.join("id-field"), message, Some(suggestion));
+        found.add(
+            ProblemKind::UnknownReference,
+            id_field.key_at,
+            &path.join("id-field"),
+            message,
+            Some(suggestion),
+        );
     }
 }
 
 /// A URL holds only placeholders for which there is a value: `{id}`, and only where a write came before.
 fn placeholders(request: &Node, path: &DocumentPath, has_id: bool, found: &mut Collector<'_>) {
-    let Some((node, url)) = request.get("url").and_then(|node| Some((node, node.text()?))) else { return };
+    let Some((node, url)) = request.get("url").and_then(|node| Some((node, node.text()?))) else {
+        return;
+    };
     let mut rest = url;
     while let Some((_, tail)) = rest.split_once('{') {
         let (name, after) = tail.split_once('}').unwrap_or((tail, ""));
         if !(has_id && name == "id") {
             let message = format!("nothing gives `{{{}}}` a value", shorten(name));
-            let suggestion = if has_id { "`{id}` stands for the identifier in the write's answer" } else { "write the address without placeholders" };
-            found.add(ProblemKind::UnknownReference, node.at, &path.join("url"), message, Some(suggestion.to_owned()));
+            let suggestion = if has_id {
+                "`{id}` stands for the identifier in the write's answer"
+            } else {
+                "write the address without placeholders"
+            };
+            found.add(
+                ProblemKind::UnknownReference,
+                node.at,
+                &path.join("url"),
+                message,
+                Some(suggestion.to_owned()),
+            );
         }
         rest = after;
     }

@@ -7,9 +7,12 @@ pub(super) fn nearest<'a>(given: &str, known: impl IntoIterator<Item = &'a str>)
         return None;
     }
     let plain = normal(given);
-    let known: Vec<&str> = known.into_iter().collect();
+    // Enough for any list that a person wrote.
+    let known: Vec<&str> = known.into_iter().take(500).collect();
     // `prod` for `production`.
-    let mut longer = known.iter().filter(|word| plain.len() >= 3 && normal(word).starts_with(&plain));
+    let mut longer = known
+        .iter()
+        .filter(|word| plain.len() >= 3 && normal(word).starts_with(&plain));
     if let (Some(word), None) = (longer.next(), longer.next()) {
         return Some(word);
     }
@@ -22,7 +25,10 @@ pub(super) fn nearest<'a>(given: &str, known: impl IntoIterator<Item = &'a str>)
 }
 
 /// `did you mean …`, or the list of what is known.
-pub(super) fn did_you_mean<'a>(given: &str, known: impl IntoIterator<Item = &'a str> + Clone) -> Option<String> {
+pub(super) fn did_you_mean<'a>(
+    given: &str,
+    known: impl IntoIterator<Item = &'a str> + Clone,
+) -> Option<String> {
     if let Some(word) = nearest(given, known.clone()) {
         return Some(format!("did you mean `{word}`?"));
     }
@@ -31,7 +37,11 @@ pub(super) fn did_you_mean<'a>(given: &str, known: impl IntoIterator<Item = &'a 
 
 /// `one of …`
 pub(super) fn one_of<'a>(known: impl IntoIterator<Item = &'a str>) -> Option<String> {
-    let mut words: Vec<String> = known.into_iter().take(21).map(|word| format!("`{word}`")).collect();
+    let mut words: Vec<String> = known
+        .into_iter()
+        .take(21)
+        .map(|word| format!("`{word}`"))
+        .collect();
     match words.len() {
         0 => return None,
         1 => return Some(format!("only {} is possible here", words[0])),
@@ -43,7 +53,9 @@ pub(super) fn one_of<'a>(known: impl IntoIterator<Item = &'a str>) -> Option<Str
 
 /// Case and the choice between `-` and `_` are not worth a difference.
 fn normal(word: &str) -> Vec<char> {
-    word.chars().map(|c| if c == '_' { '-' } else { c.to_ascii_lowercase() }).collect()
+    word.chars()
+        .map(|c| if c == '_' { '-' } else { c.to_ascii_lowercase() })
+        .collect()
 }
 
 /// Edits (insert, delete, replace, swap of neighbours) from one word to the other: optimal string alignment.
@@ -53,7 +65,9 @@ fn distance(a: &[char], b: &[char]) -> usize {
     for (i, &x) in a.iter().enumerate() {
         let mut row = vec![i + 1];
         for (j, &y) in b.iter().enumerate() {
-            let mut best = (last[j] + usize::from(x != y)).min(last[j + 1] + 1).min(row[j] + 1);
+            let mut best = (last[j] + usize::from(x != y))
+                .min(last[j + 1] + 1)
+                .min(row[j] + 1);
             if i > 0 && j > 0 && x == b[j - 1] && a[i - 1] == y {
                 best = best.min(before_last[j - 1] + 1);
             }
@@ -70,7 +84,14 @@ mod tests {
 
     #[test]
     fn the_nearest_word_is_found() {
-        let known = ["objectives", "services", "endpoints", "rto", "rpo", "insert-missing"];
+        let known = [
+            "objectives",
+            "services",
+            "endpoints",
+            "rto",
+            "rpo",
+            "insert-missing",
+        ];
         assert_eq!(nearest("objectivs", known), Some("objectives"));
         assert_eq!(nearest("Services", known), Some("services"));
         assert_eq!(nearest("insert_missing", known), Some("insert-missing"));

@@ -7,10 +7,11 @@ use std::borrow::{Borrow, Cow};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::time::Duration;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+use super::duration::parse_duration;
 
 /// Why a text is not acceptable, and what would be.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -23,8 +24,11 @@ pub struct BadText {
 }
 
 impl BadText {
-    fn new(message: impl Into<String>, suggestion: impl Into<String>) -> Self {
-        Self { message: message.into(), suggestion: Some(suggestion.into()) }
+    pub(super) fn new(message: impl Into<String>, suggestion: impl Into<String>) -> Self {
+        Self {
+            message: message.into(),
+            suggestion: Some(suggestion.into()),
+        }
     }
 }
 
@@ -169,12 +173,16 @@ impl SystemName {
 }
 
 fn name_problem(text: &str, upper_case: bool) -> Option<String> {
-    let letter = |c: char| c.is_ascii_digit() || c.is_ascii_lowercase() || (upper_case && c.is_ascii_uppercase());
+    let letter =
+        |c: char| c.is_ascii_digit() || c.is_ascii_lowercase() || (upper_case && c.is_ascii_uppercase());
     let first = text.chars().next()?;
     if !letter(first) {
         return Some(format!("the name starts with {first:?}"));
     }
-    if let Some(bad) = text.chars().find(|&c| !letter(c) && !matches!(c, '_' | '.' | '-')) {
+    if let Some(bad) = text
+        .chars()
+        .find(|&c| !letter(c) && !matches!(c, '_' | '.' | '-'))
+    {
         return Some(format!("{bad:?} is not allowed in a name"));
     }
     (text.len() > 63).then(|| format!("the name has {} characters, more than 63", text.len()))
@@ -182,11 +190,21 @@ fn name_problem(text: &str, upper_case: bool) -> Option<String> {
 
 /// What `text` would be as a name, for "did you mean".
 fn as_name(text: &str, upper_case: bool) -> String {
-    let text = if upper_case { text.to_owned() } else { text.to_lowercase() };
+    let text = if upper_case {
+        text.to_owned()
+    } else {
+        text.to_lowercase()
+    };
     let name: String = text
         .trim()
         .chars()
-        .map(|c| if c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-') { c } else { '-' })
+        .map(|c| {
+            if c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-') {
+                c
+            } else {
+                '-'
+            }
+        })
         .skip_while(|c| !c.is_ascii_alphanumeric())
         .take(63)
         .collect();
@@ -194,31 +212,57 @@ fn as_name(text: &str, upper_case: bool) -> String {
 }
 
 fn check_name(text: &str, upper_case: bool, example: &str, rule: &str) -> Result<(), BadText> {
-    let problem = if text.is_empty() { Some("the name is empty".to_owned()) } else { name_problem(text, upper_case) };
+    let problem = if text.is_empty() {
+        Some("the name is empty".to_owned())
+    } else {
+        name_problem(text, upper_case)
+    };
     let Some(problem) = problem else { return Ok(()) };
     let candidate = as_name(text, upper_case);
     let suggestion = if candidate.is_empty() { example } else { &candidate };
-    Err(BadText::new(format!("{problem} ({rule})"), format!("for example `{suggestion}`")))
+    Err(BadText::new(
+        format!("{problem} ({rule})"),
+        format!("for example `{suggestion}`"),
+    ))
 }
 
 fn check_system_name(text: &str) -> Result<(), BadText> {
-    check_name(text, false, "simgen", "lower-case letters, digits, `_`, `.` and `-`, starting with a letter or digit, at most 63")
+    check_name(
+        text,
+        false,
+        "simgen",
+        "lower-case letters, digits, `_`, `.` and `-`, starting with a letter or digit, at most 63",
+    )
 }
 
 fn check_service_name(text: &str) -> Result<(), BadText> {
-    check_name(text, true, "postgres", "letters, digits, `_`, `.` and `-`, starting with a letter or digit, at most 63")
+    check_name(
+        text,
+        true,
+        "postgres",
+        "letters, digits, `_`, `.` and `-`, starting with a letter or digit, at most 63",
+    )
 }
 
 fn check_identifier(text: &str) -> Result<(), BadText> {
     if text.is_empty() {
-        return Err(BadText::new("the name is empty", "give the name as PostgreSQL shows it, without quotes"));
+        return Err(BadText::new(
+            "the name is empty",
+            "give the name as PostgreSQL shows it, without quotes",
+        ));
     }
     if text.contains('\0') {
-        return Err(BadText::new("a NUL character is not allowed in a name", "give the name as PostgreSQL shows it"));
+        return Err(BadText::new(
+            "a NUL character is not allowed in a name",
+            "give the name as PostgreSQL shows it",
+        ));
     }
     if text.len() > 63 {
         return Err(BadText::new(
-            format!("the name has {} bytes, and PostgreSQL cuts names at 63", text.len()),
+            format!(
+                "the name has {} bytes, and PostgreSQL cuts names at 63",
+                text.len()
+            ),
             "give the name as PostgreSQL shows it",
         ));
     }
@@ -235,7 +279,10 @@ fn check_http_url(text: &str) -> Result<(), BadText> {
     }
     let completed = format!("http://{text}");
     if !text.contains("://") && !text.is_empty() && reqwest::Url::parse(&completed).is_ok() {
-        return Err(BadText::new("the address has no http://", format!("did you mean `{}`?", shorten(&completed))));
+        return Err(BadText::new(
+            "the address has no http://",
+            format!("did you mean `{}`?", shorten(&completed)),
+        ));
     }
     let url = reqwest::Url::parse(text).map_err(|error| {
         let message = match error.to_string() {
@@ -246,28 +293,43 @@ fn check_http_url(text: &str) -> Result<(), BadText> {
         BadText::new(message, example)
     })?;
     if url.scheme() != "http" {
-        return Err(BadText::new(format!("`{}:` is not an http:// address", url.scheme()), example));
+        return Err(BadText::new(
+            format!("`{}:` is not an http:// address", url.scheme()),
+            example,
+        ));
     }
     if !url.username().is_empty() || url.password().is_some() {
-        return Err(BadText::new("the address holds a user name or password", "remove it: an address is printed in reports"));
+        return Err(BadText::new(
+            "the address holds a user name or password",
+            "remove it: an address is printed in reports",
+        ));
     }
     Ok(())
 }
 
 fn check_absolute_path(text: &str) -> Result<(), BadText> {
     if text.contains('\0') {
-        return Err(BadText::new("a NUL character is not allowed in a path", "for example `/var/backups/drctl/simgen`"));
+        return Err(BadText::new(
+            "a NUL character is not allowed in a path",
+            "for example `/var/backups/drctl/simgen`",
+        ));
     }
     if !Path::new(text).is_absolute() {
         // Cron and a person start drctl in different directories: a relative path would mean two places.
-        return Err(BadText::new("the path is not absolute", "for example `/var/backups/drctl/simgen`"));
+        return Err(BadText::new(
+            "the path is not absolute",
+            "for example `/var/backups/drctl/simgen`",
+        ));
     }
     Ok(())
 }
 
 fn check_variable_name(text: &str) -> Result<(), BadText> {
     if text.is_empty() || text.contains(['=', '\0', '$']) {
-        return Err(BadText::new("not the name of an environment variable", "give the name alone, for example `POSTGRES_PASSWORD`"));
+        return Err(BadText::new(
+            "not the name of an environment variable",
+            "give the name alone, for example `POSTGRES_PASSWORD`",
+        ));
     }
     Ok(())
 }
@@ -289,15 +351,25 @@ impl FromStr for TableName {
         check_identifier(schema)?;
         check_identifier(table)?;
         if table.contains('.') {
-            return Err(BadText::new("a table has at most one dot, after its schema", "for example `orders` or `sales.orders`"));
+            return Err(BadText::new(
+                "a table has at most one dot, after its schema",
+                "for example `orders` or `sales.orders`",
+            ));
         }
-        Ok(Self { schema: schema.to_owned(), table: table.to_owned() })
+        Ok(Self {
+            schema: schema.to_owned(),
+            table: table.to_owned(),
+        })
     }
 }
 
 impl fmt::Display for TableName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.schema == "public" { f.write_str(&self.table) } else { write!(f, "{}.{}", self.schema, self.table) }
+        if self.schema == "public" {
+            f.write_str(&self.table)
+        } else {
+            write!(f, "{}.{}", self.schema, self.table)
+        }
     }
 }
 
@@ -321,7 +393,10 @@ impl FromStr for DockerHost {
             Some(("unix", path)) if Path::new(path).is_absolute() => Ok(Self::Unix(PathBuf::from(path))),
             Some(("unix", _)) => Err(BadText::new("the socket's path is not absolute", example)),
             Some(("tcp", address)) => {
-                let port = address.trim_end_matches('/').rsplit_once(':').filter(|(host, _)| !host.is_empty());
+                let port = address
+                    .trim_end_matches('/')
+                    .rsplit_once(':')
+                    .filter(|(host, _)| !host.is_empty());
                 match port.map(|(_, port)| port.parse::<u16>()) {
                     Some(Ok(1..)) => Ok(Self::Tcp(address.trim_end_matches('/').to_owned())),
                     _ => Err(BadText::new("a tcp:// address needs a host and a port", example)),
@@ -405,55 +480,17 @@ impl JsonSchema for Percent {
     }
 }
 
-/// Reads a duration such as `2h`, `1h30m`, `500ms`.
-///
-/// # Errors
-/// The text is not a duration, or it is zero, negative, or counted in days (a day is not always 24 hours).
-pub fn parse_duration(text: &str) -> Result<Duration, BadText> {
-    const EXAMPLE: &str = "for example `2h`, `1h30m`, `45s` or `500ms`";
-    let bad = |message: &str| BadText::new(message, EXAMPLE);
-    let number = text.trim();
-    if !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()) {
-        return Err(BadText::new("a duration needs a unit", format!("for example `{number}s` for seconds or `{number}m` for minutes")));
-    }
-    if let Some(days) = number.strip_suffix('d').and_then(|n| n.trim().parse::<u32>().ok()) {
-        return Err(BadText::new("days are not accepted: a day is not always 24 hours", format!("write hours: `{}h`", u64::from(days) * 24)));
-    }
-    let signed: jiff::SignedDuration = text.parse().map_err(|_| bad(&format!("`{}` is not a duration", shorten(text))))?;
-    let duration = Duration::try_from(signed).map_err(|_| bad("a duration cannot be negative"))?;
-    if duration.is_zero() { Err(bad("a duration cannot be zero")) } else { Ok(duration) }
-}
-
-/// Writes a duration as [`parse_duration`] reads it.
-#[must_use]
-pub fn format_duration(duration: Duration) -> String {
-    jiff::SignedDuration::try_from(duration).map_or_else(|_| format!("{}s", duration.as_secs()), |signed| format!("{signed:#}").replace(' ', ""))
-}
-
 /// At most 40 characters of a text that is quoted in a message.
 pub(super) fn shorten(text: &str) -> String {
-    let mut short: String = text.chars().take(40).map(|c| if c.is_control() { '·' } else { c }).collect();
+    let mut short: String = text
+        .chars()
+        .take(40)
+        .map(|c| if c.is_control() { '·' } else { c })
+        .collect();
     if text.chars().nth(40).is_some() {
         short.push('…');
     }
     short
-}
-
-/// The schema of a duration.
-pub struct DurationText;
-
-impl JsonSchema for DurationText {
-    fn inline_schema() -> bool {
-        true
-    }
-
-    fn schema_name() -> Cow<'static, str> {
-        "Duration".into()
-    }
-
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({ "type": "string", "format": "drctl-duration", "examples": ["2h", "1h30m", "45s", "500ms"] })
-    }
 }
 
 /// The schema of an absolute path.
@@ -487,51 +524,5 @@ impl JsonSchema for VariableName {
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         json_schema!({ "type": "string", "format": "drctl-variable-name", "pattern": "^[^=$]+$", "examples": ["POSTGRES_PASSWORD"] })
-    }
-}
-
-/// Durations in serde's `with`.
-pub mod duration {
-    use super::{Deserialize, Deserializer, Duration, Serializer, de, format_duration, parse_duration};
-
-    /// Reads a duration such as `2h`.
-    ///
-    /// # Errors
-    /// As [`parse_duration`].
-    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
-        parse_duration(&String::deserialize(deserializer)?).map_err(de::Error::custom)
-    }
-
-    /// Writes a duration such as `2h`.
-    ///
-    /// # Errors
-    /// Those of the serialiser.
-    pub fn serialize<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&format_duration(*duration))
-    }
-}
-
-/// Durations that may be absent, in serde's `with`.
-pub mod optional_duration {
-    use super::{Deserialize, Deserializer, Duration, Serializer, de, format_duration, parse_duration};
-
-    /// Reads a duration such as `2h`.
-    ///
-    /// # Errors
-    /// As [`parse_duration`].
-    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
-        Option::<String>::deserialize(deserializer)?.map(|text| parse_duration(&text)).transpose().map_err(de::Error::custom)
-    }
-
-    /// Writes a duration such as `2h`.
-    ///
-    /// # Errors
-    /// Those of the serialiser.
-    #[allow(clippy::ref_option, reason = "the signature is serde's")]
-    pub fn serialize<S: Serializer>(duration: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
-        match duration {
-            Some(duration) => serializer.serialize_some(&format_duration(*duration)),
-            None => serializer.serialize_none(),
-        }
     }
 }

@@ -1,14 +1,24 @@
 //! What each [`Action`] does. Every one can be applied again after it was cut off
 //! anywhere; `plan::action` says why.
 
+mod cluster;
+mod prove;
+mod salvage;
+mod server;
+mod side_server;
+mod sql;
+mod swap;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::event::{SharedReporter, Verdict};
-use crate::plan::Action;
+use serde_json::Value;
+
+use crate::event::{Event, SharedReporter, Verdict};
+use crate::plan::{Action, ClusterAction, PostgresAction, WorkloadAction};
 use crate::postgres::PgError;
 use crate::system::System;
-use crate::workload::WorkloadError;
+use crate::workload::{HelperOutput, WorkloadError};
 
 /// What an action works with.
 pub struct ActionContext<'a> {
@@ -22,13 +32,37 @@ pub struct ActionContext<'a> {
     pub deadline: Duration,
 }
 
+impl ActionContext<'_> {
+    pub(super) fn note(&self, text: impl Into<String>) {
+        self.reporter.event(&Event::Note { text: text.into() });
+    }
+
+    pub(super) fn warn(&self, text: impl Into<String>) {
+        self.reporter.event(&Event::Warning { text: text.into() });
+    }
+}
+
 /// What an action did.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Outcome {
     /// One line for people.
     pub text: String,
     /// Facts for the report, as `rows-salvaged`.
-    pub facts: BTreeMap<String, serde_json::Value>,
+    pub facts: BTreeMap<String, Value>,
+}
+
+impl Outcome {
+    fn new(text: impl Into<String>) -> Self {
+        Self {
+            text: text.into(),
+            facts: BTreeMap::new(),
+        }
+    }
+
+    fn fact(mut self, name: &str, value: impl Into<Value>) -> Self {
+        self.facts.insert(name.to_owned(), value.into());
+        self
+    }
 }
 
 /// One check of a proof, made inside an action or by `verify`.
@@ -86,10 +120,104 @@ impl From<crate::error::Error> for ActionError {
     }
 }
 
+/// Names what was attempted in an error of the server.
+fn pg<'a>(what: impl Into<String> + 'a) -> impl FnOnce(PgError) -> ActionError + 'a {
+    move |source| ActionError::Postgres {
+        what: what.into(),
+        source,
+    }
+}
+
+/// A helper's output, when it ended well.
+fn succeeded(what: &str, output: HelperOutput) -> Result<HelperOutput, ActionError> {
+    if output.exit_code == 0 {
+        Ok(output)
+    } else {
+        Err(ActionError::Helper {
+            what: what.to_owned(),
+            exit_code: output.exit_code,
+            last_words: output.last_words(),
+        })
+    }
+}
+
 /// Carries out one action.
 ///
 /// # Errors
 /// [`ActionError`]; the action can be applied again or undone.
-pub async fn apply(_cx: &ActionContext<'_>, action: &Action) -> Result<Outcome, ActionError> {
-    Err(ActionError::Other(action.summary()))
+pub async fn apply(cx: &ActionContext<'_>, action: &Action) -> Result<Outcome, ActionError> {
+    match action {
+        Action::Postgres(action) => postgres(cx, action).await,
+        Action::Cluster(action) => on_files(cx, action).await,
+        Action::Workload(WorkloadAction::Stop { service }) => server::stop(cx, service).await,
+        Action::Workload(WorkloadAction::Start { service, wait }) => server::start(cx, service, *wait).await,
+    }
+}
+
+async fn postgres(cx: &ActionContext<'_>, action: &PostgresAction) -> Result<Outcome, ActionError> {
+    use PostgresAction as A;
+    match action {
+        A::Reindex {
+            service,
+            database,
+            index,
+        } => sql::reindex(cx, service, database, index).await,
+        A::RestoreSide {
+            service,
+            database,
+            side,
+            dump,
+            jobs,
+        } => sql::restore_side(cx, service, database, side, dump, *jobs).await,
+        A::ProveSide {
+            service,
+            database,
+            side,
+            floors,
+        } => sql::prove_side(cx, service, database, side, floors).await,
+        A::FenceWriters { service, database } => sql::fence_writers(cx, service, database).await,
+        A::UnfenceWriters { service, database } => sql::unfence_writers(cx, service, database).await,
+        A::SalvageRows {
+            service,
+            from,
+            into,
+            tables,
+        } => sql::salvage_rows(cx, service, from, into, tables).await,
+        A::SwapDatabases {
+            service,
+            database,
+            side,
+            kept,
+        } => swap::swap(cx, service, database, side, kept).await,
+        A::SwapBack {
+            service,
+            database,
+            side,
+            kept,
+        } => swap::swap_back(cx, service, database, side, kept).await,
+        A::DropDatabase { service, database } => swap::drop_database(cx, service, database).await,
+    }
+}
+
+async fn on_files(cx: &ActionContext<'_>, action: &ClusterAction) -> Result<Outcome, ActionError> {
+    use ClusterAction as A;
+    match action {
+        A::ExtractBase {
+            service,
+            run,
+            base,
+            first_segment,
+        } => cluster::extract_base(cx, service, run, base, first_segment).await,
+        A::CopyDamaged { service, run } => cluster::copy_damaged(cx, service, run).await,
+        A::KeepWal {
+            service,
+            run,
+            first_segment,
+        } => cluster::keep_wal(cx, service, run, first_segment).await,
+        A::ProveSide { service, run, floors } => cluster::prove_side(cx, service, run, floors).await,
+        A::SalvageRows { service, run, tables } => cluster::salvage_rows(cx, service, run, tables).await,
+        A::Switch { service, run } => cluster::switch(cx, service, run).await,
+        A::SwitchBack { service, run } => cluster::switch_back(cx, service, run).await,
+        A::Discard { service, run } => cluster::discard(cx, service, run).await,
+    }
 }

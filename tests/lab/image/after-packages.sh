@@ -20,7 +20,6 @@ sample=$rootdir/usr/share/postgresql/$major/postgresql.conf.sample
 sed -i "s/^#\?listen_addresses = .*/listen_addresses = '*'/" "$sample"
 grep -qxF "listen_addresses = '*'" "$sample"
 mkdir -p "$rootdir/docker-entrypoint-initdb.d"
-install -d -o 999 -g 999 -m 3777 "$rootdir/var/run/postgresql"
 install -d -o 999 -g 999 -m 1777 "$rootdir/var/lib/postgresql" "$rootdir/var/lib/postgresql/data"
 
 # Redis

@@ -1,0 +1,173 @@
+//! One running backup: what every stage needs, and how far it has come.
+
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use super::{Label, files};
+use crate::error::{Error, Kind};
+use crate::event::{self, Event, SharedReporter};
+use crate::incident::Lock;
+use crate::system::System;
+use crate::workload::{HelperOutput, HelperSpec, WorkloadError};
+
+/// How often the staging directory is measured.
+const MEASURE_EVERY: Duration = Duration::from_millis(500);
+
+/// What every stage of a run needs.
+pub struct Run<'a> {
+    /// The deployment.
+    pub system: &'a System,
+    /// The set's name.
+    pub label: Label,
+    /// Where it is written: `LABEL.partial`.
+    pub staging: PathBuf,
+    /// Who is told.
+    pub reporter: SharedReporter,
+    /// Tells a second run how far this one has come.
+    pub lock: Arc<Mutex<Lock>>,
+}
+
+impl Run<'_> {
+    /// Emits an event.
+    pub fn tell(&self, event: &Event) {
+        self.reporter.event(event);
+    }
+
+    /// Something that the operator should know and that does not stop the run.
+    pub fn warn(&self, text: impl Into<String>) {
+        self.tell(&Event::Warning { text: text.into() });
+    }
+
+    /// Runs a helper; meanwhile reports how `growing` approaches `expected` bytes.
+    ///
+    /// # Errors
+    /// The engine's trouble, or the deadline's. A non-zero exit code is not an error here.
+    pub async fn helper(
+        &self,
+        spec: &HelperSpec,
+        what: &str,
+        growing: &Path,
+        expected: u64,
+    ) -> Result<HelperOutput, WorkloadError> {
+        let deadline = self.system.runbook.deadlines.step;
+        self.watched(what, growing, expected, self.system.docker.run_helper(spec, deadline))
+            .await
+    }
+
+    async fn watched<T>(&self, what: &str, growing: &Path, expected: u64, work: impl Future<Output = T>) -> T {
+        let mut work = std::pin::pin!(work);
+        loop {
+            tokio::select! {
+                done = &mut work => return done,
+                () = tokio::time::sleep(MEASURE_EVERY) => {
+                    let path = growing.to_owned();
+                    let Ok((bytes, _)) = tokio::task::spawn_blocking(move || files::measure(&path)).await else {
+                        continue;
+                    };
+                    self.tell(&Event::Progress { what: what.to_owned(), bytes, total: Some(expected.max(bytes)) });
+                    if let Ok(mut lock) = self.lock.lock() {
+                        lock.progress(&format!(
+                            "{what}: {} of about {}", event::bytes(bytes), event::bytes(expected.max(bytes))
+                        ));
+                    }
+                }
+            }
+        }
+    }
+
+    /// The error for a tool that ended badly. A full disk and damage are told apart from
+    /// other causes by the tool's own words.
+    #[must_use]
+    pub fn tool_failed(&self, tool: &str, subject: &str, output: &HelperOutput) -> Error {
+        let words = output.last_words();
+        if is_full(&words) {
+            return self.full(&format!("{tool} of {subject}"), &words);
+        }
+        let mut error = Error::new(
+            Kind::FailedUndone,
+            format!("{tool} of {subject} ended with exit code {}: {words}", output.exit_code),
+        )
+        .untouched("the server and every older backup; what this run had written was removed");
+        if looks_damaged(&words) {
+            error = error.next("drctl recover db-corruption    # the server's own words speak of damaged data");
+        }
+        error.next("drctl backup    # again, when the cause is gone")
+    }
+
+    /// The error for a disk that filled up during the run.
+    #[must_use]
+    pub fn full(&self, doing: &str, words: &str) -> Error {
+        let (written, _) = files::measure(&self.staging);
+        let free = files::free_space(&self.staging).unwrap_or_default();
+        let directory = self.staging.parent().unwrap_or(&self.staging).display().to_string();
+        Error::new(
+            Kind::FailedUndone,
+            format!(
+                "the disk of {directory} filled up during {doing}: {} were written, {} were left ({words})",
+                event::bytes(written),
+                event::bytes(free),
+            ),
+        )
+        .untouched("the server and every older backup; what this run had written was removed")
+        .next(format!("df -h {directory}"))
+        .next("drctl backup --logical-only    # needs the least space")
+    }
+
+    /// The error for a file of ours that could not be written or read.
+    #[must_use]
+    pub fn io(&self, path: &Path, e: &std::io::Error) -> Error {
+        if e.kind() == std::io::ErrorKind::StorageFull {
+            return self.full(&format!("the writing of {}", path.display()), &e.to_string());
+        }
+        Error::new(Kind::FailedUndone, format!("{}: {e}", path.display()))
+            .untouched("the server and every older backup; what this run had written was removed")
+    }
+}
+
+fn is_full(words: &str) -> bool {
+    // /dev/shm too small says the same; then the text names a shared memory segment.
+    words.contains("No space left on device") && !words.contains("shared memory")
+}
+
+/// Words of PostgreSQL's that speak of damaged data rather than of a failed connection.
+fn looks_damaged(words: &str) -> bool {
+    [
+        "invalid page in block",
+        "could not read block",
+        "could not open file \"base/",
+        "could not open file \"global/",
+        "checksum",
+        "missing chunk number",
+        "unexpected chunk number",
+        "compressed pglz data is corrupt",
+        "compressed lz4 data is corrupt",
+        "could not access status of transaction",
+        "found xmin",
+        "invalid memory alloc request size",
+        "index is corrupted",
+        "cache lookup failed",
+        "XX001",
+        "XX002",
+        "58P01",
+    ]
+    .iter()
+    .any(|sign| words.contains(sign))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_told_apart() {
+        assert!(looks_damaged("pg_dump: error: invalid page in block 100 of relation base/16384/16390"));
+        assert!(looks_damaged("pg_basebackup: error: checksum error occurred"));
+        assert!(!looks_damaged("FATAL: password authentication failed for user \"x\""));
+        assert!(is_full("could not write to file: No space left on device"));
+        assert!(!is_full(
+            "could not resize shared memory segment \"/PostgreSQL.1\" to 8 bytes: No space left on device"
+        ));
+    }
+}

@@ -1,0 +1,409 @@
+//! `drctl backup`: create, list, show, verify.
+
+use std::future::Future;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::{Duration, Instant};
+
+use clap::{Args, Subcommand};
+use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
+use jiff::Timestamp;
+use serde_json::json;
+
+use super::Context;
+use crate::backup::{self, Catalogue, Entry, Options, Set, catalogue_error};
+use crate::error::{Error, Kind, Result};
+use crate::event::{self, EVENT_VERSION, Event, Phase, Verdict};
+use crate::system::System;
+use crate::ui;
+
+/// Arguments of `drctl backup`.
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct BackupArgs {
+    #[command(subcommand)]
+    verb: Option<BackupVerb>,
+    #[command(flatten)]
+    create: CreateArgs,
+}
+
+#[derive(Debug, Subcommand)]
+enum BackupVerb {
+    /// Make a backup set: a dump of each database and a copy of each server (the default)
+    Create(CreateArgs),
+    /// List the backup sets
+    List,
+    /// Show what one backup set holds
+    Show {
+        /// The set's label, or latest
+        #[arg(default_value = "latest")]
+        label: String,
+    },
+    /// Check that a backup set would still restore: digests, base backup, a full read of the dumps
+    Verify(VerifyArgs),
+}
+
+/// Arguments of `drctl backup create`.
+#[derive(Debug, Args)]
+struct CreateArgs {
+    /// Only the dumps
+    #[arg(long, conflicts_with = "physical_only")]
+    logical_only: bool,
+    /// Only the copies of the servers
+    #[arg(long)]
+    physical_only: bool,
+    /// Believe the new set although it is much smaller than the one before
+    #[arg(long)]
+    accept_shrink: bool,
+}
+
+/// Arguments of `drctl backup verify`.
+#[derive(Debug, Args)]
+struct VerifyArgs {
+    /// The set's label, or latest
+    #[arg(default_value = "latest", conflicts_with = "all")]
+    label: String,
+    /// Every set
+    #[arg(long)]
+    all: bool,
+}
+
+/// Runs `drctl backup`.
+///
+/// # Errors
+/// Those of the verb.
+pub async fn run(cx: &Context, args: BackupArgs) -> Result<ExitCode> {
+    match args.verb {
+        None => create(cx, &args.create).await,
+        Some(BackupVerb::Create(args)) => create(cx, &args).await,
+        Some(BackupVerb::List) => list(cx),
+        Some(BackupVerb::Show { label }) => show(cx, &label),
+        Some(BackupVerb::Verify(args)) => verify(cx, &args).await,
+    }
+}
+
+async fn create(cx: &Context, args: &CreateArgs) -> Result<ExitCode> {
+    let system = cx.system().await?;
+    let configured = &system.runbook.backup.postgres;
+    let options = Options {
+        logical: args.logical_only || (configured.logical && !args.physical_only),
+        physical: args.physical_only || (configured.physical && !args.logical_only),
+        accept_shrink: args.accept_shrink,
+    };
+    if cx.global.dry_run {
+        return dry_run(cx, &system, options).await;
+    }
+    let began = Instant::now();
+    let code = Arc::new(AtomicU8::new(Kind::Interrupted.exit_code()));
+    let made = backup::create(&system, &cx.state, options, &cx.reporter, interrupt(code.clone())).await;
+    let set = match made {
+        Err(e) if e.kind == Kind::Interrupted => {
+            let _ = ui::error(&e, cx.global.json);
+            return Ok(ExitCode::from(code.load(Ordering::Relaxed)));
+        }
+        other => other?,
+    };
+    let took = began.elapsed();
+    if cx.global.json {
+        ui::json(&json!({
+            "event": "backup", "version": EVENT_VERSION, "label": set.label, "path": set.path,
+            "bytes": set.manifest.bytes, "logical-bytes": set.manifest.logical_bytes(),
+            "physical-bytes": set.manifest.physical_bytes(), "skew-seconds": set.manifest.skew_seconds,
+            "seconds": took.as_secs_f64(),
+        }));
+    } else {
+        ui::line(&summary(&set, took));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn dry_run(cx: &Context, system: &System, options: Options) -> Result<ExitCode> {
+    let plan = backup::forecast(system, options).await?;
+    if cx.global.json {
+        ui::json(&json!({
+            "event": "backup-forecast", "version": EVENT_VERSION, "directory": plan.directory, "parts": plan.parts,
+            "physical-bytes": plan.room.physical, "logical-bytes": plan.room.logical, "free-bytes": plan.room.free,
+        }));
+        return Ok(ExitCode::SUCCESS);
+    }
+    ui::line(&format!("A backup of {} would be written to {}:", system.deployment(), plan.directory.display()));
+    for part in &plan.parts {
+        ui::line(&format!("  {part}"));
+    }
+    ui::line(&format!(
+        "It needs about {}; {} are free. Nothing was written.",
+        event::bytes(plan.room.physical + plan.room.logical),
+        event::bytes(plan.room.free)
+    ));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Completes at the first SIGINT or SIGTERM and leaves the exit code that belongs to it.
+async fn interrupt(code: Arc<AtomicU8>) {
+    use tokio::signal::unix::{SignalKind, signal};
+    let wait = |kind: SignalKind| -> std::pin::Pin<Box<dyn Future<Output = ()> + Send>> {
+        match signal(kind) {
+            Ok(mut stream) => Box::pin(async move {
+                stream.recv().await;
+            }),
+            // No handler: the default action ends the process, and the leases the helpers.
+            Err(_) => Box::pin(std::future::pending()),
+        }
+    };
+    tokio::select! {
+        () = wait(SignalKind::interrupt()) => code.store(130, Ordering::Relaxed),
+        () = wait(SignalKind::terminate()) => code.store(143, Ordering::Relaxed),
+    }
+}
+
+/// The line that cron mails.
+fn summary(set: &Set, took: Duration) -> String {
+    let m = &set.manifest;
+    let mut parts = Vec::new();
+    let seconds = |s: f64| event::seconds(Duration::try_from_secs_f64(s).unwrap_or_default());
+    for (_, database, dump) in m.dumps() {
+        parts.push(format!("dump of {database} {} in {}", event::bytes(dump.bytes), seconds(dump.seconds)));
+    }
+    for (service, part) in &m.postgres {
+        if let Some(base) = &part.physical {
+            parts.push(format!("base of {service} {} in {}", event::bytes(base.bytes), seconds(base.seconds)));
+        }
+    }
+    format!(
+        "backup {} of {}: {}; {} in {} at {}",
+        m.label,
+        m.deployment,
+        parts.join(", "),
+        event::bytes(m.bytes),
+        event::seconds(took),
+        set.path.display()
+    )
+}
+
+fn age(now: Timestamp, at: Timestamp) -> String {
+    let seconds = now.duration_since(at).as_secs();
+    match seconds {
+        s if s < 0 => "in the future".to_owned(),
+        s if s < 3600 => format!("{} min", s / 60),
+        s if s < 48 * 3600 => format!("{} h", s / 3600),
+        s => format!("{} d", s / 86400),
+    }
+}
+
+fn list(cx: &Context) -> Result<ExitCode> {
+    let runbook = cx.runbook()?;
+    let catalogue = Catalogue::open(&runbook.backup.directory);
+    let entries = catalogue.list().map_err(catalogue_error)?;
+    if cx.global.json {
+        let backups: Vec<_> = entries.iter().map(entry_json).collect();
+        ui::json(&json!({
+            "event": "backups", "version": EVENT_VERSION, "directory": catalogue.directory(), "backups": backups,
+        }));
+        return Ok(ExitCode::SUCCESS);
+    }
+    if entries.is_empty() {
+        ui::line(&format!("There is no backup in {}.", catalogue.directory().display()));
+        return Ok(ExitCode::SUCCESS);
+    }
+    let now = Timestamp::now();
+    let mut table = Table::new();
+    table
+        .load_style(presets::NOTHING)
+        .set_content_arrangement(ContentArrangement::Disabled)
+        .set_header(["LABEL", "AGE", "PARTS", "DUMP", "BASE", "TOTAL", "STATE"]);
+    for entry in &entries {
+        let started = entry.label().at().map_or_else(String::new, |at| age(now, at));
+        let row = match entry {
+            Entry::Set(set) => [
+                set.label.to_string(),
+                started,
+                set.manifest.parts(),
+                event::bytes(set.manifest.logical_bytes()),
+                event::bytes(set.manifest.physical_bytes()),
+                event::bytes(set.manifest.bytes),
+                entry.state().to_owned(),
+            ],
+            Entry::Damaged { label, why, .. } => [
+                label.to_string(),
+                started,
+                String::new(),
+                String::new(),
+                String::new(),
+                String::new(),
+                format!("damaged: {why}"),
+            ],
+            Entry::Partial { label, .. } | Entry::Suspect { label, .. } => [
+                label.to_string(),
+                started,
+                String::new(),
+                String::new(),
+                String::new(),
+                String::new(),
+                entry.state().to_owned(),
+            ],
+        };
+        table.add_row(row);
+    }
+    for column in [1, 3, 4, 5] {
+        if let Some(column) = table.column_mut(column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    let text: Vec<String> = table.lines().map(|l| l.trim_end().to_owned()).collect();
+    ui::data(&text.join("\n"));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn entry_json(entry: &Entry) -> serde_json::Value {
+    match entry {
+        Entry::Set(set) => json!({
+            "label": set.label, "state": entry.state(), "path": set.path, "started": set.manifest.started,
+            "finished": set.manifest.finished, "parts": set.manifest.parts(), "bytes": set.manifest.bytes,
+            "logical-bytes": set.manifest.logical_bytes(), "physical-bytes": set.manifest.physical_bytes(),
+        }),
+        Entry::Damaged { label, path, why } => {
+            json!({ "label": label, "state": entry.state(), "path": path, "why": why })
+        }
+        Entry::Partial { label, path } | Entry::Suspect { label, path } => {
+            json!({ "label": label, "state": entry.state(), "path": path })
+        }
+    }
+}
+
+fn show(cx: &Context, label: &str) -> Result<ExitCode> {
+    let runbook = cx.runbook()?;
+    let set = Catalogue::open(&runbook.backup.directory)
+        .find(label)
+        .map_err(catalogue_error)?;
+    let m = &set.manifest;
+    if cx.global.json {
+        ui::json(&json!({ "event": "backup-manifest", "version": EVENT_VERSION, "path": set.path, "manifest": m }));
+        return Ok(ExitCode::SUCCESS);
+    }
+    ui::line(&format!("Backup {} of {} at {}", m.label, m.deployment, set.path.display()));
+    ui::line(&format!(
+        "  made {} to {} by drctl {}, {}, parts {:.1} s apart",
+        m.started,
+        m.finished,
+        m.drctl_version,
+        event::bytes(m.bytes),
+        m.skew_seconds
+    ));
+    for (service, part) in &m.postgres {
+        ui::line(&format!(
+            "  {service}: PostgreSQL {}, system {}, timeline {}, checksums {}",
+            part.server_version,
+            part.system_identifier,
+            part.timeline,
+            if part.data_checksums { "on" } else { "off" }
+        ));
+        for (database, dump) in &part.logical {
+            ui::line(&format!(
+                "    dump of {database}: {} tables, {} in {} files, shows {}",
+                dump.tables,
+                event::bytes(dump.bytes),
+                dump.files,
+                dump.snapshot_at
+            ));
+            for (table, rows) in &dump.table_rows {
+                ui::line(&format!("      {table}: {rows} rows"));
+            }
+        }
+        if let Some(base) = &part.physical {
+            ui::line(&format!(
+                "    base backup: {} in {} files, WAL {} to {} on timeline {}",
+                event::bytes(base.bytes),
+                base.files,
+                base.start_lsn,
+                base.end_lsn,
+                base.timeline
+            ));
+        }
+    }
+    ui::line(&format!("  by hand: {}", set.path.join("RESTORE.md").display()));
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn verify(cx: &Context, args: &VerifyArgs) -> Result<ExitCode> {
+    let runbook = cx.runbook()?;
+    let catalogue = Catalogue::open(&runbook.backup.directory);
+    let entries: Vec<Entry> = catalogue
+        .list()
+        .map_err(catalogue_error)?
+        .into_iter()
+        .filter(|e| matches!(e, Entry::Set(_) | Entry::Damaged { .. }))
+        .collect();
+    let chosen: Vec<Entry> = if args.all {
+        entries
+    } else if args.label == "latest" {
+        // Not the newest good one: when the newest is damaged, that is the answer.
+        entries.into_iter().next_back().into_iter().collect()
+    } else {
+        vec![Entry::Set(Box::new(catalogue.find(&args.label).map_err(catalogue_error)?))]
+    };
+    if chosen.is_empty() {
+        return Err(catalogue_error(backup::CatalogueError::Empty {
+            path: catalogue.directory().to_owned(),
+        }));
+    }
+    let system = System::open(runbook.clone()).await;
+    let why = system.as_ref().err().map(|e| e.message.clone()).unwrap_or_default();
+    let mut worst = Verdict::Pass;
+    for entry in &chosen {
+        cx.reporter.event(&Event::Phase {
+            phase: Phase::Verify,
+            subject: format!("backup {}", entry.label()),
+        });
+        let verdict = match entry {
+            Entry::Set(set) => {
+                let previous = catalogue.before(&set.label).map_err(catalogue_error)?.map(|s| s.manifest);
+                let engine = system.as_ref().map_err(|_| why.as_str());
+                let found = backup::verify(&runbook, engine, set, previous.as_ref(), &cx.reporter).await;
+                result_line(cx, &found.label, found.verdict(), &json!(found.checks));
+                found.verdict()
+            }
+            other => {
+                let why = match other {
+                    Entry::Damaged { why, .. } => why.as_str(),
+                    _ => "it is not a finished set",
+                };
+                cx.reporter.event(&Event::Checked {
+                    what: "manifest".into(),
+                    verdict: Verdict::Fail,
+                    found: why.to_owned(),
+                });
+                result_line(cx, &other.label().to_string(), Verdict::Fail, &json!([]));
+                Verdict::Fail
+            }
+        };
+        worst = match (worst, verdict) {
+            (Verdict::Fail, _) | (_, Verdict::Fail) => Verdict::Fail,
+            (Verdict::Pass, v) => v,
+            (w, _) => w,
+        };
+    }
+    let kind = match worst {
+        Verdict::Pass => return Ok(ExitCode::SUCCESS),
+        Verdict::Fail => Kind::BackupDamaged,
+        Verdict::CouldNotVerify | Verdict::NotConfigured => Kind::CouldNotVerify,
+    };
+    let error = if kind == Kind::BackupDamaged {
+        Error::new(kind, "a backup is damaged: it would not restore as it should")
+            .next("drctl backup    # make a good one now, while the server still runs")
+            .next("drctl backup verify --all    # which older one is good?")
+    } else {
+        Error::new(kind, format!("not everything could be verified: {why}")).next("docker version")
+    };
+    Err(error.untouched("everything: a verification only reads"))
+}
+
+fn result_line(cx: &Context, label: &str, verdict: Verdict, checks: &serde_json::Value) {
+    if cx.global.json {
+        ui::json(&json!({
+            "event": "backup-verified", "version": EVENT_VERSION, "label": label, "verdict": verdict, "checks": checks,
+        }));
+    } else {
+        ui::line(&format!("backup {label}: {verdict}"));
+    }
+}

@@ -1,0 +1,606 @@
+//! Work on a data directory: a base backup beside the old data, proven there by a side
+//! server, and brought in by renames inside the same volume. That is the swap which the
+//! next `compose up` does not undo.
+//!
+//! Beside the data means `.drctl/RUN/` inside it: the data directory is usually a mount
+//! point itself, and a rename across mounts would be a copy.
+//!
+//! ```text
+//! .drctl/RUN/new     the data directory to be
+//! .drctl/RUN/wal     copies of WAL segments, for the replay
+//! .drctl/RUN/damage  a copy of the damaged data, for salvage
+//! .drctl/RUN/old     the old data, after the switch
+//! ```
+
+use std::os::unix::fs::MetadataExt;
+
+use super::side_server::{NotStarted, SideServer};
+use super::{ActionContext, ActionError, Outcome, prove, salvage, succeeded};
+use crate::event::bytes;
+use crate::plan::{RowFloor, SalvageTable};
+use crate::system::{PostgresServer, WORK_DIR};
+use crate::workload::{HelperMount, HelperOutput};
+
+/// Common to all scripts: `$W` is the run's directory, `$D` the data directory.
+const PRELUDE: &str = r#"set -eu
+export LC_ALL=C
+D="$PGDATA"; W="$D/.drctl/$RUN"
+fail() { echo "$*" >&2; exit 1; }
+# Everything in a directory, hidden names too, one per line; .drctl never.
+entries() { ls -A "$1" | grep -vx -e .drctl || true; }
+# Segments and histories of pg_wal from segment $FIRST on. Timelines (the first eight
+# digits) do not order segments, the rest does.
+keep_wal() {
+  mkdir -p "$W/wal"
+  ls "$D/pg_wal" 2>/dev/null | awk -v first="x$FIRST" '
+    /\.history$/ { print }
+    length($0) == 24 && !/[^0-9A-F]/ && ("x" substr($0, 9)) >= ("x" substr(first, 10)) { print }
+  ' | while read -r name; do cp -a "$D/pg_wal/$name" "$W/wal/$name"; done
+  # A segment of another length would end the replay with an error instead of at its end.
+  cat > "$W/restore-wal" <<'END'
+file="${0%/*}/wal/$1"
+case "$1" in
+*.history) [ -f "$file" ] || exit 1 ;;
+*) [ -f "$file" ] && [ "$(wc -c < "$file")" -eq "$3" ] || exit 1 ;;
+esac
+# More than 125 ends the recovery instead of ending the replay (manual, 26.3.4).
+cp "$file" "$2" || exit 200
+END
+}
+"#;
+
+const EXTRACT: &str = r#"
+owner=$(stat -c %u:%g "$D")
+mkdir -p "$W"; chmod 700 "$D/.drctl" "$W"
+rm -rf "$W/new"
+cp -a /drctl/base "$W/new"
+rm -rf "$W/new/.drctl"
+[ -f "$W/new/PG_VERSION" ] && [ -f "$W/new/global/pg_control" ] && [ -f "$W/new/backup_label" ] ||
+  fail "the base backup is not complete: PG_VERSION, global/pg_control or backup_label is missing"
+pg_controldata "$W/new" | awk '/^Bytes per WAL segment/ { print $NF }' > "$W/segment-size"
+keep_wal
+# Without this file the server would stop replaying at the end of the backup, silently.
+: > "$W/new/recovery.signal"
+for f in postgresql.conf postgresql.auto.conf pg_hba.conf pg_ident.conf; do
+  [ ! -f "$D/$f" ] || cmp -s "$D/$f" "$W/new/$f" || echo "differs $f"
+done
+chown -R "$owner" "$D/.drctl"
+chmod 700 "$W/new"
+echo "bytes $(du -sk "$W/new" | cut -f1)"
+"#;
+
+const KEEP_WAL: &str = r#"
+keep_wal
+chown -R "$(stat -c %u:%g "$D")" "$W"
+echo "segments $(ls "$W/wal" | grep -vc history || true)"
+"#;
+
+const COPY_DAMAGED: &str = r#"
+owner=$(stat -c %u:%g "$D")
+mkdir -p "$W"; chmod 700 "$D/.drctl" "$W"
+rm -rf "$W/$TO"; mkdir "$W/$TO"
+entries "$D" | while read -r e; do cp -a "$D/$e" "$W/$TO/"; done
+rm -f "$W/$TO/postmaster.pid"
+chown -R "$owner" "$D/.drctl"
+chmod 700 "$W/$TO"
+"#;
+
+/// Makes a copy start that does not: the control file and the WAL are made anew
+/// (`pg_resetwal`), missing transaction status is filled in as committed. Never run on
+/// anything but a copy. The next transaction is taken from the newest pg_xact segment
+/// when the control file has nothing to say (PostgreSQL manual, pg_resetwal).
+const RESET_COPY: &str = r#"
+cd "$W/$TO"
+[ -s global/pg_control ] || : > global/pg_control
+last=$(ls pg_xact 2>/dev/null | sort | tail -n 1)
+first=$(ls pg_xact 2>/dev/null | sort | head -n 1)
+if [ -z "$last" ]; then last=0000; fi
+set -- -f -D .
+if ! pg_controldata . 2>/dev/null | grep -q 'NextXID' || pg_controldata . 2>&1 | grep -qi 'WARNING.*CRC'; then
+  next=$(( (0x$last + 1) * 1048576 ))
+  set -- "$@" -x "$next" -o "$next"
+  echo "control"
+fi
+pg_resetwal "$@" >/dev/null
+# 0x55 is four committed transactions to the byte. The alternative, zeros, would make every
+# row that was not yet marked vanish.
+if [ ! -e "pg_xact/$last" ]; then
+  head -c 262144 /dev/zero | tr '\0' 'U' > "pg_xact/$last"
+  echo "xact $last"
+fi
+"#;
+
+/// `global` goes out first and comes in last: without it no server starts on the
+/// directory, so that power failing anywhere in between leaves old or new or nothing that
+/// runs, never a mixture. The markers make it go on where it stopped.
+const SWITCH: &str = r#"
+[ -d "$W" ] || fail "there is no work directory $W"
+[ ! -e "$W/switched" ] || exit 0
+move() { # from to: all entries but global and PG_VERSION
+  entries "$1" | while read -r e; do
+    case "$e" in global|PG_VERSION) ;; *) mv "$1/$e" "$2/" ;; esac
+  done
+}
+if [ ! -e "$W/old-complete" ]; then
+  [ -f "$W/new/global/pg_control" ] && [ -f "$W/new/PG_VERSION" ] || fail "$W/new is no data directory"
+  mkdir -p "$W/old"
+  [ ! -e "$D/global" ] || mv "$D/global" "$W/old/"
+  sync
+  move "$D" "$W/old"
+  [ ! -e "$D/PG_VERSION" ] || mv "$D/PG_VERSION" "$W/old/"
+  sync
+  : > "$W/old-complete"
+  sync
+fi
+[ ! -e "$W/new/PG_VERSION" ] || mv "$W/new/PG_VERSION" "$D/"
+move "$W/new" "$D"
+sync
+[ ! -e "$W/new/global" ] || mv "$W/new/global" "$D/"
+: > "$W/switched"
+sync
+"#;
+
+const SWITCH_BACK: &str = r#"
+if [ ! -d "$W/old" ]; then echo "nothing"; exit 0; fi
+move() {
+  entries "$1" | while read -r e; do
+    case "$e" in global|PG_VERSION) ;; *) mv "$1/$e" "$2/" ;; esac
+  done
+}
+if [ -e "$W/old-complete" ] && [ ! -e "$W/new-back" ]; then
+  mkdir -p "$W/new"
+  [ ! -e "$D/global" ] || mv "$D/global" "$W/new/"
+  sync
+  move "$D" "$W/new"
+  [ ! -e "$D/PG_VERSION" ] || mv "$D/PG_VERSION" "$W/new/"
+  sync
+  : > "$W/new-back"
+  sync
+fi
+[ ! -e "$W/old/PG_VERSION" ] || mv "$W/old/PG_VERSION" "$D/"
+move "$W/old" "$D"
+sync
+[ ! -e "$W/old/global" ] || mv "$W/old/global" "$D/"
+sync
+rm -f "$W/switched" "$W/old-complete" "$W/new-back"
+rmdir "$W/old"
+sync
+"#;
+
+const DISCARD: &str = r#"
+[ ! -e "$W/old-complete" ] || [ -e "$W/switched" ] || fail "a switch is not finished: resume or undo it first"
+rm -rf "$W"
+rmdir "$D/.drctl" 2>/dev/null || true
+"#;
+
+async fn script(
+    cx: &ActionContext<'_>,
+    server: &PostgresServer,
+    run: &str,
+    purpose: &str,
+    text: &str,
+    environment: &[(&str, &str)],
+    mounts: Vec<HelperMount>,
+) -> Result<HelperOutput, ActionError> {
+    let whole = format!("{PRELUDE}{text}");
+    let mut spec = server.files_helper(
+        cx.system.deployment(),
+        cx.run,
+        purpose,
+        false,
+        &["/bin/sh", "-c", &whole],
+    );
+    spec.env.push(("RUN".into(), run.to_owned()));
+    spec.env.push(("FIRST".into(), String::new()));
+    for (name, value) in environment {
+        spec.env.retain(|(n, _)| n != name);
+        spec.env.push(((*name).to_owned(), (*value).to_owned()));
+    }
+    spec.mounts = mounts;
+    let output = cx.system.docker.run_helper(&spec, cx.deadline).await?;
+    succeeded(purpose, output)
+}
+
+/// A server that runs must not have its files moved; checked just before each such step.
+fn must_be_stopped(server: &PostgresServer) -> Result<(), ActionError> {
+    use crate::workload::Status;
+    match server.container.status {
+        Status::Exited | Status::Created | Status::Dead => Ok(()),
+        _ => Err(ActionError::Other(format!(
+            "{} runs: its files are not touched while it does",
+            server.service
+        ))),
+    }
+}
+
+/// `uid:gid` of the data directory. Read on the host when the engine shares it; asked of a
+/// helper otherwise.
+async fn owner(cx: &ActionContext<'_>, server: &PostgresServer) -> Result<String, ActionError> {
+    if cx.system.docker.is_local()
+        && let Some(mount) = server.container.mount_of(&server.data_dir)
+    {
+        let rest = server
+            .data_dir
+            .strip_prefix(&mount.destination)
+            .unwrap_or_default();
+        if let Ok(meta) = std::fs::metadata(format!("{}{rest}", mount.source)) {
+            return Ok(format!("{}:{}", meta.uid(), meta.gid()));
+        }
+    }
+    let output = script(
+        cx,
+        server,
+        cx.run,
+        "owner",
+        "stat -c %u:%g \"$D\"",
+        &[],
+        Vec::new(),
+    )
+    .await?;
+    Ok(output.stdout.trim().to_owned())
+}
+
+/// The number after a word on a line of its own in a script's output.
+fn reported(output: &HelperOutput, word: &str) -> u64 {
+    output
+        .stdout
+        .lines()
+        .find_map(|l| l.strip_prefix(word)?.trim().parse().ok())
+        .unwrap_or_default()
+}
+
+pub(super) async fn extract_base(
+    cx: &ActionContext<'_>,
+    service: &str,
+    run: &str,
+    base: &str,
+    first_segment: &str,
+) -> Result<Outcome, ActionError> {
+    let server = cx.system.postgres(service).await?;
+    let begun = tokio::time::Instant::now();
+    let mount = HelperMount {
+        source: base.to_owned(),
+        target: "/drctl/base".into(),
+        read_only: true,
+    };
+    let output = script(
+        cx,
+        &server,
+        run,
+        "extract-base",
+        EXTRACT,
+        &[("FIRST", first_segment)],
+        vec![mount],
+    )
+    .await?;
+    let differing: Vec<&str> = output
+        .stdout
+        .lines()
+        .filter_map(|l| l.strip_prefix("differs "))
+        .collect();
+    if !differing.is_empty() {
+        cx.warn(format!(
+            "{} differ from the backup's; the backup's come into force, the present ones are kept with the old data",
+            differing.join(", ")
+        ));
+    }
+    let size = reported(&output, "bytes ") * 1024;
+    Ok(
+        Outcome::new(format!("{} copied to {WORK_DIR}/{run}/new", bytes(size)))
+            .fact("bytes", size)
+            .fact("extract-seconds", begun.elapsed().as_secs_f64())
+            .fact("configuration-differs", differing.join(" ")),
+    )
+}
+
+pub(super) async fn copy_damaged(
+    cx: &ActionContext<'_>,
+    service: &str,
+    run: &str,
+) -> Result<Outcome, ActionError> {
+    let server = cx.system.postgres(service).await?;
+    must_be_stopped(&server)?;
+    script(
+        cx,
+        &server,
+        run,
+        "copy-damage",
+        COPY_DAMAGED,
+        &[("TO", "new")],
+        Vec::new(),
+    )
+    .await?;
+    let (side, how) = start_damaged(cx, &server, run, "new").await?;
+    side.stop(cx.deadline).await?;
+    Ok(Outcome::new(format!("the copy of the damaged data starts {how}")))
+}
+
+/// Starts a server on a copy of the damage: as it is, or with control data and WAL reset.
+async fn start_damaged(
+    cx: &ActionContext<'_>,
+    server: &PostgresServer,
+    run: &str,
+    directory: &str,
+) -> Result<(SideServer, &'static str), ActionError> {
+    let owner = owner(cx, server).await?;
+    let path = format!("{}/{directory}", server.work_dir(run));
+    match SideServer::start(cx, server, &owner, &path, &[]).await {
+        Ok(side) => return Ok((side, "as it is")),
+        Err(NotStarted::Ended(words)) => cx.note(format!("the copy does not start as it is: {words}")),
+        Err(NotStarted::Other(e)) => return Err(e),
+    }
+    let whole = format!("{PRELUDE}{RESET_COPY}");
+    let mut spec = server.files_helper(
+        cx.system.deployment(),
+        cx.run,
+        "reset-copy",
+        false,
+        &["/bin/sh", "-c", &whole],
+    );
+    // pg_resetwal must run as the data's owner.
+    spec.user = Some(owner.clone());
+    spec.env.push(("RUN".into(), run.to_owned()));
+    spec.env.push(("TO".into(), directory.to_owned()));
+    let output = cx.system.docker.run_helper(&spec, cx.deadline).await?;
+    let output = succeeded("pg_resetwal on the copy", output)?;
+    if output.stdout.contains("xact") {
+        cx.warn("transaction status is lost: rows of transactions that were rolled back may show among the salvaged ones");
+    }
+    // A segment of pg_xact or pg_multixact that is missing is named by the server; each
+    // is filled in and the start tried again.
+    let mut tries = 0;
+    loop {
+        match SideServer::start(cx, server, &owner, &path, &[]).await {
+            Ok(side) => return Ok((side, "after pg_resetwal")),
+            Err(NotStarted::Ended(words)) => {
+                tries += 1;
+                let missing = missing_status_file(&words);
+                let Some(file) = missing.filter(|_| tries < 8) else {
+                    return Err(ActionError::Other(format!("the copy does not start: {words}")));
+                };
+                cx.warn(format!(
+                    "{file} is missing in the copy: its transactions are taken as committed"
+                ));
+                let fill = format!(
+                    "head -c 262144 /dev/zero | tr '\\0' 'U' > \"$W/{directory}/{file}\"; chown {owner} \"$W/{directory}/{file}\""
+                );
+                script(cx, server, run, "fill-status", &fill, &[], Vec::new()).await?;
+            }
+            Err(NotStarted::Other(e)) => return Err(e),
+        }
+    }
+}
+
+/// `pg_xact/0000` out of `Could not open file "pg_xact/0000"`.
+fn missing_status_file(words: &str) -> Option<String> {
+    let at = words.find("\"pg_xact/")? + 1;
+    let name: String = words.get(at..)?.chars().take_while(|c| *c != '"').collect();
+    let segment = name.strip_prefix("pg_xact/")?;
+    (!segment.is_empty() && segment.chars().all(|c| c.is_ascii_hexdigit())).then_some(name)
+}
+
+pub(super) async fn keep_wal(
+    cx: &ActionContext<'_>,
+    service: &str,
+    run: &str,
+    first_segment: &str,
+) -> Result<Outcome, ActionError> {
+    let server = cx.system.postgres(service).await?;
+    must_be_stopped(&server)?;
+    let output = script(
+        cx,
+        &server,
+        run,
+        "keep-wal",
+        KEEP_WAL,
+        &[("FIRST", first_segment)],
+        Vec::new(),
+    )
+    .await?;
+    let segments = reported(&output, "segments ");
+    Ok(
+        Outcome::new(format!("{segments} WAL segments since the backup are kept"))
+            .fact("wal-segments", segments),
+    )
+}
+
+fn replay_settings(server: &PostgresServer, run: &str) -> Vec<(&'static str, String)> {
+    let work = server.work_dir(run);
+    vec![
+        (
+            "restore_command",
+            // The third argument is the only length that a whole segment can have.
+            format!("sh \"{work}/restore-wal\" \"%f\" \"%p\" \"$(cat \"{work}/segment-size\")\""),
+        ),
+        ("recovery_target_timeline", "latest".to_owned()),
+    ]
+}
+
+async fn start_new(
+    cx: &ActionContext<'_>,
+    server: &PostgresServer,
+    run: &str,
+) -> Result<SideServer, ActionError> {
+    let owner = owner(cx, server).await?;
+    let path = format!("{}/new", server.work_dir(run));
+    Ok(SideServer::start(cx, server, &owner, &path, &replay_settings(server, run)).await?)
+}
+
+pub(super) async fn prove_side(
+    cx: &ActionContext<'_>,
+    service: &str,
+    run: &str,
+    floors: &[(String, Vec<RowFloor>)],
+) -> Result<Outcome, ActionError> {
+    let server = cx.system.postgres(service).await?;
+    let begun = tokio::time::Instant::now();
+    let side = start_new(cx, &server, run).await?;
+    let ready = begun.elapsed();
+    let mut checks = Vec::new();
+    let proof = async {
+        for (database, config) in &server.config.databases {
+            let floors = floors
+                .iter()
+                .find(|(d, _)| d == database.as_str())
+                .map(|(_, f)| f.as_slice())
+                .unwrap_or_default();
+            let spec = side.admin.to_database(database.as_str());
+            checks.extend(prove::database(cx, &spec, Some(config), floors).await?);
+        }
+        Ok::<_, ActionError>(())
+    }
+    .await;
+    let log = side.stop(cx.deadline).await;
+    proof?;
+    let log = log?;
+    let mut outcome = prove::outcome(cx, "the restored server", &checks)?;
+    for (fact, text) in replay_end(&log) {
+        outcome.text = format!("{}; {fact} {text}", outcome.text);
+        outcome = outcome.fact(fact, text);
+    }
+    Ok(outcome.fact("replay-seconds", ready.as_secs_f64()).fact(
+        "prove-seconds",
+        begun.elapsed().saturating_sub(ready).as_secs_f64(),
+    ))
+}
+
+/// Where the replay ended, in the server's words.
+fn replay_end(log: &str) -> Vec<(&'static str, String)> {
+    let after = |mark: &str| {
+        log.lines()
+            .rev()
+            .find_map(|l| l.split_once(mark))
+            .map(|(_, rest)| {
+                rest.split(" system usage")
+                    .next()
+                    .unwrap_or(rest)
+                    .trim()
+                    .to_owned()
+            })
+    };
+    let mut facts = Vec::new();
+    if let Some(lsn) = after("redo done at ") {
+        facts.push(("replayed-to", lsn));
+    }
+    if let Some(time) = after("last completed transaction was at log time ") {
+        facts.push(("last-transaction", time));
+    }
+    facts
+}
+
+pub(super) async fn salvage_rows(
+    cx: &ActionContext<'_>,
+    service: &str,
+    run: &str,
+    tables: &[(String, Vec<SalvageTable>)],
+) -> Result<Outcome, ActionError> {
+    let server = cx.system.postgres(service).await?;
+    must_be_stopped(&server)?;
+    script(
+        cx,
+        &server,
+        run,
+        "copy-damage",
+        COPY_DAMAGED,
+        &[("TO", "damage")],
+        Vec::new(),
+    )
+    .await?;
+    // Salvage is a gift: a copy that cannot be made to start must not stop the restore.
+    let damage = match start_damaged(cx, &server, run, "damage").await {
+        Ok((damage, _)) => damage,
+        Err(e) => {
+            cx.warn(format!("nothing could be salvaged: {e}"));
+            return Ok(Outcome::new(format!("nothing could be salvaged: {e}"))
+                .fact("rows-salvaged", 0)
+                .fact("salvage-failed", e.to_string()));
+        }
+    };
+    let new = start_new(cx, &server, run).await?;
+    let mut done = Vec::new();
+    for (database, tables) in tables {
+        let from = damage.admin.to_database(database);
+        let into = new.admin.to_database(database).writable();
+        match salvage::tables(cx, &from, &into, tables).await {
+            Ok(salvaged) => done.push((database.clone(), salvaged)),
+            Err(e) => cx.warn(format!("salvage from {database} stopped: {e}")),
+        }
+    }
+    new.stop(cx.deadline).await?;
+    // Its data is a throw-away copy: how it ends does not matter.
+    let _ = damage.stop(cx.deadline).await;
+    script(
+        cx,
+        &server,
+        run,
+        "drop-copy",
+        "rm -rf \"$W/damage\"",
+        &[],
+        Vec::new(),
+    )
+    .await?;
+    Ok(salvage::outcome(cx, &done))
+}
+
+pub(super) async fn switch(cx: &ActionContext<'_>, service: &str, run: &str) -> Result<Outcome, ActionError> {
+    let server = cx.system.postgres(service).await?;
+    must_be_stopped(&server)?;
+    let begun = tokio::time::Instant::now();
+    script(cx, &server, run, "switch", SWITCH, &[], Vec::new()).await?;
+    Ok(Outcome::new(format!(
+        "the restored data is in place; the old is kept in {WORK_DIR}/{run}/old"
+    ))
+    .fact("switch-seconds", begun.elapsed().as_secs_f64()))
+}
+
+pub(super) async fn switch_back(
+    cx: &ActionContext<'_>,
+    service: &str,
+    run: &str,
+) -> Result<Outcome, ActionError> {
+    let server = cx.system.postgres(service).await?;
+    must_be_stopped(&server)?;
+    let output = script(cx, &server, run, "switch-back", SWITCH_BACK, &[], Vec::new()).await?;
+    Ok(Outcome::new(if output.stdout.contains("nothing") {
+        "the old data was still in place".to_owned()
+    } else {
+        format!("the old data is back; the restored is in {WORK_DIR}/{run}/new")
+    }))
+}
+
+pub(super) async fn discard(
+    cx: &ActionContext<'_>,
+    service: &str,
+    run: &str,
+) -> Result<Outcome, ActionError> {
+    let server = cx.system.postgres(service).await?;
+    script(cx, &server, run, "discard", DISCARD, &[], Vec::new()).await?;
+    Ok(Outcome::new(format!("{WORK_DIR}/{run} of {service} is removed")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_the_replay_is_read_from_the_log() {
+        let log = "LOG:  redo done at 0/5000028 system usage: CPU: user: 0.01 s\n\
+                   LOG:  last completed transaction was at log time 2026-11-20 18:30:12.5+00\n";
+        assert_eq!(
+            replay_end(log),
+            [
+                ("replayed-to", "0/5000028".to_owned()),
+                ("last-transaction", "2026-11-20 18:30:12.5+00".to_owned())
+            ]
+        );
+        assert!(replay_end("LOG:  ready").is_empty());
+    }
+
+    #[test]
+    fn only_a_status_file_is_ever_filled_in() {
+        let words = r#"FATAL:  could not access status of transaction 827; DETAIL:  Could not open file "pg_xact/0000": No such file"#;
+        assert_eq!(missing_status_file(words).as_deref(), Some("pg_xact/0000"));
+        assert_eq!(missing_status_file(r#"could not open file "pg_xact/../x""#), None);
+        assert_eq!(missing_status_file("nothing"), None);
+    }
+}

@@ -1,0 +1,419 @@
+//! Rows that damaged data still shows and the restored data lacks.
+//!
+//! A damaged table is read block range by block range: a range that fails is halved until
+//! the bad block stands alone, and its rows are then tried one by one. What is read goes
+//! into a temporary table of the restored side, is compared there by primary key, counted,
+//! and inserted only where the runbook says so. Nothing is ever written to the damage.
+
+use serde::Serialize;
+
+use super::{ActionContext, ActionError, Outcome, pg};
+use crate::plan::SalvageTable;
+use crate::postgres::{Client, ConnectSpec, PgError, quote_ident, quote_literal, quote_qualified};
+
+/// Blocks read in one statement at first: 64 MiB.
+const RANGE: u64 = 8192;
+/// More line pointers than fit on a page of 8 KiB (`MaxHeapTuplesPerPage`).
+const MAX_LINE_POINTERS: u32 = 291;
+
+/// What came of one table.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Salvaged {
+    /// `schema.name`.
+    pub table: String,
+    /// Rows that were readable in the damage and new enough to matter.
+    pub readable: u64,
+    /// Of those, missing in the restored data.
+    pub missing: u64,
+    /// Of those, inserted.
+    pub merged: u64,
+    /// Blocks of which not every row could be read.
+    pub bad_blocks: Vec<u64>,
+    /// Why nothing or not everything was done.
+    pub remark: Option<String>,
+}
+
+/// Salvages tables in an order in which referenced tables come first.
+pub(super) async fn tables(
+    cx: &ActionContext<'_>,
+    from: &ConnectSpec,
+    into: &ConnectSpec,
+    tables: &[SalvageTable],
+) -> Result<Vec<Salvaged>, ActionError> {
+    let target = Client::connect(into)
+        .await
+        .map_err(pg(format!("connecting to {}", into.database)))?;
+    let source = Client::connect(from)
+        .await
+        .map_err(pg(format!("connecting to {}", from.database)))?;
+    // An index of the damage may lie; the heap is the data.
+    source
+        .execute("set enable_indexscan = off; set enable_indexonlyscan = off; set enable_bitmapscan = off; set jit = off")
+        .await
+        .map_err(pg("preparing to read the damage"))?;
+    let mut done = Vec::new();
+    for table in in_reference_order(&target, tables).await? {
+        done.push(one(cx, &source, &target, table).await?);
+    }
+    sequences(&source, &target).await?;
+    Ok(done)
+}
+
+/// Parents before children, so that a child's parent is there when the child is inserted.
+async fn in_reference_order<'a>(
+    target: &Client,
+    tables: &'a [SalvageTable],
+) -> Result<Vec<&'a SalvageTable>, ActionError> {
+    let edges = target
+        .rows(
+            "select c.conrelid::regclass::oid::text, c.confrelid::regclass::oid::text, \
+             cn.nspname || '.' || cc.relname, pn.nspname || '.' || pc.relname from pg_catalog.pg_constraint c \
+             join pg_catalog.pg_class cc on cc.oid = c.conrelid join pg_catalog.pg_namespace cn on cn.oid = cc.relnamespace \
+             join pg_catalog.pg_class pc on pc.oid = c.confrelid join pg_catalog.pg_namespace pn on pn.oid = pc.relnamespace \
+             where c.contype = 'f' and c.conrelid <> c.confrelid",
+        )
+        .await
+        .map_err(pg("reading the foreign keys"))?;
+    let mut left: Vec<&SalvageTable> = tables.iter().collect();
+    let mut ordered = Vec::new();
+    while !left.is_empty() {
+        let free = left
+            .iter()
+            .position(|t| {
+                !edges
+                    .iter()
+                    .any(|e| e.text(2) == t.table && left.iter().any(|other| other.table == e.text(3)))
+            })
+            // A cycle: any order is as good; rows whose parent is missing are left out.
+            .unwrap_or(0);
+        ordered.push(left.remove(free));
+    }
+    Ok(ordered)
+}
+
+async fn one(
+    cx: &ActionContext<'_>,
+    source: &Client,
+    target: &Client,
+    table: &SalvageTable,
+) -> Result<Salvaged, ActionError> {
+    let mut result = Salvaged {
+        table: table.table.clone(),
+        ..Salvaged::default()
+    };
+    let name = quote_qualified(&table.table);
+    let what = || pg(format!("salvaging {}", table.table));
+    let shape = shape(target, &name).await.map_err(what())?;
+    let (Some(shape), Some(blocks)) = (shape, block_count(source, &name).await) else {
+        result.remark = Some("the table is not on both sides".into());
+        return Ok(result);
+    };
+    if shape.key.is_empty() {
+        result.remark = Some("no primary key: rows cannot be told apart, so none are taken over".into());
+        return Ok(result);
+    }
+    let stage = quote_ident(&format!("drctl_stage_{}", table.table.replace('.', "_")));
+    target
+        .execute(&format!(
+            "drop table if exists pg_temp.{stage}; create temp table {stage} as select {} from {name} with no data",
+            shape.columns
+        ))
+        .await
+        .map_err(what())?;
+    let filter = match (&table.newest, &table.since) {
+        (Some(column), Some(since)) => {
+            format!(
+                " and {} >= {}::timestamptz",
+                quote_ident(column),
+                quote_literal(since)
+            )
+        }
+        _ => String::new(),
+    };
+    let reader = Reader {
+        cx,
+        source,
+        target,
+        select: format!("select {} from only {name}", shape.columns),
+        filter,
+        copy_in: format!("copy pg_temp.{stage} from stdin"),
+    };
+    reader.all(blocks, &mut result).await?;
+    // Fresh and without statistics, it would be joined row by row.
+    target
+        .within(cx.deadline, &format!("analyze pg_temp.{stage}"))
+        .await
+        .map_err(what())?;
+    let absent = format!(
+        "not exists (select 1 from {name} t where {})",
+        shape
+            .key
+            .iter()
+            .map(|c| format!("t.{0} = s.{0}", quote_ident(c)))
+            .collect::<Vec<_>>()
+            .join(" and ")
+    );
+    let count = |rows: Vec<crate::postgres::Row>| rows.first().and_then(|r| r.number(0)).unwrap_or_default();
+    result.missing = target
+        .within(
+            cx.deadline,
+            &format!("select count(*) from pg_temp.{stage} s where {absent}"),
+        )
+        .await
+        .map(count)
+        .map_err(what())?;
+    if table.merge && result.missing > 0 {
+        // Replica mode: no user trigger fires for a row that was already processed once.
+        // It also turns foreign keys off, so the parents are asked for by hand.
+        let sql = format!(
+            "begin; set local session_replication_role = replica; set local statement_timeout = 0; \
+             insert into {name} ({0}) overriding system value select {0} from pg_temp.{stage} s where {absent}{1} \
+             on conflict do nothing; commit",
+            shape.columns, shape.parents
+        );
+        let before = count_rows(target, &name).await.map_err(what())?;
+        if let Err(e) = target.within(cx.deadline, &sql).await {
+            let _ = target.execute("rollback").await;
+            return Err(what()(e));
+        }
+        result.merged = count_rows(target, &name)
+            .await
+            .map_err(what())?
+            .saturating_sub(before);
+        if result.merged < result.missing {
+            result.remark = Some(format!(
+                "{} rows refer to rows that are lost or collide with others: they stay in the kept data",
+                result.missing - result.merged
+            ));
+        }
+    }
+    target
+        .execute(&format!("drop table pg_temp.{stage}"))
+        .await
+        .map_err(what())?;
+    Ok(result)
+}
+
+async fn count_rows(client: &Client, name: &str) -> Result<u64, PgError> {
+    Ok(client
+        .within(
+            std::time::Duration::from_secs(600),
+            &format!("select count(*) from {name}"),
+        )
+        .await?
+        .first()
+        .and_then(|r| r.number(0))
+        .unwrap_or_default())
+}
+
+/// What is needed to copy rows of a table and to tell them apart.
+struct Shape {
+    /// Columns that can be inserted (generated ones cannot), quoted and joined.
+    columns: String,
+    /// Primary key.
+    key: Vec<String>,
+    /// ` and …` per foreign key: it is null or its parent exists.
+    parents: String,
+}
+
+async fn shape(target: &Client, name: &str) -> Result<Option<Shape>, PgError> {
+    let table = quote_literal(name);
+    let columns = target
+        .rows(&format!(
+            "select attname from pg_catalog.pg_attribute where attrelid = to_regclass({table}) \
+             and attnum > 0 and not attisdropped and attgenerated = '' order by attnum"
+        ))
+        .await?;
+    if columns.is_empty() {
+        return Ok(None);
+    }
+    let key = target
+        .rows(&format!(
+            "select a.attname from pg_catalog.pg_index i cross join unnest(i.indkey) with ordinality k(attnum, n) \
+             join pg_catalog.pg_attribute a on a.attrelid = i.indrelid and a.attnum = k.attnum \
+             where i.indrelid = to_regclass({table}) and i.indisprimary order by k.n"
+        ))
+        .await?;
+    let parents = target
+        .rows(&format!(
+            "select c.confrelid::regclass::text, \
+             string_agg(format('s.%I is null', ca.attname), ' or '), \
+             string_agg(format('p.%I = s.%I', pa.attname, ca.attname), ' and ') \
+             from pg_catalog.pg_constraint c cross join unnest(c.conkey, c.confkey) as k(child, parent) \
+             join pg_catalog.pg_attribute ca on ca.attrelid = c.conrelid and ca.attnum = k.child \
+             join pg_catalog.pg_attribute pa on pa.attrelid = c.confrelid and pa.attnum = k.parent \
+             where c.contype = 'f' and c.conparentid = 0 and c.conrelid = to_regclass({table}) group by c.oid, 1"
+        ))
+        .await?;
+    Ok(Some(Shape {
+        columns: columns
+            .iter()
+            .map(|r| quote_ident(r.text(0)))
+            .collect::<Vec<_>>()
+            .join(", "),
+        key: key.iter().map(|r| r.text(0).to_owned()).collect(),
+        parents: parents
+            .iter()
+            .map(|r| {
+                format!(
+                    " and ({} or exists (select 1 from {} p where {}))",
+                    r.text(1),
+                    r.text(0),
+                    r.text(2)
+                )
+            })
+            .collect::<Vec<_>>()
+            .concat(),
+    }))
+}
+
+async fn block_count(source: &Client, name: &str) -> Option<u64> {
+    source
+        .value(&format!(
+            "select pg_catalog.pg_relation_size(to_regclass({})) / current_setting('block_size')::bigint",
+            quote_literal(name)
+        ))
+        .await
+        .ok()??
+        .parse()
+        .ok()
+}
+
+/// Reads one damaged table into a staging table.
+struct Reader<'a> {
+    cx: &'a ActionContext<'a>,
+    source: &'a Client,
+    target: &'a Client,
+    select: String,
+    filter: String,
+    copy_in: String,
+}
+
+impl Reader<'_> {
+    async fn all(&self, blocks: u64, result: &mut Salvaged) -> Result<(), ActionError> {
+        let mut ranges: Vec<(u64, u64)> = Vec::new();
+        let mut low = 0;
+        while low < blocks {
+            ranges.push((low, (low + RANGE).min(blocks)));
+            low += RANGE;
+        }
+        ranges.reverse();
+        while let Some((low, high)) = ranges.pop() {
+            match self
+                .copy(&format!("ctid >= '({low},0)' and ctid < '({high},0)'"))
+                .await
+            {
+                Ok(rows) => result.readable += rows,
+                Err(
+                    e @ (PgError::Broken { .. } | PgError::Timeout { .. } | PgError::NoConnection { .. }),
+                ) => {
+                    // Garbage can take a backend, and with it every session, down. Once is
+                    // enough: no second user of a production server shall pay for it.
+                    result.remark = Some(format!("reading stopped at block {low}: {e}"));
+                    return Ok(());
+                }
+                Err(_) if high - low > 1 => {
+                    let middle = low + (high - low) / 2;
+                    ranges.push((middle, high));
+                    ranges.push((low, middle));
+                }
+                Err(e) => {
+                    result.bad_blocks.push(low);
+                    // A page that fails its checksum fails for every row alike.
+                    if !whole_page(&e) {
+                        self.row_by_row(low, result).await?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn row_by_row(&self, block: u64, result: &mut Salvaged) -> Result<(), ActionError> {
+        for pointer in 1..=MAX_LINE_POINTERS {
+            match self.copy(&format!("ctid = '({block},{pointer})'")).await {
+                Ok(rows) => result.readable += rows,
+                Err(PgError::Server { .. }) => {}
+                Err(e) => {
+                    result.remark = Some(format!("reading stopped at row ({block},{pointer}): {e}"));
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn copy(&self, range: &str) -> Result<u64, PgError> {
+        self.source
+            .copy_to(
+                &format!("copy ({} where {range}{}) to stdout", self.select, self.filter),
+                self.target,
+                &self.copy_in,
+                self.cx.deadline,
+            )
+            .await
+    }
+}
+
+fn whole_page(e: &PgError) -> bool {
+    let text = e.to_string();
+    text.contains("invalid page")
+        || text.contains("could not read block")
+        || text.contains("could not open file")
+}
+
+/// Moves sequences forward to where the damage had them: numbers that users have seen are
+/// not given out twice, whether or not their rows came back.
+async fn sequences(source: &Client, target: &Client) -> Result<(), ActionError> {
+    let list = "select schemaname, sequencename, last_value, increment_by from pg_catalog.pg_sequences where last_value is not null";
+    // One unreadable sequence fails the view; then the restored values stand.
+    let Ok(seen) = source.rows(list).await else {
+        return Ok(());
+    };
+    let own = target.rows(list).await.map_err(pg("reading the sequences"))?;
+    for row in seen {
+        let last: i64 = row.number(2).unwrap_or_default();
+        let ahead = own
+            .iter()
+            .find(|o| o.text(0) == row.text(0) && o.text(1) == row.text(1))
+            .and_then(|o| o.number::<i64>(2))
+            .is_none_or(|mine| mine < last);
+        if ahead && row.number::<i64>(3).unwrap_or(1) > 0 {
+            let name = format!("{}.{}", quote_ident(row.text(0)), quote_ident(row.text(1)));
+            target
+                .execute(&format!(
+                    "select pg_catalog.setval(s, {last}) from to_regclass({}) s where s is not null",
+                    quote_literal(&name)
+                ))
+                .await
+                .map_err(pg(format!("moving sequence {name} forward")))?;
+        }
+    }
+    Ok(())
+}
+
+/// One outcome for all databases.
+pub(super) fn outcome(cx: &ActionContext<'_>, databases: &[(String, Vec<Salvaged>)]) -> Outcome {
+    let all = || databases.iter().flat_map(|(_, t)| t);
+    for table in all() {
+        if let Some(remark) = &table.remark {
+            cx.warn(format!("{}: {remark}", table.table));
+        }
+    }
+    let merged: u64 = all().map(|t| t.merged).sum();
+    let missing: u64 = all().map(|t| t.missing).sum();
+    let blocks: usize = all().map(|t| t.bad_blocks.len()).sum();
+    let mut text = format!("{merged} rows newer than the backup brought over");
+    if missing > merged {
+        text = format!("{text}, {} stay in the kept data", missing - merged);
+    }
+    if blocks > 0 {
+        text = format!("{text}; {blocks} blocks are not fully readable");
+    }
+    Outcome::new(text)
+        .fact("rows-salvaged", merged)
+        .fact("rows-kept-aside", missing - merged)
+        .fact("bad-blocks", blocks)
+        .fact("tables", serde_json::to_value(databases).unwrap_or_default())
+}

@@ -1,0 +1,273 @@
+//! Work on a running server: reindex, restore beside, fence, salvage.
+
+use std::time::Duration;
+
+use super::server::{end_sessions, session, session_beside};
+use super::{ActionContext, ActionError, Outcome, pg, prove, salvage, succeeded};
+use crate::plan::{RowFloor, SalvageTable};
+use crate::postgres::{quote_ident, quote_literal, quote_qualified};
+use crate::workload::HelperMount;
+
+/// How long writers may take to end after the fence went up.
+const FENCE_LIMIT: Duration = Duration::from_secs(15);
+
+pub(super) async fn reindex(
+    cx: &ActionContext<'_>,
+    service: &str,
+    database: &str,
+    index: &str,
+) -> Result<Outcome, ActionError> {
+    let server = cx.system.postgres(service).await?;
+    let client = session(cx, &server, database).await?;
+    let what = || pg(format!("rebuilding index {index} of {database}"));
+    // What a concurrent build that was cut off leaves behind (manual, REINDEX, "Rebuilding
+    // Indexes Concurrently"): it costs every write and serves no query.
+    let leftovers = client
+        .rows(&format!(
+            "select n.nspname, c.relname from pg_catalog.pg_index i \
+             join pg_catalog.pg_class c on c.oid = i.indexrelid join pg_catalog.pg_namespace n on n.oid = c.relnamespace \
+             where not i.indisvalid and i.indrelid = (select indrelid from pg_catalog.pg_index where indexrelid = {0}::regclass) \
+             and c.relname ~ '_cc(new|old)[0-9]*$'",
+            quote_literal(&quote_qualified(index))
+        ))
+        .await
+        .map_err(what())?;
+    for row in leftovers {
+        let name = format!("{}.{}", quote_ident(row.text(0)), quote_ident(row.text(1)));
+        client
+            .within(cx.deadline, &format!("drop index concurrently if exists {name}"))
+            .await
+            .map_err(what())?;
+    }
+    let name = quote_qualified(index);
+    let begun = tokio::time::Instant::now();
+    let how = match client
+        .within(cx.deadline, &format!("reindex index concurrently {name}"))
+        .await
+    {
+        Ok(_) => "concurrently",
+        // System catalogues and exclusion constraints cannot be rebuilt concurrently. A
+        // failed concurrent build on other grounds is worth the plain form too, but a
+        // duplicate key is not: the heap itself holds what the index forbids.
+        Err(e) if e.is("23505") => return Err(what()(e)),
+        Err(_) => {
+            client
+                .within(cx.deadline, &format!("reindex index {name}"))
+                .await
+                .map_err(what())?;
+            "with the table locked"
+        }
+    };
+    Ok(Outcome::new(format!("{index} is rebuilt {how}"))
+        .fact("reindex-seconds", begun.elapsed().as_secs_f64()))
+}
+
+pub(super) async fn restore_side(
+    cx: &ActionContext<'_>,
+    service: &str,
+    database: &str,
+    side: &str,
+    dump: &str,
+    jobs: u32,
+) -> Result<Outcome, ActionError> {
+    super::swap::drop_database(cx, service, side).await?;
+    let server = cx.system.postgres(service).await?;
+    let client = session_beside(cx, &server, database).await?;
+    let what = || pg(format!("creating database {side}"));
+    // The new database takes encoding and locale of the old one; template0 because
+    // another template may hold objects that the dump brings too.
+    let like = client
+        .rows(&format!(
+            "select pg_catalog.pg_encoding_to_char(encoding), datcollate, datctype, \
+             pg_catalog.pg_get_userbyid(datdba), to_jsonb(d) ->> 'datlocprovider', \
+             coalesce(to_jsonb(d) ->> 'daticulocale', to_jsonb(d) ->> 'datlocale') \
+             from pg_catalog.pg_database d where datname = {}",
+            quote_literal(database)
+        ))
+        .await
+        .map_err(what())?;
+    let like = like
+        .first()
+        .ok_or_else(|| ActionError::Other(format!("there is no database {database} on {service}")))?;
+    let mut create = format!(
+        "create database {} with template template0 encoding {} lc_collate {} lc_ctype {} owner {}",
+        quote_ident(side),
+        quote_literal(like.text(0)),
+        quote_literal(like.text(1)),
+        quote_literal(like.text(2)),
+        quote_ident(like.text(3)),
+    );
+    if like.text(4) == "i"
+        && let Some(locale) = like.opt(5)
+    {
+        create.push_str(" locale_provider icu icu_locale ");
+        create.push_str(&quote_literal(locale));
+    }
+    client.within(cx.deadline, &create).await.map_err(what())?;
+    let jobs = jobs.to_string();
+    let mut helper = server.client_helper(
+        cx.system.deployment(),
+        cx.run,
+        "pg-restore",
+        &[
+            "pg_restore",
+            "--exit-on-error",
+            "--no-password",
+            "--jobs",
+            &jobs,
+            "--dbname",
+            side,
+            "/drctl/dump",
+        ],
+    );
+    helper.mounts.push(HelperMount {
+        source: dump.to_owned(),
+        target: "/drctl/dump".into(),
+        read_only: true,
+    });
+    // Commits need not wait for the disk: the checkpoint below does, once.
+    helper.env.push((
+        "PGOPTIONS".into(),
+        "-c synchronous_commit=off -c maintenance_work_mem=256MB -c statement_timeout=0".into(),
+    ));
+    let begun = tokio::time::Instant::now();
+    let output = cx.system.docker.run_helper(&helper, cx.deadline).await?;
+    succeeded(&format!("pg_restore into {side}"), output)?;
+    client
+        .within(cx.deadline, "checkpoint")
+        .await
+        .map_err(pg("the checkpoint after the restore"))?;
+    Ok(Outcome::new(format!("the dump is restored into {side}"))
+        .fact("restore-seconds", begun.elapsed().as_secs_f64()))
+}
+
+pub(super) async fn prove_side(
+    cx: &ActionContext<'_>,
+    service: &str,
+    database: &str,
+    side: &str,
+    floors: &[RowFloor],
+) -> Result<Outcome, ActionError> {
+    let server = cx.system.postgres(service).await?;
+    let spec = server.admin.to_database(side);
+    let config = server
+        .config
+        .databases
+        .iter()
+        .find(|(n, _)| n.as_str() == database);
+    // Without statistics the first queries of the users would be planned blindly.
+    let analyze = async {
+        let client = session(cx, &server, side).await?;
+        client
+            .within(cx.deadline, "analyze")
+            .await
+            .map_err(pg(format!("analyzing {side}")))
+    };
+    let proof = prove::database(cx, &spec, config.map(|(_, c)| c), floors);
+    let (checks, analyzed) = tokio::join!(proof, analyze);
+    analyzed?;
+    prove::outcome(cx, side, &checks?)
+}
+
+pub(super) async fn fence_writers(
+    cx: &ActionContext<'_>,
+    service: &str,
+    database: &str,
+) -> Result<Outcome, ActionError> {
+    let server = cx.system.postgres(service).await?;
+    let client = session_beside(cx, &server, database).await?;
+    let prepared = client
+        .rows(&format!(
+            "select gid from pg_catalog.pg_prepared_xacts where database = {}",
+            quote_literal(database)
+        ))
+        .await
+        .map_err(pg("looking for prepared transactions"))?;
+    if !prepared.is_empty() {
+        let list: Vec<String> = prepared
+            .iter()
+            .map(|r| format!("ROLLBACK PREPARED {}", quote_literal(r.text(0))))
+            .collect();
+        return Err(ActionError::Other(format!(
+            "{database} holds prepared transactions, which would block the rename and which no tool may decide about; commit them or: {}",
+            list.join("; ")
+        )));
+    }
+    // Readers go on reading what is readable. New sessions start read-only; the old ones
+    // are ended, or they would go on writing.
+    client
+        .execute(&format!(
+            "alter database {} set default_transaction_read_only = on",
+            quote_ident(database)
+        ))
+        .await
+        .map_err(pg(format!("making {database} read-only")))?;
+    let since = client
+        .value("select pg_catalog.clock_timestamp()")
+        .await
+        .map_err(pg("reading the clock"))?
+        .unwrap_or_default();
+    end_sessions(&client, Some(database)).await?;
+    let end = tokio::time::Instant::now() + FENCE_LIMIT;
+    loop {
+        let old = client
+            .value(&format!(
+                "select count(*) from pg_catalog.pg_stat_activity where datname = {} and backend_type = 'client backend' \
+                 and backend_start < {}::timestamptz and pid <> pg_catalog.pg_backend_pid()",
+                quote_literal(database),
+                quote_literal(&since)
+            ))
+            .await
+            .map_err(pg("counting sessions"))?;
+        if old.as_deref() == Some("0") {
+            break;
+        }
+        if tokio::time::Instant::now() >= end {
+            return Err(ActionError::Other(format!(
+                "{} sessions of {database} from before the fence do not end",
+                old.unwrap_or_default()
+            )));
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    Ok(Outcome::new(format!(
+        "{database} is read-only; no session from before is left"
+    )))
+}
+
+pub(super) async fn unfence_writers(
+    cx: &ActionContext<'_>,
+    service: &str,
+    database: &str,
+) -> Result<Outcome, ActionError> {
+    let server = cx.system.postgres(service).await?;
+    let client = session_beside(cx, &server, database).await?;
+    client
+        .execute(&format!(
+            "alter database {} reset default_transaction_read_only",
+            quote_ident(database)
+        ))
+        .await
+        .map_err(pg(format!("letting {database} be written again")))?;
+    // Read-only sessions in pools would stay read-only: they took the setting at their start.
+    end_sessions(&client, Some(database)).await?;
+    Ok(Outcome::new(format!("{database} can be written again")))
+}
+
+pub(super) async fn salvage_rows(
+    cx: &ActionContext<'_>,
+    service: &str,
+    from: &str,
+    into: &str,
+    tables: &[SalvageTable],
+) -> Result<Outcome, ActionError> {
+    let server = cx.system.postgres(service).await?;
+    let salvaged = salvage::tables(
+        cx,
+        &server.admin.to_database(from),
+        &server.admin.to_database(into).writable(),
+        tables,
+    )
+    .await?;
+    Ok(salvage::outcome(cx, &[(from.to_owned(), salvaged)]))
+}

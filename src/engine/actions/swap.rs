@@ -1,0 +1,254 @@
+//! Bringing a restored database into service by two renames in one transaction, and back.
+//! What belongs to the name and not to the content is carried over: settings, grants,
+//! comment, connection limit. pg_dump of one database does not hold them.
+
+use std::time::Duration;
+
+use super::server::{end_sessions, session_beside, wait_empty};
+use super::{ActionContext, ActionError, Outcome, pg};
+use crate::postgres::{Client, quote_ident, quote_literal, sqlstate};
+
+/// Settings whose value is a list of quoted names: written as they are stored, not as one
+/// string (`variable_is_guc_list_quote` in pg_dump's sources).
+const LIST_SETTINGS: [&str; 6] = [
+    "local_preload_libraries",
+    "search_path",
+    "session_preload_libraries",
+    "shared_preload_libraries",
+    "temp_tablespaces",
+    "unix_socket_directories",
+];
+/// Every database that drctl makes or keeps has this in its name; nothing else is dropped.
+pub const NAME_MARK: &str = "_drctl_";
+const SESSIONS_END: Duration = Duration::from_secs(15);
+
+/// Where the three names stand: has the swap happened?
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Names {
+    Before,
+    After,
+    Other,
+}
+
+async fn names(client: &Client, database: &str, side: &str, kept: &str) -> Result<Names, ActionError> {
+    let rows = client
+        .rows(&format!(
+            "select datname from pg_catalog.pg_database where datname in ({}, {}, {})",
+            quote_literal(database),
+            quote_literal(side),
+            quote_literal(kept)
+        ))
+        .await
+        .map_err(pg("reading the list of databases"))?;
+    let has = |name: &str| rows.iter().any(|r| r.text(0) == name);
+    Ok(match (has(database), has(side), has(kept)) {
+        (true, true, false) => Names::Before,
+        (true, false, true) => Names::After,
+        _ => Names::Other,
+    })
+}
+
+pub(super) async fn swap(
+    cx: &ActionContext<'_>,
+    service: &str,
+    database: &str,
+    side: &str,
+    kept: &str,
+) -> Result<Outcome, ActionError> {
+    let server = cx.system.postgres(service).await?;
+    let client = session_beside(cx, &server, database).await?;
+    match names(&client, database, side, kept).await? {
+        Names::Before => {}
+        Names::After => return Ok(Outcome::new(format!("{database} was swapped already"))),
+        Names::Other => {
+            return Err(ActionError::Other(format!(
+                "the databases {database}, {side} and {kept} are not as this step expects: nothing was renamed"
+            )));
+        }
+    }
+    carry_over(&client, database, side).await?;
+    let begun = tokio::time::Instant::now();
+    rename(&client, (database, kept), (side, database)).await?;
+    Ok(Outcome::new(format!(
+        "{side} is {database} now; the damaged one is kept as {kept}"
+    ))
+    .fact("swap-seconds", begun.elapsed().as_secs_f64()))
+}
+
+pub(super) async fn swap_back(
+    cx: &ActionContext<'_>,
+    service: &str,
+    database: &str,
+    side: &str,
+    kept: &str,
+) -> Result<Outcome, ActionError> {
+    let server = cx.system.postgres(service).await?;
+    let client = session_beside(cx, &server, database).await?;
+    let text = match names(&client, database, side, kept).await? {
+        Names::After => {
+            rename(&client, (database, side), (kept, database)).await?;
+            format!("{database} is the database from before again; the restored one is called {side}")
+        }
+        // The swap was prepared and never happened, or was undone already.
+        _ => format!("{database} was not swapped"),
+    };
+    client
+        .execute(&format!(
+            "alter database {} with allow_connections true",
+            quote_ident(database)
+        ))
+        .await
+        .map_err(pg(format!("letting connections to {database} in")))?;
+    Ok(Outcome::new(text))
+}
+
+/// Renames `first` and then `second` in one transaction, with nobody connected.
+///
+/// Connections are refused first: ending sessions alone would race with pools that
+/// reconnect at once. If power fails in between, the database refuses connections until
+/// this step is resumed or undone; no data is touched either way.
+async fn rename(client: &Client, first: (&str, &str), second: (&str, &str)) -> Result<(), ActionError> {
+    for name in [first.0, second.0] {
+        client
+            .execute(&format!(
+                "alter database {} with allow_connections false",
+                quote_ident(name)
+            ))
+            .await
+            .map_err(pg(format!("refusing connections to {name}")))?;
+    }
+    let sql = format!(
+        "begin; alter database {} rename to {}; alter database {} rename to {}; \
+         alter database {} with allow_connections true; commit",
+        quote_ident(first.0),
+        quote_ident(first.1),
+        quote_ident(second.0),
+        quote_ident(second.1),
+        quote_ident(second.1),
+    );
+    let mut tries = 0;
+    loop {
+        for name in [first.0, second.0] {
+            end_sessions(client, Some(name)).await?;
+            wait_empty(client, name, SESSIONS_END).await?;
+        }
+        tries += 1;
+        match client.execute(&sql).await {
+            Ok(()) => return Ok(()),
+            // 55006: something connected in between (a worker of the server's own).
+            Err(e) if e.is("55006") && tries < 20 => {
+                let _ = client.execute("rollback").await;
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            Err(e) => {
+                let _ = client.execute("rollback").await;
+                return Err(pg(format!(
+                    "renaming {} to {} and {} to {}",
+                    first.0, first.1, second.0, second.1
+                ))(e));
+            }
+        }
+    }
+}
+
+/// Settings, grants, comment and connection limit of `from` for `to`.
+async fn carry_over(client: &Client, from: &str, to: &str) -> Result<(), ActionError> {
+    let what = || pg(format!("carrying settings of {from} over to {to}"));
+    let (target, source) = (quote_ident(to), quote_literal(from));
+    let mut sql = Vec::new();
+    let settings = client
+        .rows(&format!(
+            "select r.rolname, split_part(c.setting, '=', 1), substr(c.setting, strpos(c.setting, '=') + 1) \
+             from pg_catalog.pg_db_role_setting s \
+             join pg_catalog.pg_database d on d.oid = s.setdatabase \
+             left join pg_catalog.pg_roles r on r.oid = s.setrole, unnest(s.setconfig) as c(setting) \
+             where d.datname = {source}"
+        ))
+        .await
+        .map_err(what())?;
+    for row in &settings {
+        let (role, name, value) = (row.opt(0), row.text(1), row.text(2));
+        // Our own fence.
+        if role.is_none() && name == "default_transaction_read_only" {
+            continue;
+        }
+        let value = if LIST_SETTINGS.contains(&name) {
+            value.to_owned()
+        } else {
+            quote_literal(value)
+        };
+        let whom = role.map_or_else(
+            || format!("alter database {target}"),
+            |r| format!("alter role {} in database {target}", quote_ident(r)),
+        );
+        sql.push(format!("{whom} set {} to {value}", quote_ident(name)));
+    }
+    let grants = client
+        .rows(&format!(
+            "select coalesce(r.rolname, ''), a.privilege_type, a.is_grantable from pg_catalog.pg_database d, \
+             aclexplode(d.datacl) a left join pg_catalog.pg_roles r on r.oid = a.grantee where d.datname = {source}"
+        ))
+        .await
+        .map_err(what())?;
+    // No entry at all is the built-in default; entries replace it, PUBLIC's part included.
+    if !grants.is_empty() {
+        sql.push(format!("revoke all on database {target} from public"));
+    }
+    for row in &grants {
+        let grantee = match row.text(0) {
+            "" => "public".to_owned(),
+            role => quote_ident(role),
+        };
+        let option = if row.is_true(2) { " with grant option" } else { "" };
+        sql.push(format!(
+            "grant {} on database {target} to {grantee}{option}",
+            row.text(1)
+        ));
+    }
+    let rest = client
+        .rows(&format!(
+            "select datconnlimit, pg_catalog.shobj_description(oid, 'pg_database') \
+             from pg_catalog.pg_database where datname = {source}"
+        ))
+        .await
+        .map_err(what())?;
+    if let Some(row) = rest.first() {
+        sql.push(format!(
+            "alter database {target} connection limit {}",
+            row.text(0)
+        ));
+        if let Some(comment) = row.opt(1) {
+            sql.push(format!(
+                "comment on database {target} is {}",
+                quote_literal(comment)
+            ));
+        }
+    }
+    client.execute(&sql.join("; ")).await.map_err(what())
+}
+
+pub(super) async fn drop_database(
+    cx: &ActionContext<'_>,
+    service: &str,
+    database: &str,
+) -> Result<Outcome, ActionError> {
+    if !database.contains(NAME_MARK) {
+        return Err(ActionError::Other(format!(
+            "{database} does not carry drctl's mark in its name and is not dropped"
+        )));
+    }
+    let server = cx.system.postgres(service).await?;
+    let client = session_beside(cx, &server, database).await?;
+    // FORCE ends sessions; without it one forgotten psql would keep the data for ever.
+    match client
+        .within(
+            cx.deadline,
+            &format!("drop database if exists {} with (force)", quote_ident(database)),
+        )
+        .await
+    {
+        Ok(_) => Ok(Outcome::new(format!("{database} is dropped"))),
+        Err(e) if e.is(sqlstate::INVALID_CATALOG) => Ok(Outcome::new(format!("{database} was gone"))),
+        Err(e) => Err(pg(format!("dropping {database}"))(e)),
+    }
+}
