@@ -10,7 +10,7 @@ use super::Context;
 use crate::error::{Error, Kind, Result};
 use crate::faults::{Record, Request, Site, catalogue};
 use crate::runbook::Environment;
-use crate::runbook::text::{format_duration, parse_duration};
+use crate::runbook::{format_duration, parse_duration};
 use crate::ui;
 
 /// Arguments of `drctl drill`.
