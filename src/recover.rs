@@ -9,7 +9,8 @@ use crate::engine::{self, ApprovedPlan, Consent, Interrupts, Signal};
 use crate::error::{Error, Kind, Result};
 use crate::event::{Event, Phase, SharedReporter, Verdict};
 use crate::incident::{
-    CASE_FORMAT, Case, Incident, Journal, Listing, Lock, Log, Record, Report, Stage, StateDir, fresh_id, writable,
+    CASE_FORMAT, Case, Incident, Journal, Listing, Lock, Log, Record, Report, Stage, StateDir, fresh_id,
+    writable,
 };
 use crate::plan::Remedy;
 use crate::probe::watch::Watch;
@@ -131,7 +132,9 @@ where
         let (mut incident, mut journal) = open(&memory.state, &case, &approved, opened, cx.reporter)?;
         memory.lock.progress(&format!("incident {}", incident.id()));
         let interrupts = past.listen()?;
-        if let Err(e) = engine::carry_out(cx.system, &mut incident, &mut journal, cx.reporter, &interrupts).await {
+        if let Err(e) =
+            engine::carry_out(cx.system, &mut incident, &mut journal, cx.reporter, &interrupts).await
+        {
             engine::write_report(cx.system, &mut incident, &mut journal, cx.reporter);
             return Err(e);
         }
@@ -155,7 +158,10 @@ where
             return Err(unproven(incident.id(), proof.verdict));
         }
         cx.reporter.event(&Event::Warning {
-            text: format!("{} did not hold; looking again for the next remedy", approved.plan().remedy),
+            text: format!(
+                "{} did not hold; looking again for the next remedy",
+                approved.plan().remedy
+            ),
         });
         past.failed(&incident);
     }
@@ -170,10 +176,13 @@ struct Memory {
 impl Memory {
     fn open(state: &StateDir, deployment: &str, command: &str, reporter: &SharedReporter) -> Result<Self> {
         let (state, problem) = writable(state).map_err(|e| {
-            Error::new(Kind::Refused, "drctl cannot remember what it does: no step would be safe to interrupt")
-                .because(&e)
-                .untouched("everything: no step was begun")
-                .next("--state-dir DIR    # a directory that can be written, with 1 MiB free")
+            Error::new(
+                Kind::Refused,
+                "drctl cannot remember what it does: no step would be safe to interrupt",
+            )
+            .because(&e)
+            .untouched("everything: no step was begun")
+            .next("--state-dir DIR    # a directory that can be written, with 1 MiB free")
         })?;
         if let Some(problem) = problem {
             reporter.event(&Event::Warning {
@@ -207,8 +216,14 @@ impl Past {
                 incident.progress.stage,
                 Stage::Executed | Stage::Verified(Verdict::Fail | Verdict::CouldNotVerify)
             );
-            let fresh = incident.last_at().is_some_and(|at| now.duration_since(at) < REMEMBERED);
-            if not_held && fresh && incident.plan.deployment == deployment && incident.plan.scenario == scenario {
+            let fresh = incident
+                .last_at()
+                .is_some_and(|at| now.duration_since(at) < REMEMBERED);
+            if not_held
+                && fresh
+                && incident.plan.deployment == deployment
+                && incident.plan.scenario == scenario
+            {
                 past.tried.push(incident.plan.remedy);
                 past.last = Some(incident.id().to_owned());
             }
@@ -255,9 +270,12 @@ impl Past {
 
 fn listen() -> Result<Interrupts> {
     Interrupts::listen().map_err(|e| {
-        Error::new(Kind::Internal, "signals cannot be taken over: a Ctrl-C would end drctl in the middle of a step")
-            .because(&e)
-            .untouched("everything: no step was begun")
+        Error::new(
+            Kind::Internal,
+            "signals cannot be taken over: a Ctrl-C would end drctl in the middle of a step",
+        )
+        .because(&e)
+        .untouched("everything: no step was begun")
     })
 }
 
@@ -290,7 +308,10 @@ fn nothing_to_do(diagnosis: &Diagnosis, scenario: &str) -> Result<Option<Ended>>
     if let Some(look_alike) = &diagnosis.look_alike {
         let mut error = Error::new(
             Kind::Refused,
-            format!("this is not {scenario} but {}: a recovery would do harm and not help", look_alike.name),
+            format!(
+                "this is not {scenario} but {}: a recovery would do harm and not help",
+                look_alike.name
+            ),
         )
         .untouched("everything");
         error.next.clone_from(&look_alike.next);
@@ -299,8 +320,11 @@ fn nothing_to_do(diagnosis: &Diagnosis, scenario: &str) -> Result<Option<Ended>>
     match diagnosis.certainty {
         Certainty::Absent => Ok(Some(Ended::Absent)),
         Certainty::Unknown => {
-            let mut error = Error::new(Kind::CouldNotVerify, format!("{scenario} could be neither found nor excluded"))
-                .untouched("everything");
+            let mut error = Error::new(
+                Kind::CouldNotVerify,
+                format!("{scenario} could be neither found nor excluded"),
+            )
+            .untouched("everything");
             error.causes.clone_from(&diagnosis.reasons);
             Err(error)
         }
@@ -309,7 +333,11 @@ fn nothing_to_do(diagnosis: &Diagnosis, scenario: &str) -> Result<Option<Ended>>
 }
 
 fn refused(refusal: Refusal, diagnosis: &Diagnosis, past: &Past) -> Error {
-    let kind = if past.in_this_run.is_some() { Kind::VerifyFailed } else { Kind::Refused };
+    let kind = if past.in_this_run.is_some() {
+        Kind::VerifyFailed
+    } else {
+        Kind::Refused
+    };
     let mut error = Error::new(kind, refusal.message).untouched(match &past.in_this_run {
         None => "everything".to_owned(),
         Some(id) => format!("nothing was begun after incident {id}, which keeps the old data"),
@@ -329,9 +357,15 @@ fn refused(refusal: Refusal, diagnosis: &Diagnosis, past: &Past) -> Error {
 #[must_use]
 pub fn unproven(id: &str, verdict: Verdict) -> Error {
     let (kind, message) = if verdict == Verdict::Fail {
-        (Kind::VerifyFailed, "the recovery was carried out and does not hold")
+        (
+            Kind::VerifyFailed,
+            "the recovery was carried out and does not hold",
+        )
     } else {
-        (Kind::CouldNotVerify, "the recovery was carried out and could not be verified")
+        (
+            Kind::CouldNotVerify,
+            "the recovery was carried out and could not be verified",
+        )
     };
     let error = Error::new(kind, message).untouched("the old data: it is kept until the incident is closed");
     let error = if verdict == Verdict::Fail {
@@ -353,7 +387,11 @@ fn half_way(listing: &Listing, deployment: &str) -> Result<()> {
     let Some(incident) = found else { return Ok(()) };
     let mut error = Error::new(
         Kind::Refused,
-        format!("incident {} of {deployment} is {}", incident.id(), incident.progress.stage.words()),
+        format!(
+            "incident {} of {deployment} is {}",
+            incident.id(),
+            incident.progress.stage.words()
+        ),
     )
     .untouched("everything: nothing is begun on a deployment that is half-way");
     for verb in incident.progress.choices() {
@@ -430,7 +468,10 @@ fn continue_with(cx: &Recover<'_>, mut incident: Incident, verb: &str) -> Result
     if ours != theirs {
         return Err(Error::new(
             Kind::Refused,
-            format!("incident {} is about {theirs}, the runbook about {ours}", incident.id()),
+            format!(
+                "incident {} is about {theirs}, the runbook about {ours}",
+                incident.id()
+            ),
         )
         .untouched("everything")
         .next("-r PATH    # the runbook of that deployment"));
@@ -458,8 +499,11 @@ pub async fn resume(cx: &Recover<'_>, incident: Incident) -> Result<Report> {
         Stage::Fresh | Stage::Executing => format!("Go on with incident {id}?"),
         Stage::Executed | Stage::Verified(_) => String::new(),
         Stage::Undone | Stage::Closing | Stage::Closed => {
-            let mut error = Error::new(Kind::Refused, format!("incident {id} is {}: there is nothing to resume", stage.words()))
-                .untouched("everything");
+            let mut error = Error::new(
+                Kind::Refused,
+                format!("incident {id} is {}: there is nothing to resume", stage.words()),
+            )
+            .untouched("everything");
             for verb in c.incident.progress.choices() {
                 error = error.next(format!("drctl incident {verb} {id}"));
             }
@@ -477,8 +521,20 @@ pub async fn resume(cx: &Recover<'_>, incident: Incident) -> Result<Report> {
             })
             .map_err(|e| engine::open_journal_error(&e))?;
     }
+    c.incident.progress.down_since = c
+        .incident
+        .progress
+        .down_since
+        .or_else(|| first_disruption(&c.incident));
     let interrupts = listen()?;
-    let carried = engine::carry_out(cx.system, &mut c.incident, &mut c.journal, cx.reporter, &interrupts).await;
+    let carried = engine::carry_out(
+        cx.system,
+        &mut c.incident,
+        &mut c.journal,
+        cx.reporter,
+        &interrupts,
+    )
+    .await;
     if let Err(e) = carried {
         engine::write_report(cx.system, &mut c.incident, &mut c.journal, cx.reporter);
         return Err(e);
@@ -506,6 +562,18 @@ pub async fn resume(cx: &Recover<'_>, incident: Incident) -> Result<Report> {
     }
 }
 
+/// When the incident may first have turned users away: what is already down when it is
+/// resumed has been so since then at the earliest, and is counted from there.
+fn first_disruption(incident: &Incident) -> Option<Timestamp> {
+    incident.entries.iter().find_map(|e| match &e.record {
+        Record::StepStarted { step } => {
+            let risk = incident.plan.steps.get(step.wrapping_sub(1))?.risk;
+            (risk >= crate::plan::Risk::Disruptive).then_some(e.at)
+        }
+        _ => None,
+    })
+}
+
 /// Takes an incident back.
 ///
 /// # Errors
@@ -522,7 +590,15 @@ pub async fn undo(cx: &Recover<'_>, incident: Incident) -> Result<Report> {
     );
     let how = agree(cx, &c.incident, &question).await?;
     let interrupts = listen()?;
-    let taken = engine::take_back(cx.system, &mut c.incident, &mut c.journal, how, cx.reporter, &interrupts).await;
+    let taken = engine::take_back(
+        cx.system,
+        &mut c.incident,
+        &mut c.journal,
+        how,
+        cx.reporter,
+        &interrupts,
+    )
+    .await;
     match taken {
         Ok(report) => {
             publish(cx.reporter, &report);
@@ -556,14 +632,31 @@ pub async fn close(cx: &Recover<'_>, incident: Incident) -> Result<Vec<String>> 
     if let Some(refused) = engine::cannot_close(&c.incident, &Listing::read(cx.state).incidents) {
         return Err(refused);
     }
-    let dropping = if c.incident.progress.started.is_empty() { 0 } else { c.incident.plan.discard.len() };
-    let (needs, question) = if dropping == 0 {
-        (engine::Needs::Yes, format!("Close incident {}? It keeps nothing.", c.incident.id()))
+    let dropping = if c.incident.progress.started.is_empty() {
+        0
     } else {
-        let what: Vec<String> = c.incident.plan.discard.iter().map(crate::plan::Action::summary).collect();
+        c.incident.plan.discard.len()
+    };
+    let (needs, question) = if dropping == 0 {
+        (
+            engine::Needs::Yes,
+            format!("Close incident {}? It keeps nothing.", c.incident.id()),
+        )
+    } else {
+        let what: Vec<String> = c
+            .incident
+            .plan
+            .discard
+            .iter()
+            .map(crate::plan::Action::summary)
+            .collect();
         (
             engine::Needs::Name,
-            format!("Close incident {} and {}? This cannot be taken back.", c.incident.id(), what.join(", ")),
+            format!(
+                "Close incident {} and {}? This cannot be taken back.",
+                c.incident.id(),
+                what.join(", ")
+            ),
         )
     };
     let how = engine::approve::agree(

@@ -7,12 +7,16 @@ use clap::{Args, Subcommand};
 use super::Context;
 use super::recover::{consent, recovery};
 use crate::error::{Error, Kind, Result};
-use crate::incident::{Incident, IncidentError, Journal, JOURNAL_FILE, Listing, Log, Record, Report, markdown, timeline};
+use crate::incident::{
+    Incident, IncidentError, JOURNAL_FILE, Journal, Listing, Log, Record, Report, markdown, timeline,
+};
 use crate::{engine, recover, ui};
 
 /// Arguments of `drctl incident`.
 #[derive(Debug, Args)]
-#[command(after_help = "An ID may be cut short. Without one, the latest incident of the deployment that is not closed is meant.")]
+#[command(
+    after_help = "An ID may be cut short. Without one, the latest incident of the deployment that is not closed is meant."
+)]
 pub struct IncidentArgs {
     #[command(subcommand)]
     verb: IncidentVerb,
@@ -93,7 +97,12 @@ pub async fn run(cx: &Context, args: IncidentArgs) -> Result<ExitCode> {
         IncidentVerb::Resume { id } => {
             let system = cx.system().await?;
             let incident = chosen(cx, id.as_deref(), system.deployment())?;
-            if dry_run(cx, &incident, "resume", &incident.progress.next_step().into_iter().collect::<Vec<_>>()) {
+            if dry_run(
+                cx,
+                &incident,
+                "resume",
+                &incident.progress.next_step().into_iter().collect::<Vec<_>>(),
+            ) {
                 return Ok(ExitCode::SUCCESS);
             }
             recover::resume(&recovery(cx, &system, consent(cx)), incident).await?;
@@ -158,10 +167,18 @@ fn list(cx: &Context) {
 /// Shows the steps that `verb` would begin with, for `--dry-run`.
 fn dry_run(cx: &Context, incident: &Incident, verb: &str, steps: &[usize]) -> bool {
     if cx.global.dry_run {
-        ui::line(&format!("{verb} {}: {}", incident.id(), incident.progress.stage.words()));
+        ui::line(&format!(
+            "{verb} {}: {}",
+            incident.id(),
+            incident.progress.stage.words()
+        ));
         for number in steps {
             if let Some(step) = incident.plan.steps.get(number.wrapping_sub(1)) {
-                let what = if verb == "undo" { step.undo.to_string() } else { step.title.clone() };
+                let what = if verb == "undo" {
+                    step.undo.to_string()
+                } else {
+                    step.title.clone()
+                };
                 ui::line(&format!("  step {number}: {what}"));
             }
         }
@@ -181,12 +198,17 @@ fn choose(cx: &Context, id: Option<&str>) -> Result<Incident> {
 fn chosen(cx: &Context, id: Option<&str>, deployment: &str) -> Result<Incident> {
     Listing::read(&cx.state).choose(id, deployment).map_err(|e| {
         let kind = match e {
-            IncidentError::Unknown(_) | IncidentError::Ambiguous { .. } | IncidentError::NoneOpen(_) => Kind::Usage,
+            IncidentError::Unknown(_) | IncidentError::Ambiguous { .. } | IncidentError::NoneOpen(_) => {
+                Kind::Usage
+            }
             _ => Kind::Internal,
         };
         Error::new(kind, e.to_string())
             .untouched("everything")
-            .next(format!("drctl incident list    # what there is in {}", cx.state.path().display()))
+            .next(format!(
+                "drctl incident list    # what there is in {}",
+                cx.state.path().display()
+            ))
     })
 }
 
@@ -204,11 +226,16 @@ fn report(cx: &Context, incident: &Incident) -> Result<Report> {
 fn note(cx: &Context, id: &str, text: &str) -> Result<()> {
     let incident = chosen(cx, Some(id), "")?;
     let root = incident.directory.parent().and_then(std::path::Path::parent);
-    let state = root.map_or_else(|| cx.state.clone(), |r| crate::incident::StateDir::resolve(Some(r)));
+    let state = root.map_or_else(
+        || cx.state.clone(),
+        |r| crate::incident::StateDir::resolve(Some(r)),
+    );
     let _lock = engine::lock(&state, &incident.plan.deployment, "incident note")?;
     let (mut journal, _) =
         Journal::open(&incident.directory.join(JOURNAL_FILE)).map_err(|e| engine::open_journal_error(&e))?;
     journal
-        .append(Record::Noted { text: text.to_owned() })
+        .append(Record::Noted {
+            text: text.to_owned(),
+        })
         .map_err(|e| engine::open_journal_error(&e))
 }

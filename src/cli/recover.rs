@@ -30,9 +30,11 @@ enum ScenarioVerb {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = "Looks, names the cause, shows a plan of the least destructive remedy, and asks. The damaged \
+#[command(
+    after_help = "Looks, names the cause, shows a plan of the least destructive remedy, and asks. The damaged \
 data is kept until `drctl incident close`; `drctl incident undo` brings it back.\n\n\
-Examples:\n  drctl recover db-corruption --dry-run\n  drctl recover db-corruption --yes --confirm simgen --json")]
+Examples:\n  drctl recover db-corruption --dry-run\n  drctl recover db-corruption --yes --confirm simgen --json"
+)]
 struct DbCorruptionArgs {
     /// The PostgreSQL service; needed only where the runbook has several
     #[arg(long)]

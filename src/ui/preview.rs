@@ -17,7 +17,11 @@ const INDENT: usize = 12;
 #[must_use]
 pub fn width() -> usize {
     let term = console::Term::stdout();
-    if term.is_term() { usize::from(term.size().1).clamp(60, 110) } else { 100 }
+    if term.is_term() {
+        usize::from(term.size().1).clamp(60, 110)
+    } else {
+        100
+    }
 }
 
 /// Breaks a text at blanks so that each line fits; a longer word stays whole.
@@ -42,7 +46,10 @@ pub fn wrap(text: &str, width: usize) -> Vec<String> {
 
 /// `Label       text`, wrapped, the label bold.
 pub(super) fn entry(out: &mut String, label: &str, text: &str, width: usize) {
-    for (i, line) in wrap(text, width.saturating_sub(INDENT).max(20)).iter().enumerate() {
+    for (i, line) in wrap(text, width.saturating_sub(INDENT).max(20))
+        .iter()
+        .enumerate()
+    {
         let label = if i == 0 { label } else { "" };
         let _ = writeln!(out, "{}{line}", style(format!("{label:INDENT$}")).bold());
     }
@@ -65,7 +72,10 @@ pub fn diagnosis(
     };
     entry(&mut out, "Diagnosis", &format!("{word}: {summary}"), width);
     for reason in reasons {
-        for (i, line) in wrap(reason, width.saturating_sub(INDENT + 2).max(20)).iter().enumerate() {
+        for (i, line) in wrap(reason, width.saturating_sub(INDENT + 2).max(20))
+            .iter()
+            .enumerate()
+        {
             let _ = writeln!(out, "{:INDENT$}{} {line}", "", if i == 0 { "·" } else { " " });
         }
     }
@@ -79,19 +89,28 @@ pub fn diagnosis(
 #[must_use]
 pub fn plan(plan: &Plan, width: usize) -> String {
     let mut out = String::new();
-    let from = plan.backup.as_ref().map(|b| format!(", from backup {b}")).unwrap_or_default();
+    let from = plan
+        .backup
+        .as_ref()
+        .map(|b| format!(", from backup {b}"))
+        .unwrap_or_default();
     entry(
         &mut out,
         "Remedy",
-        &format!("{}: {}{from}", style(plan.remedy.name()).bold(), plan.remedy.summary()),
+        &format!(
+            "{}: {}{from}",
+            style(plan.remedy.name()).bold(),
+            plan.remedy.summary()
+        ),
         width,
     );
     entry(&mut out, "Loses", &loss(plan), width);
     let mut takes = format!("about {}", seconds(Duration::from_secs(plan.estimate_seconds)));
     if plan.disk_needed > 0 {
-        let free = plan
-            .disk_free
-            .map_or_else(|| "free space unknown".to_owned(), |f| format!("{} free", bytes(f)));
+        let free = plan.disk_free.map_or_else(
+            || "free space unknown".to_owned(),
+            |f| format!("{} free", bytes(f)),
+        );
         let _ = write!(takes, ", {} of disk ({free})", bytes(plan.disk_needed));
     }
     entry(&mut out, "Takes", &takes, width);
@@ -112,7 +131,10 @@ pub fn plan(plan: &Plan, width: usize) -> String {
             Risk::Disruptive => style("disruptive").yellow(),
             Risk::Destructive => style("destructive").red().bold(),
         };
-        let lines = wrap(&format!("{} [{risk}]", step.title), width.saturating_sub(5).max(20));
+        let lines = wrap(
+            &format!("{} [{risk}]", step.title),
+            width.saturating_sub(5).max(20),
+        );
         for (j, line) in lines.iter().enumerate() {
             if j == 0 {
                 let _ = writeln!(out, "{}  {line}", style(format!("{:3}", i + 1)).bold());
@@ -153,7 +175,12 @@ fn loss(plan: &Plan) -> String {
             let _ = write!(text, "; {rows} rows were written since the backup");
         }
         if let (Some(from), Some(now)) = (loss.backup_from, loss.newest_now) {
-            let _ = write!(text, "; the backup is from {}, the newest row from {}", short(from), short(now));
+            let _ = write!(
+                text,
+                "; the backup is from {}, the newest row from {}",
+                short(from),
+                short(now)
+            );
         }
     }
     text
@@ -175,11 +202,24 @@ mod tests {
         let service = || "postgres".to_owned();
         let swap = |back: bool| {
             let (service, database) = (service(), "simgen".to_owned());
-            let (side, kept) = ("simgen_drctl_new_1f3a".to_owned(), "simgen_drctl_old_1f3a".to_owned());
+            let (side, kept) = (
+                "simgen_drctl_new_1f3a".to_owned(),
+                "simgen_drctl_old_1f3a".to_owned(),
+            );
             Action::Postgres(if back {
-                PostgresAction::SwapBack { service, database, side, kept }
+                PostgresAction::SwapBack {
+                    service,
+                    database,
+                    side,
+                    kept,
+                }
             } else {
-                PostgresAction::SwapDatabases { service, database, side, kept }
+                PostgresAction::SwapDatabases {
+                    service,
+                    database,
+                    side,
+                    kept,
+                }
             })
         };
         let drop_side = || {
@@ -254,7 +294,10 @@ mod tests {
                     "restart api1",
                     "its pool holds sessions of the old database",
                     Risk::Disruptive,
-                    Action::Workload(WorkloadAction::Start { service: "api1".into(), wait: true }),
+                    Action::Workload(WorkloadAction::Start {
+                        service: "api1".into(),
+                        wait: true,
+                    }),
                     Undo::Impossible("a restart cannot be taken back, and harms nothing".into()),
                 ),
             ],
@@ -309,6 +352,9 @@ mod tests {
 
     #[test]
     fn long_words_stay_whole() {
-        assert_eq!(wrap("a bb ccc dddddddddd e", 6), ["a bb", "ccc", "dddddddddd", "e"]);
+        assert_eq!(
+            wrap("a bb ccc dddddddddd e", 6),
+            ["a bb", "ccc", "dddddddddd", "e"]
+        );
     }
 }
