@@ -199,20 +199,30 @@ impl Site<'_> {
         let gone = |text: String| Ok((Status::Gone, text));
         let healed = |text: String| Ok((Status::Healed, text));
         match &record.heal {
-            Heal::Files { damage, offline, .. } => {
+            Heal::Files {
+                damage,
+                offline,
+                reindex,
+                ..
+            } => {
                 let id = &record.id;
                 // First a look: a recovered server is not stopped for nothing.
                 let before = db_corruption::run_files(system, server, id, Action::State, damage).await?;
                 if before == Found::Damaged {
                     if *offline {
                         self.note(format!("stopping {}", server.service));
-                        server::stop_cleanly(system, server).await?;
+                        server::stop_anyhow(system, server).await?;
                     }
                     let found = db_corruption::run_files(system, server, id, Action::Restore, damage).await;
                     if *offline || !server.container.is_running() {
                         server::start_and_serve(system, server).await?;
                     }
                     let found = found?;
+                    if let Some(table) = reindex {
+                        // After a server was recovered in some other way this does no harm.
+                        let now = self.system.postgres(&record.service).await?;
+                        db_corruption::reindex_table(system, &now, table).await?;
+                    }
                     db_corruption::forget(system, server, id).await?;
                     return match found {
                         Found::Damaged => healed("the original is back in its place".into()),

@@ -50,6 +50,16 @@ impl std::fmt::Display for Status {
     }
 }
 
+/// A table of a database.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct TableRef {
+    /// Database.
+    pub database: String,
+    /// Table, qualified and quoted.
+    pub table: String,
+}
+
 /// How a fault is put right.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", rename_all_fields = "kebab-case", deny_unknown_fields)]
@@ -62,6 +72,10 @@ pub enum Heal {
         saved: String,
         /// Whether the server must be stopped meanwhile.
         offline: bool,
+        /// The table whose indexes are built again afterwards. Index scans that met
+        /// rows which were not there have marked their entries as dead, and a row that
+        /// comes back would not be found through them.
+        reindex: Option<TableRef>,
     },
     /// The index is built again, if it still is the file that was damaged.
     Reindex {
@@ -69,7 +83,7 @@ pub enum Heal {
         database: String,
         /// Index, qualified and quoted.
         index: String,
-        /// `pg_relation_filenode` of the index; `None` until the fault has begun.
+        /// `pg_relation_filenode` of the index: another one has been built since.
         filenode: String,
     },
     /// The container is started.
@@ -205,6 +219,7 @@ mod tests {
                 },
                 saved: "/data/.drctl/fault-x".into(),
                 offline: true,
+                reindex: None,
             },
             status: Status::Planned,
             note: None,

@@ -9,7 +9,7 @@
 use super::target::{self, Chosen, regclass};
 use super::{Prepared, Request, Work};
 use crate::error::{Error, Kind, Result};
-use crate::faults::record::Heal;
+use crate::faults::record::{Heal, TableRef};
 use crate::faults::server::{asking, session};
 use crate::postgres::{quote_ident, quote_literal};
 use crate::system::{PostgresServer, System};
@@ -130,4 +130,29 @@ pub async fn reindex(
             Error::new(Kind::FailedUndone, format!("index {index} could not be built again")).because(&e)
         })?;
     Ok(true)
+}
+
+/// Builds all indexes of a table again.
+///
+/// # Errors
+/// The server's error.
+pub async fn reindex_table(system: &System, server: &PostgresServer, table: &TableRef) -> Result<()> {
+    let client = session(server, &table.database).await?;
+    client
+        .within(
+            system.runbook.deadlines.step,
+            &format!("reindex table {}", table.table),
+        )
+        .await
+        .map(drop)
+        .map_err(|e| {
+            Error::new(
+                Kind::FailedChanged,
+                format!(
+                    "the original is back, and the indexes of {} could not be built again",
+                    table.table
+                ),
+            )
+            .because(&e)
+        })
 }

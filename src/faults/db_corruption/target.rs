@@ -1,6 +1,7 @@
 //! What a fault hits: chosen from the catalogue so that the damage touches real rows.
 
 use crate::error::{Error, Kind, Result};
+use crate::faults::record::TableRef;
 use crate::faults::server::{asking, session};
 use crate::postgres::{Client, Row, quote_ident, quote_literal, quote_qualified};
 use crate::system::PostgresServer;
@@ -143,6 +144,15 @@ async fn default_table(
 }
 
 impl Chosen {
+    /// The table as a fault's record keeps it.
+    #[must_use]
+    pub fn reference(&self) -> TableRef {
+        TableRef {
+            database: self.database.clone(),
+            table: self.quoted.clone(),
+        }
+    }
+
     /// The file of a relation and its size in blocks.
     ///
     /// # Errors
