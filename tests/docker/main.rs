@@ -1,0 +1,6 @@
+//! Tests on a real engine and real servers. Skipped, and said so, where no engine answers; a failure there with
+//! `DRCTL_REQUIRE_DOCKER=1`.
+#![allow(clippy::print_stderr, clippy::missing_panics_doc, reason = "tests talk and panic")]
+
+mod faults;
+mod stack;
