@@ -88,7 +88,9 @@ fn list(cx: &Context) {
         return;
     }
     let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_header(["FAULT", "WHAT IS DONE"]);
+    table
+        .load_style(presets::NOTHING)
+        .set_header(["FAULT", "WHAT IS DONE"]);
     for f in catalogue() {
         table.add_row([f.name, f.summary]);
     }
@@ -120,7 +122,8 @@ async fn inject(cx: &Context, args: InjectArgs) -> Result<()> {
     }
     let deployment = system.deployment();
     // In a lab that is what it is for. In staging somebody may be at work.
-    if system.runbook.environment == Environment::Staging && cx.global.confirm.as_deref() != Some(deployment) {
+    if system.runbook.environment == Environment::Staging && cx.global.confirm.as_deref() != Some(deployment)
+    {
         return Err(Error::new(
             Kind::Refused,
             format!("{deployment} is a staging deployment: injecting a fault needs its name typed"),

@@ -161,7 +161,10 @@ impl Site<'_> {
                 if e.untouched.is_none() {
                     e.kind = Kind::FailedChanged;
                 }
-                e.message = format!("{} could not be injected into {}: {}", fault.name, server.service, e.message);
+                e.message = format!(
+                    "{} could not be injected into {}: {}",
+                    fault.name, server.service, e.message
+                );
                 Err(e.next(format!("drctl drill heal {id}")))
             }
         }
@@ -236,7 +239,12 @@ impl Site<'_> {
                     server::start_and_serve(system, server).await?;
                 }
                 match before {
-                    Found::Replaced(why) => gone(format!("recovery has dealt with it ({why}); nothing was put back")),
+                    Found::Replaced(_) if record.status == Status::Planned => {
+                        gone("it had not begun, or recovery has dealt with it; nothing was put back".into())
+                    }
+                    Found::Replaced(why) => gone(format!(
+                        "recovery has dealt with it ({why}); nothing was put back"
+                    )),
                     _ => gone("nothing was damaged any more".into()),
                 }
             }

@@ -62,7 +62,11 @@ pub struct TableRef {
 
 /// How a fault is put right.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", rename_all_fields = "kebab-case", deny_unknown_fields)]
+#[serde(
+    rename_all = "kebab-case",
+    rename_all_fields = "kebab-case",
+    deny_unknown_fields
+)]
 pub enum Heal {
     /// The saved original goes back, if what the fault left is still in its place.
     Files {
@@ -150,10 +154,13 @@ impl Record {
 }
 
 fn unwritable(id: &str, e: &(dyn std::error::Error + 'static)) -> Error {
-    Error::new(Kind::Internal, format!("the record of fault {id} could not be written"))
-        .because(e)
-        .untouched("the deployment: no fault is injected that is not on record first")
-        .next("drctl --state-dir DIR drill inject …    # a directory that can be written")
+    Error::new(
+        Kind::Internal,
+        format!("the record of fault {id} could not be written"),
+    )
+    .because(e)
+    .untouched("the deployment: no fault is injected that is not on record first")
+    .next("drctl --state-dir DIR drill inject …    # a directory that can be written")
 }
 
 /// Every record of a deployment, oldest first, and the files that could not be read.

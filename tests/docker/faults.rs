@@ -10,8 +10,7 @@ use crate::stack::{Stack, run};
 const SEQUENTIAL: &str = "set enable_indexscan = off; set enable_indexonlyscan = off; set enable_bitmapscan = off; \
                           select count(*), sum(amount) from orders";
 /// Through the index that serves the foreign key.
-const BY_INDEX: &str =
-    "set enable_seqscan = off; set enable_bitmapscan = off; select count(*), sum(amount) from orders where customer_id > 0";
+const BY_INDEX: &str = "set enable_seqscan = off; set enable_bitmapscan = off; select count(*), sum(amount) from orders where customer_id > 0";
 const AMCHECK: &str = "select bt_index_check('orders_customer_id', true)";
 const PARALLEL: &str = "set max_parallel_workers_per_gather = 2; set parallel_setup_cost = 0; set parallel_tuple_cost = 0; \
                         set min_parallel_table_scan_size = 0; select count(*) from orders a join orders b using (id)";
@@ -19,7 +18,11 @@ const PARALLEL: &str = "set max_parallel_workers_per_gather = 2; set parallel_se
 /// What a fault is expected to leave.
 enum Evidence {
     /// This statement fails with this text, and sequential reads of `orders` answer as the second says.
-    Sql { sql: &'static str, error: &'static str, table_reads: bool },
+    Sql {
+        sql: &'static str,
+        error: &'static str,
+        table_reads: bool,
+    },
     /// Nothing fails; the answers differ.
     Silent(fn(&Stack) -> Result<String, String>),
     /// The server does not run, and its log says this.
@@ -35,43 +38,105 @@ struct Case {
 }
 
 const fn case(fault: &'static str, evidence: Evidence) -> Case {
-    Case { fault, more: &[], evidence }
+    Case {
+        fault,
+        more: &[],
+        evidence,
+    }
 }
 
 fn cases() -> Vec<Case> {
     use Evidence::{Down, Refused, Silent, Sql};
-    let sql = |sql, error, table_reads| Sql { sql, error, table_reads };
+    let sql = |sql, error, table_reads| Sql {
+        sql,
+        error,
+        table_reads,
+    };
     vec![
-        case("heap-page", sql(SEQUENTIAL, "XX001: invalid page in block", false)),
-        case("zero-page", Silent(|stack| {
-            let now = stack.psql(SEQUENTIAL)?;
-            // Nobody says a word, not even the one who looks hardest.
-            stack.psql("select count(*) from verify_heapam('orders')")?;
-            Ok(now)
-        })),
+        case(
+            "heap-page",
+            sql(SEQUENTIAL, "XX001: invalid page in block", false),
+        ),
+        case(
+            "zero-page",
+            Silent(|stack| {
+                let now = stack.psql(SEQUENTIAL)?;
+                // Nobody says a word, not even the one who looks hardest.
+                stack.psql("select count(*) from verify_heapam('orders')")?;
+                Ok(now)
+            }),
+        ),
         case("index-page", sql(BY_INDEX, "XX001: invalid page in block", true)),
         case("index-entries", sql(AMCHECK, "XX001: heap tuple", true)),
-        case("toast", sql("select sum(length(data)) from sketches", "XX001: invalid page in block", true)),
-        case("missing-segment", sql(SEQUENTIAL, "58P01: could not open file", false)),
-        case("truncated-segment", Silent(|stack| {
-            let now = stack.psql(SEQUENTIAL)?;
-            match stack.psql("select amount from orders where id = (select max(id) from orders)") {
-                Err(e) if e.contains("XX001: could not read block") => Ok(now),
-                other => Err(format!("an index fetch of a lost row gave {other:?}")),
-            }
-        })),
-        case("pg-control", Down { log: "FATAL:  incorrect checksum in control file" }),
-        case("wal", Down { log: "PANIC:  could not locate a valid checkpoint record" }),
-        case("pg-xact", Down { log: "FATAL:  could not access status of transaction" }),
-        case("permissions", Refused { error: "Permission denied" }),
-        case("config", Down { log: "contains errors" }),
-        case("wrong-major", Down { log: "FATAL:  database files are incompatible with server" }),
+        case(
+            "toast",
+            sql(
+                "select sum(length(data)) from sketches",
+                "XX001: invalid page in block",
+                true,
+            ),
+        ),
+        case(
+            "missing-segment",
+            sql(SEQUENTIAL, "58P01: could not open file", false),
+        ),
+        case(
+            "truncated-segment",
+            Silent(|stack| {
+                let now = stack.psql(SEQUENTIAL)?;
+                match stack.psql("select amount from orders where id = (select max(id) from orders)") {
+                    Err(e) if e.contains("XX001: could not read block") => Ok(now),
+                    other => Err(format!("an index fetch of a lost row gave {other:?}")),
+                }
+            }),
+        ),
+        case(
+            "pg-control",
+            Down {
+                log: "FATAL:  incorrect checksum in control file",
+            },
+        ),
+        case(
+            "wal",
+            Down {
+                log: "PANIC:  could not locate a valid checkpoint record",
+            },
+        ),
+        case(
+            "pg-xact",
+            Down {
+                log: "FATAL:  could not access status of transaction",
+            },
+        ),
+        case(
+            "permissions",
+            Refused {
+                error: "Permission denied",
+            },
+        ),
+        case(
+            "config",
+            Down {
+                log: "contains errors",
+            },
+        ),
+        case(
+            "wrong-major",
+            Down {
+                log: "FATAL:  database files are incompatible with server",
+            },
+        ),
         case("stopped", Down { log: "" }),
-        case("shm-full", sql(PARALLEL, "53100: could not resize shared memory segment", true)),
+        case(
+            "shm-full",
+            sql(PARALLEL, "53100: could not resize shared memory segment", true),
+        ),
         Case {
             fault: "slots-full",
             more: &["--ttl", "12s"],
-            evidence: Refused { error: "remaining connection slots are reserved" },
+            evidence: Refused {
+                error: "remaining connection slots are reserved",
+            },
         },
     ]
 }
@@ -90,7 +155,11 @@ fn every_fault_leaves_its_evidence_and_heals() {
                 eprintln!("{:<20} {inject:>6.1}s {heal:>6.1}s  {seen}", case.fault);
             }
             Err(why) => {
-                eprintln!("{:<20} FAILED after {:.1} s: {why}", case.fault, started.elapsed().as_secs_f64());
+                eprintln!(
+                    "{:<20} FAILED after {:.1} s: {why}",
+                    case.fault,
+                    started.elapsed().as_secs_f64()
+                );
                 failures.push(case.fault);
                 // The next fault needs a sound server.
                 stack.drctl(&["drill", "heal"]);
@@ -122,7 +191,10 @@ fn try_case(stack: &Stack, case: &Case, before: &str) -> Result<(f64, f64, Strin
     if let ["--ttl", ..] = case.more {
         // Nobody heals it: it ends by itself, and takes its role along.
         let end = Instant::now() + Duration::from_secs(40);
-        while stack.psql("select 1 from pg_roles where rolname ~ '^drctl_'").as_deref() != Ok("")
+        while stack
+            .psql("select 1 from pg_roles where rolname ~ '^drctl_'")
+            .as_deref()
+            != Ok("")
             || !stack.leftovers().is_empty()
         {
             if Instant::now() > end {
@@ -157,7 +229,11 @@ fn look(stack: &Stack, evidence: &Evidence, before: &str, since: Timestamp) -> R
         other => Err(format!("expected {error:?}, got {other:?}")),
     };
     match evidence {
-        Evidence::Sql { sql, error, table_reads } => {
+        Evidence::Sql {
+            sql,
+            error,
+            table_reads,
+        } => {
             let seen = fails_with(stack.psql(sql), error)?;
             let reads = stack.psql(SEQUENTIAL).as_deref() == Ok(before);
             if reads != *table_reads {
@@ -181,7 +257,11 @@ fn look(stack: &Stack, evidence: &Evidence, before: &str, since: Timestamp) -> R
                 let down = state.starts_with("exited") || !state.ends_with(" 0");
                 if down && stack.logs("postgres", since).contains(log) {
                     let (status, _) = stack.http("/health/ready");
-                    return if status == 200 { Err("still ready".into()) } else { Ok(format!("{state}: {log}")) };
+                    return if status == 200 {
+                        Err("still ready".into())
+                    } else {
+                        Ok(format!("{state}: {log}"))
+                    };
                 }
                 if Instant::now() > end {
                     return Err(format!("state {state}, log {}", stack.logs("postgres", since)));
@@ -211,7 +291,11 @@ fn look(stack: &Stack, evidence: &Evidence, before: &str, since: Timestamp) -> R
 
 fn running(stack: &Stack) -> Result<(), String> {
     let state = stack.inspect("postgres", "{{.State.Status}} {{.RestartCount}}");
-    if state == "running 0" { Ok(()) } else { Err(format!("the container is {state}")) }
+    if state == "running 0" {
+        Ok(())
+    } else {
+        Err(format!("the container is {state}"))
+    }
 }
 
 fn files_left(stack: &Stack) -> String {
@@ -226,7 +310,11 @@ fn refused_in_production(stack: &Stack) {
     stack.write_runbook("staging");
     let out = stack.drctl(&["drill", "inject", "db-corruption/stopped"]);
     assert_eq!(out.code, Some(4), "{}", out.stderr);
-    assert!(out.stderr.contains(&format!("--confirm {}", stack.name)), "{}", out.stderr);
+    assert!(
+        out.stderr.contains(&format!("--confirm {}", stack.name)),
+        "{}",
+        out.stderr
+    );
     stack.write_runbook("lab");
     let out = stack.drctl(&["drill", "inject", "db-corruption/nonsense"]);
     assert_eq!(out.code, Some(2), "{}", out.stderr);
@@ -254,7 +342,11 @@ fn killed_in_the_middle(stack: &Stack, before: &str) {
         }
         let healed = stack.drctl(&["drill", "heal"]).ok();
         stack.wait_healthy();
-        assert_eq!(stack.psql(SEQUENTIAL).as_deref(), Ok(before), "killed after {millis} ms: {healed}");
+        assert_eq!(
+            stack.psql(SEQUENTIAL).as_deref(),
+            Ok(before),
+            "killed after {millis} ms: {healed}"
+        );
         eprintln!("killed after {millis:>4} ms: {}", healed.trim());
     }
 }
@@ -270,16 +362,24 @@ fn nothing_acknowledged_is_lost(stack: &Stack) {
     let told = traffic.finish();
     assert!(told.count > 5, "only {} orders were acknowledged", told.count);
     assert_eq!(told.lost, [0_i64; 0]);
-    eprintln!("stopped under traffic: {} orders acknowledged, none lost", told.count);
+    eprintln!(
+        "stopped under traffic: {} orders acknowledged, none lost",
+        told.count
+    );
 }
 
 /// Once somebody has repaired the table in another way, the saved page belongs nowhere.
 fn nothing_is_put_back_over_a_recovery(stack: &Stack) {
     stack.drctl(&["drill", "inject", "db-corruption/heap-page"]).ok();
-    stack.psql("set zero_damaged_pages = on; vacuum full orders").unwrap();
+    stack
+        .psql("set zero_damaged_pages = on; vacuum full orders")
+        .unwrap();
     let recovered = stack.psql(SEQUENTIAL).unwrap();
     let said = stack.drctl(&["drill", "heal"]).ok();
-    assert!(said.contains(" gone: ") && said.contains("nothing was put back"), "{said}");
+    assert!(
+        said.contains(" gone: ") && said.contains("nothing was put back"),
+        "{said}"
+    );
     assert_eq!(stack.psql(SEQUENTIAL).unwrap(), recovered);
     assert_eq!(files_left(stack), "");
     let said = stack.drctl(&["drill", "heal", "--all", "--forget"]).ok();
@@ -289,7 +389,9 @@ fn nothing_is_put_back_over_a_recovery(stack: &Stack) {
 /// Without checksums the server reads the garbage and believes it.
 #[test]
 fn a_damaged_page_without_checksums_is_another_error() {
-    let Some(stack) = Stack::up_with("plain", &[("SIMGEN_INITDB_ARGS", "")]) else { return };
+    let Some(stack) = Stack::up_with("plain", &[("SIMGEN_INITDB_ARGS", "")]) else {
+        return;
+    };
     assert_eq!(stack.psql("show data_checksums").as_deref(), Ok("off"));
     let before = stack.psql(SEQUENTIAL).unwrap();
     stack.drctl(&["drill", "inject", "db-corruption/heap-page"]).ok();
@@ -307,7 +409,11 @@ fn a_damaged_page_without_checksums_is_another_error() {
 #[test]
 fn the_harness_does_not_wait_for_ever() {
     let started = Instant::now();
-    let out = run(std::process::Command::new("sleep").arg("60"), None, Duration::from_millis(200));
+    let out = run(
+        std::process::Command::new("sleep").arg("60"),
+        None,
+        Duration::from_millis(200),
+    );
     assert_eq!(out.code, None);
     assert!(started.elapsed() < Duration::from_secs(10));
 }

@@ -39,7 +39,11 @@ impl Output {
 /// Runs a program to its end and never longer than `deadline`.
 pub fn run(command: &mut Command, input: Option<&str>, deadline: Duration) -> Output {
     let mut child = command
-        .stdin(if input.is_some() { Stdio::piped() } else { Stdio::null() })
+        .stdin(if input.is_some() {
+            Stdio::piped()
+        } else {
+            Stdio::null()
+        })
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
@@ -63,7 +67,11 @@ pub fn run(command: &mut Command, input: Option<&str>, deadline: Duration) -> Ou
             None => std::thread::sleep(Duration::from_millis(10)),
         }
     };
-    Output { code, stdout: out.join().unwrap(), stderr: err.join().unwrap() }
+    Output {
+        code,
+        stdout: out.join().unwrap(),
+        stderr: err.join().unwrap(),
+    }
 }
 
 fn read_all(from: &mut impl Read) -> String {
@@ -92,7 +100,9 @@ impl Stack {
 
     /// The same with variables of `examples/simgen/compose.yaml` set.
     pub fn up_with(name: &str, variables: &[(&str, &str)]) -> Option<Self> {
-        let turn = ONE_AT_A_TIME.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let turn = ONE_AT_A_TIME
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         if !engine_answers() {
             assert!(
                 std::env::var("DRCTL_REQUIRE_DOCKER").as_deref() != Ok("1"),
@@ -101,14 +111,26 @@ impl Stack {
             eprintln!("SKIPPED {name}: no Docker engine answers, nothing of it was tested");
             return None;
         }
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = TcpListener::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap()
+            .port();
         let name = format!("t-{name}-{}", std::process::id());
-        let mut lab_env: Vec<(String, String)> =
-            variables.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        let mut lab_env: Vec<(String, String)> = variables
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+            .collect();
         lab_env.push(("LAB_PROJECT".into(), name.clone()));
         lab_env.push(("SIMGEN_HTTP_PORT".into(), port.to_string()));
         // From here on dropping it removes whatever came up.
-        let stack = Self { name, port, dir: tempfile::tempdir().unwrap(), lab_env, _turn: turn };
+        let stack = Self {
+            name,
+            port,
+            dir: tempfile::tempdir().unwrap(),
+            lab_env,
+            _turn: turn,
+        };
         stack.lab(&["up", "simgen"], Duration::from_secs(900)).ok();
         stack.write_runbook("lab");
         Some(stack)
@@ -163,7 +185,10 @@ impl Stack {
     pub fn container(&self, service: &str) -> String {
         let project = format!("label=com.docker.compose.project={}", self.name);
         let service = format!("label=com.docker.compose.service={service}");
-        docker(&["ps", "-aq", "--filter", &project, "--filter", &service]).ok().trim().to_owned()
+        docker(&["ps", "-aq", "--filter", &project, "--filter", &service])
+            .ok()
+            .trim()
+            .to_owned()
     }
 
     /// Statements as the superuser in one session; errors carry their SQLSTATE. Rows as `a|b`.
@@ -176,16 +201,38 @@ impl Stack {
         let container = self.container("postgres");
         let secret = format!("PGPASSWORD={password}");
         let mut command = Command::new("docker");
-        command.args(["exec", "-i", "-e", &secret, "-e", "PGCONNECT_TIMEOUT=5", &container]);
-        command.args(["psql", "-XqtA", "-v", "ON_ERROR_STOP=1", "-v", "VERBOSITY=verbose"]);
+        command.args([
+            "exec",
+            "-i",
+            "-e",
+            &secret,
+            "-e",
+            "PGCONNECT_TIMEOUT=5",
+            &container,
+        ]);
+        command.args([
+            "psql",
+            "-XqtA",
+            "-v",
+            "ON_ERROR_STOP=1",
+            "-v",
+            "VERBOSITY=verbose",
+        ]);
         command.args(["-h", "127.0.0.1", "-U", role, "-d", "simgen"]);
         let out = run(&mut command, Some(sql), Duration::from_secs(60));
-        if out.code == Some(0) { Ok(out.stdout.trim().to_owned()) } else { Err(out.stderr.trim().to_owned()) }
+        if out.code == Some(0) {
+            Ok(out.stdout.trim().to_owned())
+        } else {
+            Err(out.stderr.trim().to_owned())
+        }
     }
 
     /// One field of `docker inspect` of a service's container.
     pub fn inspect(&self, service: &str, format: &str) -> String {
-        docker(&["inspect", "--format", format, &self.container(service)]).ok().trim().to_owned()
+        docker(&["inspect", "--format", format, &self.container(service)])
+            .ok()
+            .trim()
+            .to_owned()
     }
 
     /// What a service has logged since then.
@@ -208,24 +255,41 @@ impl Stack {
             if status == 200 && self.http("/api/v1/orders/1").0 == 200 {
                 return;
             }
-            assert!(Instant::now() < end, "{} is not healthy again: {status} {body}", self.name);
+            assert!(
+                Instant::now() < end,
+                "{} is not healthy again: {status} {body}",
+                self.name
+            );
             std::thread::sleep(Duration::from_millis(200));
         }
     }
 
     /// Starts the traffic writer.
     pub fn traffic(&self) -> Traffic<'_> {
-        let first = self.psql("select coalesce(max(traffic_no), 0) + 1 from orders").unwrap();
-        let log = self.dir.path().join(format!("acknowledged-{first}"));
-        let child = Command::new(Path::new(ROOT).join(format!("target/lab/{}/bin/simgen-traffic", self.name)))
-            .args(["--url", &format!("http://127.0.0.1:{}", self.port), "--from", &first, "--log"])
-            .arg(&log)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
+        let first = self
+            .psql("select coalesce(max(traffic_no), 0) + 1 from orders")
             .unwrap();
-        Traffic { stack: self, child, log }
+        let log = self.dir.path().join(format!("acknowledged-{first}"));
+        let child =
+            Command::new(Path::new(ROOT).join(format!("target/lab/{}/bin/simgen-traffic", self.name)))
+                .args([
+                    "--url",
+                    &format!("http://127.0.0.1:{}", self.port),
+                    "--from",
+                    &first,
+                    "--log",
+                ])
+                .arg(&log)
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .spawn()
+                .unwrap();
+        Traffic {
+            stack: self,
+            child,
+            log,
+        }
     }
 
     /// Containers, networks and volumes that drctl made for this stack and that are still there.
@@ -234,7 +298,11 @@ impl Stack {
         let mut found = String::new();
         for what in [&["ps", "-a"][..], &["network", "ls"], &["volume", "ls"]] {
             let mut args = what.to_vec();
-            let format = if what[0] == "ps" { "{{.Names}} {{.Status}}" } else { "{{.Name}}" };
+            let format = if what[0] == "ps" {
+                "{{.Names}} {{.Status}}"
+            } else {
+                "{{.Name}}"
+            };
             args.extend(["--filter", &label, "--format", format]);
             found += &docker(&args).stdout;
         }
@@ -243,7 +311,10 @@ impl Stack {
 
     fn lab(&self, args: &[&str], deadline: Duration) -> Output {
         let mut command = Command::new(Path::new(ROOT).join("tests/lab/lab"));
-        command.current_dir(ROOT).args(args).envs(self.lab_env.iter().map(|(k, v)| (k, v)));
+        command
+            .current_dir(ROOT)
+            .args(args)
+            .envs(self.lab_env.iter().map(|(k, v)| (k, v)));
         run(&mut command, None, deadline)
     }
 }
@@ -288,7 +359,12 @@ impl Traffic<'_> {
     /// Ends the writer and compares its log with the database.
     pub fn finish(mut self) -> Acknowledged {
         let pid = self.child.id().to_string();
-        run(Command::new("kill").args(["-TERM", &pid]), None, Duration::from_secs(5)).ok();
+        run(
+            Command::new("kill").args(["-TERM", &pid]),
+            None,
+            Duration::from_secs(5),
+        )
+        .ok();
         let end = Instant::now() + Duration::from_secs(20);
         while self.child.try_wait().unwrap().is_none() && Instant::now() < end {
             std::thread::sleep(Duration::from_millis(20));
@@ -300,8 +376,10 @@ impl Traffic<'_> {
             .collect();
         let present: std::collections::HashSet<i64> = self
             .stack
-            .psql("set enable_indexscan = off; set enable_indexonlyscan = off; set enable_bitmapscan = off; \
-                   select traffic_no from orders where traffic_no is not null")
+            .psql(
+                "set enable_indexscan = off; set enable_indexonlyscan = off; set enable_bitmapscan = off; \
+                   select traffic_no from orders where traffic_no is not null",
+            )
             .unwrap()
             .lines()
             .filter_map(|l| l.parse().ok())
@@ -340,9 +418,16 @@ fn get(port: u16, path: &str) -> Option<(u16, String)> {
     let address = ([127, 0, 0, 1], port).into();
     let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(2)).ok()?;
     stream.set_read_timeout(Some(Duration::from_secs(10))).ok()?;
-    write!(stream, "GET {path} HTTP/1.0\r\nHost: localhost\r\nConnection: close\r\n\r\n").ok()?;
+    write!(
+        stream,
+        "GET {path} HTTP/1.0\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    )
+    .ok()?;
     let answer = read_all(&mut stream);
     let status = answer.split(' ').nth(1)?.parse().ok()?;
-    let body = answer.split_once("\r\n\r\n").map(|(_, b)| b.to_owned()).unwrap_or_default();
+    let body = answer
+        .split_once("\r\n\r\n")
+        .map(|(_, b)| b.to_owned())
+        .unwrap_or_default();
     Some((status, body))
 }

@@ -43,7 +43,7 @@ pub(super) async fn prepare(
             let place = chosen.live_block(server, &chosen.quoted).await?;
             Worked {
                 reindex: Some(chosen.reference()),
-                ..scramble(format!("table {}", chosen.table), &place)
+                ..scramble(&format!("table {}", chosen.table), &place)
             }
         }
         "zero-page" => {
@@ -67,13 +67,13 @@ pub(super) async fn prepare(
             let chosen = choose(server, request, false).await?;
             let index = chosen.index(server).await?;
             let place = chosen.index_block(server, &index).await?;
-            scramble(format!("index {index} of table {}", chosen.table), &place)
+            scramble(&format!("index {index} of table {}", chosen.table), &place)
         }
         "toast" => {
             let chosen = choose(server, request, true).await?;
             let toast = chosen.toast(server).await?;
             let place = chosen.live_block(server, &toast).await?;
-            scramble(format!("{toast} of table {}", chosen.table), &place)
+            scramble(&format!("{toast} of table {}", chosen.table), &place)
         }
         "missing-segment" | "truncated-segment" => segment(server, variant, request).await?,
         "pg-control" => Worked {
@@ -151,7 +151,7 @@ async fn choose(server: &PostgresServer, request: &Request, with_toast: bool) ->
     .await
 }
 
-fn scramble(what: String, place: &Place) -> Worked {
+fn scramble(what: &str, place: &Place) -> Worked {
     Worked {
         target: format!("block {} of {what} ({})", place.number, place.path),
         damage: Damage::Scramble {

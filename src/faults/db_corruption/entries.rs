@@ -75,8 +75,12 @@ impl Entries {
             .map(|r| quote_ident(r.text(0)))
             .collect::<Vec<_>>()
             .join(", ");
-        let mark =
-            |ready: bool| format!("update pg_index set indisready = {ready} where indexrelid = {}", regclass(index));
+        let mark = |ready: bool| {
+            format!(
+                "update pg_index set indisready = {ready} where indexrelid = {}",
+                regclass(index)
+            )
+        };
         // As a replica: no trigger fires and no foreign key is followed. A cascading
         // delete would take other rows along.
         let sql = format!(
@@ -89,7 +93,7 @@ impl Entries {
             self.from,
             mark(true),
         );
-        let done = self.chosen.client.within(self.chosen.patience(), &sql).await;
+        let done = self.chosen.client.within(target::PATIENCE, &sql).await;
         if done.is_err() {
             let _ = self.chosen.client.execute("rollback").await;
         }
@@ -121,13 +125,14 @@ pub async fn reindex(
         return Ok(false);
     }
     client
-        .within(
-            system.runbook.deadlines.step,
-            &format!("reindex index {index}"),
-        )
+        .within(system.runbook.deadlines.step, &format!("reindex index {index}"))
         .await
         .map_err(|e| {
-            Error::new(Kind::FailedUndone, format!("index {index} could not be built again")).because(&e)
+            Error::new(
+                Kind::FailedUndone,
+                format!("index {index} could not be built again"),
+            )
+            .because(&e)
         })?;
     Ok(true)
 }
