@@ -290,7 +290,7 @@ pub fn writable(state: &StateDir) -> Result<(StateDir, Option<StateError>), Stat
     // /dev/shm is everybody's: a directory that someone else made there is not used.
     let ours = fs::symlink_metadata(fallback.path())
         .is_ok_and(|m| m.is_dir() && m.uid() == rustix::process::geteuid().as_raw() && m.mode() & 0o077 == 0);
-    if (made.is_ok() || ours) && ours && try_write(&fallback).is_ok() {
+    if ours && try_write(&fallback).is_ok() {
         return Ok((fallback, Some(first)));
     }
     Err(first)
