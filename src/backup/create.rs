@@ -419,17 +419,10 @@ fn seal(run: &Run<'_>, directory: &Path, manifest: Manifest, believed: bool) -> 
     let file = run.staging.join(manifest::FILE_NAME);
     let fail = |e: &std::io::Error| run.io(&file, e);
     let text = serde_json::to_vec_pretty(&manifest).map_err(|e| fail(&e.into()))?;
-    // pg_dump and pg_basebackup wait for their own files, `write_private` for ours.
-    let mut inner = vec![run.staging.clone()];
-    inner.extend(
-        fs::read_dir(&run.staging)
-            .map_err(|e| fail(&e))?
-            .filter_map(|e| e.ok().map(|e| e.path()).filter(|p| p.is_dir())),
-    );
+    // Everything that the manifest vouches for is on disk before the manifest exists.
+    files::sync_file_system(&run.staging).map_err(|e| fail(&e))?;
     files::write_private(&file, &text).map_err(|e| fail(&e))?;
-    for path in &inner {
-        files::sync_dir(path).map_err(|e| fail(&e))?;
-    }
+    files::sync_dir(&run.staging).map_err(|e| fail(&e))?;
     let name = if believed {
         run.label.to_string()
     } else {
