@@ -239,6 +239,14 @@ async fn make(run: &Run<'_>, catalogue: &Catalogue, servers: &[Surveyed], option
     let path = run.staging.join("RESTORE.md");
     files::write_private(&path, text.as_bytes()).map_err(|e| run.io(&path, &e))?;
     manifest.files = digests(run, &manifest).await?;
+    // The same once more in the form that `sha256sum --check` reads.
+    let sums: String = manifest
+        .files
+        .iter()
+        .map(|f| format!("{}  {}\n", f.sha256, f.path))
+        .collect();
+    let path = run.staging.join("SHA256SUMS");
+    files::write_private(&path, sums.as_bytes()).map_err(|e| run.io(&path, &e))?;
     manifest.bytes = files::measure(&run.staging).0;
     let problems = shape::problems(&manifest, previous.as_ref(), &run.system.runbook);
     let believed = problems.is_empty() || options.accept_shrink;
