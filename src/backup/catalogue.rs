@@ -189,7 +189,11 @@ impl Catalogue {
         }
         let label: Label = name.parse().ok()?;
         Some(match read_manifest(&path, &label) {
-            Ok(manifest) => Entry::Set(Box::new(Set { label, path, manifest })),
+            Ok(manifest) => Entry::Set(Box::new(Set {
+                label,
+                path,
+                manifest,
+            })),
             Err(why) => Entry::Damaged { label, path, why },
         })
     }
@@ -283,7 +287,8 @@ fn read_manifest(path: &Path, label: &Label) -> Result<Manifest, String> {
         return Err(format!("manifest.json is {size} bytes long: that is no manifest"));
     }
     let text = fs::read(&file).map_err(|e| format!("manifest.json: {e}"))?;
-    let value: serde_json::Value = serde_json::from_slice(&text).map_err(|e| format!("manifest.json: {e}"))?;
+    let value: serde_json::Value =
+        serde_json::from_slice(&text).map_err(|e| format!("manifest.json: {e}"))?;
     // Said before the shape is looked at: a newer format has fields that are unknown here.
     match value.get("format").and_then(serde_json::Value::as_u64) {
         Some(format) if format == u64::from(manifest::FORMAT) => {}

@@ -143,8 +143,8 @@ pub fn component(name: &str) -> String {
             let _ = write!(text, "%{b:02X}");
         }
     }
-    if text == "base" || text.ends_with(".sql") {
-        text.push_str("%");
+    if text == "base" || Path::new(&text).extension().is_some_and(|e| e == "sql") {
+        text.push('%');
     }
     text
 }

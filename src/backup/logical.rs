@@ -94,7 +94,16 @@ pub async fn dump(
         run,
         server,
         "backup-dump",
-        &["sh", "-c", DUMP, "dump", &jobs.to_string(), &id, COMPRESSION, MARK],
+        &[
+            "sh",
+            "-c",
+            DUMP,
+            "dump",
+            &jobs.to_string(),
+            &id,
+            COMPRESSION,
+            MARK,
+        ],
     );
     // By environment: as an argument, a name with `=` in it would be connection parameters.
     spec.env.push(("PGDATABASE".into(), database.to_owned()));
@@ -103,7 +112,11 @@ pub async fn dump(
         target: "/backup".into(),
         read_only: false,
     });
-    let named = server.config.databases.iter().find(|(n, _)| n.as_str() == database);
+    let named = server
+        .config
+        .databases
+        .iter()
+        .find(|(n, _)| n.as_str() == database);
     let none = std::collections::BTreeMap::new();
     let facts = snapshot.read(
         named.map_or(&none, |(_, d)| &d.tables),
@@ -120,7 +133,10 @@ pub async fn dump(
         42 | 43 => {
             return Err(Error::new(
                 Kind::BackupDamaged,
-                format!("the dump of {subject} cannot be read back: {}", output.last_words()),
+                format!(
+                    "the dump of {subject} cannot be read back: {}",
+                    output.last_words()
+                ),
             )
             .untouched("the server and every older backup; what this run had written was removed"));
         }
@@ -137,15 +153,25 @@ pub async fn dump(
     if !missing.is_empty() {
         return Err(Error::new(
             Kind::BackupDamaged,
-            format!("the dump of {subject} lacks tables that the database has: {}", missing.join(", ")),
+            format!(
+                "the dump of {subject} lacks tables that the database has: {}",
+                missing.join(", ")
+            ),
         )
         .untouched("the server and every older backup; what this run had written was removed"));
     }
     let (header, locale) = properties_header(server, database).await.map_err(fail)?;
-    let settings = format!("{}/{}.settings.sql", surveyed.directory, files::component(database));
+    let settings = format!(
+        "{}/{}.settings.sql",
+        surveyed.directory,
+        files::component(database)
+    );
     let path = run.staging.join(&settings);
-    files::write_private(&path, format!("{header}{}", only_properties(properties)).as_bytes())
-        .map_err(|e| run.io(&path, &e))?;
+    files::write_private(
+        &path,
+        format!("{header}{}", only_properties(properties)).as_bytes(),
+    )
+    .map_err(|e| run.io(&path, &e))?;
     let (bytes, count) = files::measure(&target);
     let [encoding, collate, ctype, owner] = locale;
     Ok(Dumped {
@@ -195,17 +221,26 @@ fn only_properties(script: &str) -> String {
     let body: Vec<&str> = after_create
         .lines()
         .skip(1)
-        .filter(|l| !["\\connect ", "\\restrict ", "\\unrestrict "].iter().any(|m| l.starts_with(m)))
+        .filter(|l| {
+            !["\\connect ", "\\restrict ", "\\unrestrict "]
+                .iter()
+                .any(|m| l.starts_with(m))
+        })
         .collect();
     let body = body.join("\n");
     match token {
-        Some(token) if !body.trim().is_empty() => format!("\\restrict {token}\n{body}\n\\unrestrict {token}\n"),
+        Some(token) if !body.trim().is_empty() => {
+            format!("\\restrict {token}\n{body}\n\\unrestrict {token}\n")
+        }
         _ => format!("{body}\n"),
     }
 }
 
 /// What `CREATE DATABASE` needs, as a comment for a person and as values for the manifest.
-async fn properties_header(server: &PostgresServer, database: &str) -> Result<(String, [String; 4]), PgError> {
+async fn properties_header(
+    server: &PostgresServer,
+    database: &str,
+) -> Result<(String, [String; 4]), PgError> {
     let client = server.connect().await?;
     let rows = client
         .rows(&format!(
@@ -234,8 +269,16 @@ pub async fn globals(run: &Run<'_>, surveyed: &Surveyed) -> Result<String> {
         .docker
         .run_helper(&spec, run.system.runbook.deadlines.step)
         .await?;
-    if output.exit_code != 0 || !output.stdout.contains("PostgreSQL database cluster dump complete") {
-        return Err(run.tool_failed("pg_dumpall", &format!("the roles of {}", surveyed.server.service), &output));
+    if output.exit_code != 0
+        || !output
+            .stdout
+            .contains("PostgreSQL database cluster dump complete")
+    {
+        return Err(run.tool_failed(
+            "pg_dumpall",
+            &format!("the roles of {}", surveyed.server.service),
+            &output,
+        ));
     }
     if !output.stderr.trim().is_empty() {
         run.warn(format!("pg_dumpall: {}", output.last_words()));

@@ -74,7 +74,10 @@ pub async fn copy(run: &Run<'_>, surveyed: &Surveyed) -> Result<PhysicalPart> {
         42 => {
             return Err(Error::new(
                 Kind::BackupDamaged,
-                format!("the base backup of {subject} does not hold: {}", output.last_words()),
+                format!(
+                    "the base backup of {subject} does not hold: {}",
+                    output.last_words()
+                ),
             )
             .untouched("the server and every older backup; what this run had written was removed")
             .next("drctl backup    # again")
@@ -83,7 +86,8 @@ pub async fn copy(run: &Run<'_>, surveyed: &Surveyed) -> Result<PhysicalPart> {
         _ => return Err(run.tool_failed("pg_basebackup", &subject, &output)),
     }
     let finished = Timestamp::now();
-    let ranges = wal_ranges(&target.join("backup_manifest")).map_err(|e| run.io(&target.join("backup_manifest"), &e))?;
+    let ranges = wal_ranges(&target.join("backup_manifest"))
+        .map_err(|e| run.io(&target.join("backup_manifest"), &e))?;
     let (Some(first), Some(last)) = (ranges.first(), ranges.last()) else {
         return Err(Error::new(
             Kind::BackupDamaged,
@@ -98,7 +102,9 @@ pub async fn copy(run: &Run<'_>, surveyed: &Surveyed) -> Result<PhysicalPart> {
         start_lsn: first.start,
         end_lsn: last.end,
         timeline: last.timeline,
-        start_segment: first.start.segment_name(first.timeline, surveyed.wal_segment_size),
+        start_segment: first
+            .start
+            .segment_name(first.timeline, surveyed.wal_segment_size),
         finished,
         seconds: began.elapsed().as_secs_f64(),
     })

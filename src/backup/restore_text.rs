@@ -38,7 +38,17 @@ pub fn render(manifest: &Manifest, servers: &[Surveyed]) -> String {
             .iter()
             .find(|s| &s.server.service == service)
             .map_or("postgres", |s| s.server.config.admin_database.as_str());
-        server(&mut text, service, part, &Names { container, user, admin_database, label: &manifest.label.to_string() });
+        server(
+            &mut text,
+            service,
+            part,
+            &Names {
+                container,
+                user,
+                admin_database,
+                label: &manifest.label.to_string(),
+            },
+        );
     }
     text
 }
@@ -67,7 +77,11 @@ fn server(text: &mut String, service: &str, part: &PostgresPart, names: &Names<'
 
 /// Quotes for the shell, and for use inside a line of `sh -c '…'`-free text.
 fn sh(word: &str) -> String {
-    if !word.is_empty() && word.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-./:@%+,".contains(&b)) {
+    if !word.is_empty()
+        && word
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"_-./:@%+,".contains(&b))
+    {
         word.to_owned()
     } else {
         format!("'{}'", word.replace('\'', r"'\''"))
