@@ -172,7 +172,7 @@ docker run --rm -i --network none --user 0:0 --volumes-from {container} -v "$PWD
   chmod 0700 .
   sync'
 docker start {container}
-docker logs --tail 20 {container}    # must say: consistent recovery state reached, ready to accept connections
+sleep 5; docker logs --tail 20 {container}    # must say: consistent recovery state reached, ready to accept connections
 ```
 
 Do not remove `backup_label` from the restored files: the server would start and show damaged data.
