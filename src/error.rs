@@ -34,6 +34,8 @@ pub enum Kind {
     CouldNotVerify,
     /// Interrupted; the state is safe.
     Interrupted,
+    /// Asked to end by SIGTERM; the state is safe.
+    Terminated,
 }
 
 impl Kind {
@@ -54,6 +56,7 @@ impl Kind {
             Self::BackupDamaged => 11,
             Self::CouldNotVerify => 12,
             Self::Interrupted => 130,
+            Self::Terminated => 143,
         }
     }
 
@@ -74,6 +77,7 @@ impl Kind {
             Self::BackupDamaged => "backup-damaged",
             Self::CouldNotVerify => "could-not-verify",
             Self::Interrupted => "interrupted",
+            Self::Terminated => "terminated",
         }
     }
 }

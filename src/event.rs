@@ -87,6 +87,52 @@ pub enum Event {
         /// Bytes in all, when known.
         total: Option<u64>,
     },
+    /// What is wrong, and how sure that is.
+    Diagnosis {
+        /// `confirmed`, `suspected`, `absent` or `unknown`.
+        certainty: String,
+        /// One sentence.
+        summary: String,
+        /// The facts behind it.
+        reasons: Vec<String>,
+        /// What it is instead, when it only looks like the scenario.
+        look_alike: Option<String>,
+    },
+    /// What is to be done about it, in full.
+    Plan {
+        /// The plan, as it is kept in the incident.
+        plan: Box<crate::plan::Plan>,
+    },
+    /// An incident was opened: from here everything is journalled.
+    Incident {
+        /// Its identity.
+        id: String,
+        /// Its directory.
+        directory: String,
+    },
+    /// A step is being taken back.
+    UndoStarted {
+        /// Position, from 1.
+        step: usize,
+        /// The step's title.
+        title: String,
+        /// How.
+        how: String,
+    },
+    /// A step was taken back.
+    UndoFinished {
+        /// Position, from 1.
+        step: usize,
+        /// One line.
+        outcome: String,
+    },
+    /// A step could not be taken back.
+    UndoFailed {
+        /// Position, from 1.
+        step: usize,
+        /// Why.
+        cause: String,
+    },
     /// One check of the proof.
     Checked {
         /// What was checked.

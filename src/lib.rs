@@ -17,6 +17,7 @@ pub mod cli;
 pub mod engine;
 pub mod error;
 pub mod event;
+pub mod faults;
 pub mod incident;
 pub mod plan;
 pub mod postgres;

@@ -2,6 +2,7 @@
 //! comments of the arguments are the help texts.
 
 mod backup;
+mod drill;
 mod runbook;
 
 use std::io::IsTerminal;
@@ -89,6 +90,8 @@ pub enum Color {
 enum Verb {
     /// Make, list and verify backup sets
     Backup(backup::BackupArgs),
+    /// Rehearse: inject real faults and put them right
+    Drill(drill::DrillArgs),
     /// Check, print or describe runbooks
     Runbook(runbook::RunbookArgs),
 }
@@ -128,7 +131,7 @@ impl Context {
     /// # Errors
     /// [`Kind::Runbook`] with every problem in it.
     pub fn runbook(&self) -> Result<Runbook> {
-        let path = crate::runbook::locate(self.global.runbook.as_deref(), &|name: &str| std::env::var_os(name))
+        let path = crate::runbook::locate(self.global.runbook.as_deref(), |name: &str| std::env::var_os(name))
             .map_err(|e| Error::new(Kind::Runbook, e.to_string()))?;
         crate::runbook::load(&path).map_err(|e| {
             Error::new(Kind::Runbook, e.to_string())
@@ -150,6 +153,7 @@ pub async fn run(cli: Cli) -> ExitCode {
     let cx = Context::new(cli.global);
     let result = match cli.verb {
         Verb::Backup(args) => backup::run(&cx, args).await,
+        Verb::Drill(args) => drill::run(&cx, args).await,
         Verb::Runbook(args) => runbook::run(&cx, args),
     };
     match result {

@@ -1,4 +1,19 @@
 //! Carries out approved plans. Nothing else in drctl changes a deployment, but making
 //! backups and injecting faults.
 
+pub mod acknowledged;
 pub mod actions;
+pub mod approve;
+mod execute;
+mod interrupt;
+#[cfg(test)]
+mod model;
+mod resume;
+mod undo;
+pub mod verify;
+
+pub use approve::{ApprovedPlan, Ask, Consent, Needs};
+pub use execute::{Hands, Run, Stop};
+pub use interrupt::{Interrupts, Signal};
+pub use resume::{Live, Proof, carry_out, lock, open_journal_error, prove, write_report};
+pub use undo::{cannot_close, cannot_undo, close, take_back};

@@ -1,8 +1,18 @@
 //! The record of a run: its directory, its journal, its report, and the lock that keeps
 //! two runs apart.
 
+mod journal;
 mod lock;
+mod progress;
+mod report;
 mod state;
+mod store;
+mod timeline;
 
+pub use journal::{Entry, JOURNAL_FILE, Journal, JournalError, Log, Record};
 pub use lock::{Holder, Lock, LockError};
+pub use progress::{Progress, Stage};
+pub use report::{Phases, Report, markdown};
 pub use state::{StateDir, StateError, fresh_id, write_atomically};
+pub use store::{CASE_FORMAT, Case, Incident, IncidentError, Listing, fallback_path, writable, write_json};
+pub use timeline::{Moment, timeline};

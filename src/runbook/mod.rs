@@ -19,6 +19,7 @@ mod show;
 mod suggest;
 pub mod text;
 
+pub use duration::{format_duration, parse_duration};
 pub use load::{MAX_BYTES, load, parse};
 pub use locate::{LookedAt, NotFound, locate};
 pub use model::{Docker, PlatformKind, Runbook, Service, ServiceKind};

@@ -75,7 +75,7 @@ impl Reporter for Terminal {
             }
             return;
         }
-        if self.quiet && !matches!(event, Event::Warning { .. } | Event::StepFailed { .. }) {
+        if self.quiet && !matches!(event, Event::Warning { .. } | Event::StepFailed { .. } | Event::UndoFailed { .. }) {
             return;
         }
         match event {
@@ -128,7 +128,26 @@ impl Reporter for Terminal {
                 };
                 self.say(&format!("  {} {what}: {found}", mark.for_stderr()));
             }
-            Event::Progress { .. } => {}
+            Event::UndoStarted { step, how, .. } => {
+                self.say(&format!("  [undo {step}] {how} …"));
+            }
+            Event::UndoFinished { step, outcome } => {
+                self.say(&format!(
+                    "        {} step {step}: {outcome}",
+                    style("taken back").green().for_stderr()
+                ));
+            }
+            Event::UndoFailed { step, cause } => {
+                self.say(&format!(
+                    "        {} step {step}: {cause}",
+                    style("not taken back").red().for_stderr()
+                ));
+            }
+            Event::Incident { id, .. } => {
+                self.say(&format!("{} {id}", style("Incident").bold().for_stderr()));
+            }
+            // The verb prints these in full, on standard output.
+            Event::Progress { .. } | Event::Diagnosis { .. } | Event::Plan { .. } => {}
         }
     }
 }

@@ -5,6 +5,7 @@
 //! and the helper stops its program and itself. The engine removes an ended helper by
 //! itself (auto-remove), so nothing that drctl started outlives drctl.
 
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -30,6 +31,22 @@ exec 3<&0
 child=$!
 ( while read -r _ <&3; do :; done
   kill -s "$DRCTL_STOP_SIGNAL" "$child"; sleep 20; kill -s KILL "$child" ) >/dev/null 2>&1 &
+watch=$!
+trap 'kill -s "$DRCTL_STOP_SIGNAL" "$child" 2>/dev/null' TERM INT
+while :; do
+  wait "$child"; code=$?
+  kill -0 "$child" 2>/dev/null || break
+done
+kill "$watch" 2>/dev/null
+exit "$code"
+"#;
+
+/// Runs "$@" without a lease, for `$DRCTL_SECONDS` at most. Only for what must outlive
+/// drctl by design: the end of it is inside, where a SIGKILL of drctl does not reach.
+const LIMITED: &str = r#"
+"$@" </dev/null &
+child=$!
+( sleep "$DRCTL_SECONDS"; kill -s "$DRCTL_STOP_SIGNAL" "$child"; sleep 20; kill -s KILL "$child" ) >/dev/null 2>&1 &
 watch=$!
 trap 'kill -s "$DRCTL_STOP_SIGNAL" "$child" 2>/dev/null' TERM INT
 while :; do
@@ -96,6 +113,9 @@ pub struct HelperSpec {
     /// Signal that asks the program to end: `INT` for a PostgreSQL server (fast
     /// shutdown), `TERM` otherwise.
     pub stop_signal: &'static str,
+    /// Instead of the lease: how long the helper may run, whatever becomes of drctl.
+    /// Such a helper is started with [`Docker::launch_helper`].
+    pub detached: Option<Duration>,
 }
 
 impl HelperSpec {
@@ -116,6 +136,7 @@ impl HelperSpec {
             network: HelperNetwork::None,
             shm_size: 256 << 20,
             stop_signal: "TERM",
+            detached: None,
         }
     }
 }
@@ -154,7 +175,8 @@ pub struct Helper {
     /// Container identifier.
     pub id: String,
     purpose: String,
-    lease: Option<std::pin::Pin<Box<dyn AsyncWrite + Send>>>,
+    // In a mutex only so that a reference to the helper may cross threads.
+    lease: Mutex<Option<std::pin::Pin<Box<dyn AsyncWrite + Send>>>>,
     output: JoinHandle<(Vec<u8>, Vec<u8>)>,
     exit: oneshot::Receiver<Result<i64, BollardError>>,
 }
@@ -171,7 +193,7 @@ impl std::fmt::Debug for Helper {
 impl Drop for Helper {
     fn drop(&mut self) {
         // Both halves of the attached connection must go for the engine to see its end.
-        self.lease = None;
+        self.end_lease();
         self.output.abort();
     }
 }
@@ -195,6 +217,19 @@ impl Docker {
     /// # Errors
     /// The engine's trouble; nothing is left then.
     pub async fn spawn_helper(&self, spec: &HelperSpec) -> Result<Helper, WorkloadError> {
+        let (id, what) = self.create_helper(spec).await?;
+        match self.attach_and_start(spec, &id, &what).await {
+            Ok(helper) => Ok(helper),
+            Err(e) => {
+                // Created but never started: auto-remove does not see it.
+                let _ = self.remove(&id).await;
+                Err(e)
+            }
+        }
+    }
+
+    /// Creates the container; also gives the words that name it in errors.
+    async fn create_helper(&self, spec: &HelperSpec) -> Result<(String, String), WorkloadError> {
         let name = format!(
             "drctl-{}-{}-{}-{}",
             spec.deployment,
@@ -212,14 +247,30 @@ impl Docker {
             )
             .await?
             .id;
-        match self.attach_and_start(spec, &id, &what).await {
-            Ok(helper) => Ok(helper),
-            Err(e) => {
-                // Created but never started: auto-remove does not see it.
-                let _ = self.remove(&id).await;
-                Err(e)
-            }
+        Ok((id, what))
+    }
+
+    /// Starts a helper that nothing is read from and that outlives drctl, for as long
+    /// as `spec.detached` says (an hour by default). Returns its identifier.
+    ///
+    /// # Errors
+    /// The engine's trouble; nothing is left then.
+    pub async fn launch_helper(&self, spec: &HelperSpec) -> Result<String, WorkloadError> {
+        let mut spec = spec.clone();
+        spec.detached.get_or_insert(Duration::from_secs(3600));
+        let (id, what) = self.create_helper(&spec).await?;
+        let started = self
+            .call(
+                &what,
+                self.deadline.max(Duration::from_secs(60)),
+                self.api.start_container(&id, None::<q::StartContainerOptions>),
+            )
+            .await;
+        if let Err(e) = started {
+            let _ = self.remove(&id).await;
+            return Err(e);
         }
+        Ok(id)
     }
 
     async fn attach_and_start(
@@ -274,7 +325,7 @@ impl Docker {
             docker: self.clone(),
             id: id.to_owned(),
             purpose: spec.purpose.clone(),
-            lease: Some(attached.input),
+            lease: Mutex::new(Some(attached.input)),
             output,
             exit,
         })
@@ -282,6 +333,12 @@ impl Docker {
 }
 
 impl Helper {
+    fn end_lease(&mut self) {
+        if let Ok(lease) = self.lease.get_mut() {
+            *lease = None;
+        }
+    }
+
     /// Waits for the program to end by itself.
     ///
     /// # Errors
@@ -289,7 +346,7 @@ impl Helper {
     pub async fn finish(mut self, deadline: Duration) -> Result<HelperOutput, WorkloadError> {
         match tokio::time::timeout(deadline, &mut self.exit).await {
             Ok(Ok(Ok(exit_code))) => {
-                self.lease = None;
+                self.end_lease();
                 let (out, err) = tokio::time::timeout(Duration::from_secs(10), &mut self.output)
                     .await
                     .ok()
@@ -328,7 +385,7 @@ impl Helper {
     /// # Errors
     /// As [`Helper::finish`].
     pub async fn stop(mut self, deadline: Duration) -> Result<HelperOutput, WorkloadError> {
-        self.lease = None;
+        self.end_lease();
         let asked = self.docker.kill(&self.id, "SIGTERM").await;
         match asked {
             // Gone or ending already.
@@ -371,7 +428,12 @@ fn create_body(spec: &HelperSpec) -> ContainerCreateBody {
             ..Mount::default()
         })
         .collect();
-    let mut command = vec!["-c".to_owned(), LEASE.to_owned(), "drctl".to_owned()];
+    let leased = spec.detached.is_none();
+    if let Some(limit) = spec.detached {
+        env.push(format!("DRCTL_SECONDS={}", limit.as_secs()));
+    }
+    let wrapper = if leased { LEASE } else { LIMITED };
+    let mut command = vec!["-c".to_owned(), wrapper.to_owned(), "drctl".to_owned()];
     command.extend(spec.argv.iter().cloned());
     ContainerCreateBody {
         image: Some(spec.image.clone()),
@@ -379,11 +441,11 @@ fn create_body(spec: &HelperSpec) -> ContainerCreateBody {
         entrypoint: Some(vec!["/bin/sh".to_owned()]),
         cmd: Some(command),
         env: Some(env),
-        open_stdin: Some(true),
-        stdin_once: Some(true),
-        attach_stdin: Some(true),
-        attach_stdout: Some(true),
-        attach_stderr: Some(true),
+        open_stdin: Some(leased),
+        stdin_once: Some(leased),
+        attach_stdin: Some(leased),
+        attach_stdout: Some(leased),
+        attach_stderr: Some(leased),
         tty: Some(false),
         labels: Some(
             [

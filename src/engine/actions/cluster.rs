@@ -219,12 +219,24 @@ async fn owner(cx: &ActionContext<'_>, server: &PostgresServer) -> Result<String
     if cx.system.docker.is_local()
         && let Some(mount) = server.container.mount_of(&server.data_dir)
     {
-        let rest = server.data_dir.strip_prefix(&mount.destination).unwrap_or_default();
+        let rest = server
+            .data_dir
+            .strip_prefix(&mount.destination)
+            .unwrap_or_default();
         if let Ok(meta) = std::fs::metadata(format!("{}{rest}", mount.source)) {
             return Ok(format!("{}:{}", meta.uid(), meta.gid()));
         }
     }
-    let output = script(cx, server, cx.run, "owner", "stat -c %u:%g \"$D\"", &[], Vec::new()).await?;
+    let output = script(
+        cx,
+        server,
+        cx.run,
+        "owner",
+        "stat -c %u:%g \"$D\"",
+        &[],
+        Vec::new(),
+    )
+    .await?;
     Ok(output.stdout.trim().to_owned())
 }
 
@@ -273,16 +285,31 @@ pub(super) async fn extract_base(
         ));
     }
     let size = reported(&output, "bytes ") * 1024;
-    Ok(Outcome::new(format!("{} copied to {WORK_DIR}/{run}/new", bytes(size)))
-        .fact("bytes", size)
-        .fact("extract-seconds", begun.elapsed().as_secs_f64())
-        .fact("configuration-differs", differing.join(" ")))
+    Ok(
+        Outcome::new(format!("{} copied to {WORK_DIR}/{run}/new", bytes(size)))
+            .fact("bytes", size)
+            .fact("extract-seconds", begun.elapsed().as_secs_f64())
+            .fact("configuration-differs", differing.join(" ")),
+    )
 }
 
-pub(super) async fn copy_damaged(cx: &ActionContext<'_>, service: &str, run: &str) -> Result<Outcome, ActionError> {
+pub(super) async fn copy_damaged(
+    cx: &ActionContext<'_>,
+    service: &str,
+    run: &str,
+) -> Result<Outcome, ActionError> {
     let server = cx.system.postgres(service).await?;
     must_be_stopped(&server)?;
-    script(cx, &server, run, "copy-damage", COPY_DAMAGED, &[("TO", "new")], Vec::new()).await?;
+    script(
+        cx,
+        &server,
+        run,
+        "copy-damage",
+        COPY_DAMAGED,
+        &[("TO", "new")],
+        Vec::new(),
+    )
+    .await?;
     let (side, how) = start_damaged(cx, &server, run, "new").await?;
     side.stop(cx.deadline).await?;
     Ok(Outcome::new(format!("the copy of the damaged data starts {how}")))
@@ -331,8 +358,12 @@ async fn start_damaged(
                 let Some(file) = missing.filter(|_| tries < 8) else {
                     return Err(ActionError::Other(format!("the copy does not start: {words}")));
                 };
-                cx.warn(format!("{file} is missing in the copy: its transactions are taken as committed"));
-                let fill = format!("head -c 262144 /dev/zero | tr '\\0' 'U' > \"$W/{directory}/{file}\"; chown {owner} \"$W/{directory}/{file}\"");
+                cx.warn(format!(
+                    "{file} is missing in the copy: its transactions are taken as committed"
+                ));
+                let fill = format!(
+                    "head -c 262144 /dev/zero | tr '\\0' 'U' > \"$W/{directory}/{file}\"; chown {owner} \"$W/{directory}/{file}\""
+                );
                 script(cx, server, run, "fill-status", &fill, &[], Vec::new()).await?;
             }
             Err(NotStarted::Other(e)) => return Err(e),
@@ -356,9 +387,21 @@ pub(super) async fn keep_wal(
 ) -> Result<Outcome, ActionError> {
     let server = cx.system.postgres(service).await?;
     must_be_stopped(&server)?;
-    let output = script(cx, &server, run, "keep-wal", KEEP_WAL, &[("FIRST", first_segment)], Vec::new()).await?;
+    let output = script(
+        cx,
+        &server,
+        run,
+        "keep-wal",
+        KEEP_WAL,
+        &[("FIRST", first_segment)],
+        Vec::new(),
+    )
+    .await?;
     let segments = reported(&output, "segments ");
-    Ok(Outcome::new(format!("{segments} WAL segments since the backup are kept")).fact("wal-segments", segments))
+    Ok(
+        Outcome::new(format!("{segments} WAL segments since the backup are kept"))
+            .fact("wal-segments", segments),
+    )
 }
 
 fn replay_settings(server: &PostgresServer, run: &str) -> Vec<(&'static str, String)> {
@@ -373,7 +416,11 @@ fn replay_settings(server: &PostgresServer, run: &str) -> Vec<(&'static str, Str
     ]
 }
 
-async fn start_new(cx: &ActionContext<'_>, server: &PostgresServer, run: &str) -> Result<SideServer, ActionError> {
+async fn start_new(
+    cx: &ActionContext<'_>,
+    server: &PostgresServer,
+    run: &str,
+) -> Result<SideServer, ActionError> {
     let owner = owner(cx, server).await?;
     let path = format!("{}/new", server.work_dir(run));
     Ok(SideServer::start(cx, server, &owner, &path, &replay_settings(server, run)).await?)
@@ -411,9 +458,10 @@ pub(super) async fn prove_side(
         outcome.text = format!("{}; {fact} {text}", outcome.text);
         outcome = outcome.fact(fact, text);
     }
-    Ok(outcome
-        .fact("replay-seconds", ready.as_secs_f64())
-        .fact("prove-seconds", (begun.elapsed() - ready).as_secs_f64()))
+    Ok(outcome.fact("replay-seconds", ready.as_secs_f64()).fact(
+        "prove-seconds",
+        begun.elapsed().saturating_sub(ready).as_secs_f64(),
+    ))
 }
 
 /// Where the replay ended, in the server's words.
@@ -422,7 +470,13 @@ fn replay_end(log: &str) -> Vec<(&'static str, String)> {
         log.lines()
             .rev()
             .find_map(|l| l.split_once(mark))
-            .map(|(_, rest)| rest.split(" system usage").next().unwrap_or(rest).trim().to_owned())
+            .map(|(_, rest)| {
+                rest.split(" system usage")
+                    .next()
+                    .unwrap_or(rest)
+                    .trim()
+                    .to_owned()
+            })
     };
     let mut facts = Vec::new();
     if let Some(lsn) = after("redo done at ") {
@@ -442,7 +496,16 @@ pub(super) async fn salvage_rows(
 ) -> Result<Outcome, ActionError> {
     let server = cx.system.postgres(service).await?;
     must_be_stopped(&server)?;
-    script(cx, &server, run, "copy-damage", COPY_DAMAGED, &[("TO", "damage")], Vec::new()).await?;
+    script(
+        cx,
+        &server,
+        run,
+        "copy-damage",
+        COPY_DAMAGED,
+        &[("TO", "damage")],
+        Vec::new(),
+    )
+    .await?;
     // Salvage is a gift: a copy that cannot be made to start must not stop the restore.
     let damage = match start_damaged(cx, &server, run, "damage").await {
         Ok((damage, _)) => damage,
@@ -466,7 +529,16 @@ pub(super) async fn salvage_rows(
     new.stop(cx.deadline).await?;
     // Its data is a throw-away copy: how it ends does not matter.
     let _ = damage.stop(cx.deadline).await;
-    script(cx, &server, run, "drop-copy", "rm -rf \"$W/damage\"", &[], Vec::new()).await?;
+    script(
+        cx,
+        &server,
+        run,
+        "drop-copy",
+        "rm -rf \"$W/damage\"",
+        &[],
+        Vec::new(),
+    )
+    .await?;
     Ok(salvage::outcome(cx, &done))
 }
 
@@ -475,13 +547,17 @@ pub(super) async fn switch(cx: &ActionContext<'_>, service: &str, run: &str) -> 
     must_be_stopped(&server)?;
     let begun = tokio::time::Instant::now();
     script(cx, &server, run, "switch", SWITCH, &[], Vec::new()).await?;
-    Ok(
-        Outcome::new(format!("the restored data is in place; the old is kept in {WORK_DIR}/{run}/old"))
-            .fact("switch-seconds", begun.elapsed().as_secs_f64()),
-    )
+    Ok(Outcome::new(format!(
+        "the restored data is in place; the old is kept in {WORK_DIR}/{run}/old"
+    ))
+    .fact("switch-seconds", begun.elapsed().as_secs_f64()))
 }
 
-pub(super) async fn switch_back(cx: &ActionContext<'_>, service: &str, run: &str) -> Result<Outcome, ActionError> {
+pub(super) async fn switch_back(
+    cx: &ActionContext<'_>,
+    service: &str,
+    run: &str,
+) -> Result<Outcome, ActionError> {
     let server = cx.system.postgres(service).await?;
     must_be_stopped(&server)?;
     let output = script(cx, &server, run, "switch-back", SWITCH_BACK, &[], Vec::new()).await?;
@@ -492,7 +568,11 @@ pub(super) async fn switch_back(cx: &ActionContext<'_>, service: &str, run: &str
     }))
 }
 
-pub(super) async fn discard(cx: &ActionContext<'_>, service: &str, run: &str) -> Result<Outcome, ActionError> {
+pub(super) async fn discard(
+    cx: &ActionContext<'_>,
+    service: &str,
+    run: &str,
+) -> Result<Outcome, ActionError> {
     let server = cx.system.postgres(service).await?;
     script(cx, &server, run, "discard", DISCARD, &[], Vec::new()).await?;
     Ok(Outcome::new(format!("{WORK_DIR}/{run} of {service} is removed")))

@@ -21,7 +21,9 @@ pub(super) async fn database(
 ) -> Result<Vec<Checked>, ActionError> {
     let structure = structure(cx, spec);
     let content = async {
-        let client = Client::connect(spec).await.map_err(pg(format!("connecting to {}", spec.database)))?;
+        let client = Client::connect(spec)
+            .await
+            .map_err(pg(format!("connecting to {}", spec.database)))?;
         let mut checks = rows(&client, floors, cx.deadline).await;
         if let Some(config) = config {
             checks.extend(validations(&client, config, cx.deadline).await);
@@ -42,7 +44,7 @@ async fn structure(cx: &ActionContext<'_>, spec: &ConnectSpec) -> Result<Checked
         deadline: cx.deadline,
         workers: WORKERS,
     };
-    let report = amcheck::check_database(spec, &options)
+    let report = amcheck::check(spec, &options)
         .await
         .map_err(pg(format!("checking the structure of {}", spec.database)))?;
     let (verdict, found) = match report.findings.first() {
@@ -56,7 +58,10 @@ async fn structure(cx: &ActionContext<'_>, spec: &ConnectSpec) -> Result<Checked
             ),
         ),
         None if report.examined == 0 => (Verdict::CouldNotVerify, "nothing could be examined".to_owned()),
-        None => (Verdict::Pass, format!("{} relations examined, nothing found", report.examined)),
+        None => (
+            Verdict::Pass,
+            format!("{} relations examined, nothing found", report.examined),
+        ),
     };
     Ok(Checked {
         what: format!("structure of {} (amcheck)", spec.database),
@@ -76,10 +81,15 @@ pub async fn rows(client: &Client, floors: &[RowFloor], deadline: Duration) -> V
             )
             .await;
         let (verdict, found) = match number(counted) {
-            Ok(n) if u64::try_from(n).is_ok_and(|n| n >= floor.at_least) => (Verdict::Pass, format!("{n} rows")),
+            Ok(n) if u64::try_from(n).is_ok_and(|n| n >= floor.at_least) => {
+                (Verdict::Pass, format!("{n} rows"))
+            }
             Ok(n) => (
                 Verdict::Fail,
-                format!("{n} rows, {} fewer than there must be", i128::from(floor.at_least) - i128::from(n)),
+                format!(
+                    "{n} rows, {} fewer than there must be",
+                    i128::from(floor.at_least) - i128::from(n)
+                ),
             ),
             Err(e) => (Verdict::Fail, e),
         };
@@ -120,7 +130,11 @@ fn number(answer: Result<Vec<crate::postgres::Row>, PgError>) -> Result<i64, Str
 }
 
 /// Turns checks into the outcome of a step: a proof that does not hold is its failure.
-pub(super) fn outcome(cx: &ActionContext<'_>, subject: &str, checks: &[Checked]) -> Result<Outcome, ActionError> {
+pub(super) fn outcome(
+    cx: &ActionContext<'_>,
+    subject: &str,
+    checks: &[Checked],
+) -> Result<Outcome, ActionError> {
     for check in checks {
         cx.reporter.event(&Event::Checked {
             what: check.what.clone(),
@@ -138,8 +152,9 @@ pub(super) fn outcome(cx: &ActionContext<'_>, subject: &str, checks: &[Checked])
         });
     }
     let checks = serde_json::to_value(checks).unwrap_or_default();
-    Ok(
-        Outcome::new(format!("{subject} is proven: {} checks hold", checks.as_array().map_or(0, Vec::len)))
-            .fact("checks", checks),
-    )
+    Ok(Outcome::new(format!(
+        "{subject} is proven: {} checks hold",
+        checks.as_array().map_or(0, Vec::len)
+    ))
+    .fact("checks", checks))
 }

@@ -123,7 +123,11 @@ async fn one(
         .map_err(what())?;
     let filter = match (&table.newest, &table.since) {
         (Some(column), Some(since)) => {
-            format!(" and {} >= {}::timestamptz", quote_ident(column), quote_literal(since))
+            format!(
+                " and {} >= {}::timestamptz",
+                quote_ident(column),
+                quote_literal(since)
+            )
         }
         _ => String::new(),
     };
@@ -136,6 +140,11 @@ async fn one(
         copy_in: format!("copy pg_temp.{stage} from stdin"),
     };
     reader.all(blocks, &mut result).await?;
+    // Fresh and without statistics, it would be joined row by row.
+    target
+        .within(cx.deadline, &format!("analyze pg_temp.{stage}"))
+        .await
+        .map_err(what())?;
     let absent = format!(
         "not exists (select 1 from {name} t where {})",
         shape
@@ -168,7 +177,10 @@ async fn one(
             let _ = target.execute("rollback").await;
             return Err(what()(e));
         }
-        result.merged = count_rows(target, &name).await.map_err(what())?.saturating_sub(before);
+        result.merged = count_rows(target, &name)
+            .await
+            .map_err(what())?
+            .saturating_sub(before);
         if result.merged < result.missing {
             result.remark = Some(format!(
                 "{} rows refer to rows that are lost or collide with others: they stay in the kept data",
@@ -185,7 +197,10 @@ async fn one(
 
 async fn count_rows(client: &Client, name: &str) -> Result<u64, PgError> {
     Ok(client
-        .within(std::time::Duration::from_secs(600), &format!("select count(*) from {name}"))
+        .within(
+            std::time::Duration::from_secs(600),
+            &format!("select count(*) from {name}"),
+        )
         .await?
         .first()
         .and_then(|r| r.number(0))
@@ -248,7 +263,8 @@ async fn shape(target: &Client, name: &str) -> Result<Option<Shape>, PgError> {
                     r.text(2)
                 )
             })
-            .collect(),
+            .collect::<Vec<_>>()
+            .concat(),
     }))
 }
 
@@ -284,9 +300,14 @@ impl Reader<'_> {
         }
         ranges.reverse();
         while let Some((low, high)) = ranges.pop() {
-            match self.copy(&format!("ctid >= '({low},0)' and ctid < '({high},0)'")).await {
+            match self
+                .copy(&format!("ctid >= '({low},0)' and ctid < '({high},0)'"))
+                .await
+            {
                 Ok(rows) => result.readable += rows,
-                Err(e @ (PgError::Broken { .. } | PgError::Timeout { .. } | PgError::NoConnection { .. })) => {
+                Err(
+                    e @ (PgError::Broken { .. } | PgError::Timeout { .. } | PgError::NoConnection { .. }),
+                ) => {
                     // Garbage can take a backend, and with it every session, down. Once is
                     // enough: no second user of a production server shall pay for it.
                     result.remark = Some(format!("reading stopped at block {low}: {e}"));
@@ -337,7 +358,9 @@ impl Reader<'_> {
 
 fn whole_page(e: &PgError) -> bool {
     let text = e.to_string();
-    text.contains("invalid page") || text.contains("could not read block") || text.contains("could not open file")
+    text.contains("invalid page")
+        || text.contains("could not read block")
+        || text.contains("could not open file")
 }
 
 /// Moves sequences forward to where the damage had them: numbers that users have seen are

@@ -29,7 +29,9 @@ pub(super) async fn stop(cx: &ActionContext<'_>, service: &str) -> Result<Outcom
     cx.system.docker.stop(&server.container.id, grace).await?;
     let after = cx.system.docker.inspect(&server.container.id).await?;
     if after.is_running() || after.status == Status::Restarting {
-        return Err(ActionError::Other(format!("{service} is still running after its stop")));
+        return Err(ActionError::Other(format!(
+            "{service} is still running after its stop"
+        )));
     }
     Ok(
         Outcome::new(format!("{service} is stopped, exit code {}", after.exit_code))
@@ -45,7 +47,6 @@ pub(super) async fn start(cx: &ActionContext<'_>, service: &str, wait: bool) -> 
         return Ok(Outcome::new(format!("{service} is started")));
     }
     let end = begun + cx.deadline;
-    let mut last = String::new();
     loop {
         let server = cx.system.postgres(service).await?;
         if matches!(
@@ -58,17 +59,17 @@ pub(super) async fn start(cx: &ActionContext<'_>, service: &str, wait: bool) -> 
                 last_log(cx, &server).await
             )));
         }
-        match server.connect().await {
+        let last = match server.connect().await {
             Ok(client) => match client.value("select pg_is_in_recovery()").await {
                 Ok(Some(answer)) if answer == "f" => {
                     return Ok(Outcome::new(format!("{service} takes connections"))
                         .fact("start-seconds", begun.elapsed().as_secs_f64()));
                 }
-                Ok(_) => last = "it is still in recovery".into(),
-                Err(e) => last = e.to_string(),
+                Ok(_) => "it is still in recovery".to_owned(),
+                Err(e) => e.to_string(),
             },
-            Err(e) => last = e.to_string(),
-        }
+            Err(e) => e.to_string(),
+        };
         if tokio::time::Instant::now() >= end {
             return Err(ActionError::Other(format!(
                 "{service} runs and does not take connections after {}: {last}",
@@ -143,10 +144,10 @@ pub(super) async fn session(
 ) -> Result<Client, ActionError> {
     let mut spec = server.admin.to_database(database).writable();
     spec.deadline = cx.system.runbook.deadlines.probe.max(Duration::from_secs(5));
-    server
-        .connect_to(&spec)
-        .await
-        .map_err(pg(format!("connecting to database {database} of {}", server.service)))
+    server.connect_to(&spec).await.map_err(pg(format!(
+        "connecting to database {database} of {}",
+        server.service
+    )))
 }
 
 /// A session to a database that is not the one being renamed.
@@ -156,7 +157,11 @@ pub(super) async fn session_beside(
     database: &str,
 ) -> Result<Client, ActionError> {
     let configured = server.config.admin_database.as_str();
-    let first = if configured == database { "postgres" } else { configured };
+    let first = if configured == database {
+        "postgres"
+    } else {
+        configured
+    };
     match session(cx, server, first).await {
         Err(ActionError::Postgres {
             source: PgError::Server { .. },

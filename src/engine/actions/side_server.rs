@@ -75,29 +75,34 @@ impl SideServer {
         spec.user = Some(owner.to_owned());
         spec.network = HelperNetwork::Bridge;
         spec.stop_signal = "INT";
-        let helper = cx.system.docker.spawn_helper(&spec).await.map_err(ActionError::from)?;
+        let helper = cx
+            .system
+            .docker
+            .spawn_helper(&spec)
+            .await
+            .map_err(ActionError::from)?;
         let end = tokio::time::Instant::now() + cx.deadline;
         let mut admin = server.admin.clone();
         admin.port = PORT;
-        let mut last = String::new();
         loop {
-            match helper.inspect().await {
+            let last = match helper.inspect().await {
                 Ok(info) if info.is_running() => {
-                    if let Some(address) = info.address() {
-                        admin.host = address.to_owned();
-                        match ready(&admin).await {
-                            Ok(true) => return Ok(Self { helper, admin }),
-                            Ok(false) => last = "it is still in recovery".into(),
-                            Err(e) => last = e.to_string(),
-                        }
+                    admin.host = info.address().unwrap_or_default().to_owned();
+                    match ready(&admin).await {
+                        Ok(true) => return Ok(Self { helper, admin }),
+                        Ok(false) => "it is still in recovery".to_owned(),
+                        Err(e) => e.to_string(),
                     }
                 }
                 Ok(_) | Err(WorkloadError::NotFound { .. }) => {
-                    let output = helper.finish(Duration::from_secs(10)).await.map_err(ActionError::from)?;
+                    let output = helper
+                        .finish(Duration::from_secs(10))
+                        .await
+                        .map_err(ActionError::from)?;
                     return Err(NotStarted::Ended(output.last_words()));
                 }
                 Err(e) => return Err(NotStarted::Other(e.into())),
-            }
+            };
             if tokio::time::Instant::now() >= end {
                 let words = helper
                     .stop(Duration::from_secs(30))

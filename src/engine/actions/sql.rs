@@ -150,7 +150,11 @@ pub(super) async fn prove_side(
 ) -> Result<Outcome, ActionError> {
     let server = cx.system.postgres(service).await?;
     let spec = server.admin.to_database(side);
-    let config = server.config.databases.iter().find(|(n, _)| n.as_str() == database);
+    let config = server
+        .config
+        .databases
+        .iter()
+        .find(|(n, _)| n.as_str() == database);
     // Without statistics the first queries of the users would be planned blindly.
     let analyze = async {
         let client = session(cx, &server, side).await?;
@@ -226,7 +230,9 @@ pub(super) async fn fence_writers(
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    Ok(Outcome::new(format!("{database} is read-only; no session from before is left")))
+    Ok(Outcome::new(format!(
+        "{database} is read-only; no session from before is left"
+    )))
 }
 
 pub(super) async fn unfence_writers(

@@ -69,10 +69,10 @@ pub(super) async fn swap(
     carry_over(&client, database, side).await?;
     let begun = tokio::time::Instant::now();
     rename(&client, (database, kept), (side, database)).await?;
-    Ok(
-        Outcome::new(format!("{side} is {database} now; the damaged one is kept as {kept}"))
-            .fact("swap-seconds", begun.elapsed().as_secs_f64()),
-    )
+    Ok(Outcome::new(format!(
+        "{side} is {database} now; the damaged one is kept as {kept}"
+    ))
+    .fact("swap-seconds", begun.elapsed().as_secs_f64()))
 }
 
 pub(super) async fn swap_back(
@@ -93,7 +93,10 @@ pub(super) async fn swap_back(
         _ => format!("{database} was not swapped"),
     };
     client
-        .execute(&format!("alter database {} with allow_connections true", quote_ident(database)))
+        .execute(&format!(
+            "alter database {} with allow_connections true",
+            quote_ident(database)
+        ))
         .await
         .map_err(pg(format!("letting connections to {database} in")))?;
     Ok(Outcome::new(text))
@@ -107,7 +110,10 @@ pub(super) async fn swap_back(
 async fn rename(client: &Client, first: (&str, &str), second: (&str, &str)) -> Result<(), ActionError> {
     for name in [first.0, second.0] {
         client
-            .execute(&format!("alter database {} with allow_connections false", quote_ident(name)))
+            .execute(&format!(
+                "alter database {} with allow_connections false",
+                quote_ident(name)
+            ))
             .await
             .map_err(pg(format!("refusing connections to {name}")))?;
     }
@@ -136,7 +142,10 @@ async fn rename(client: &Client, first: (&str, &str), second: (&str, &str)) -> R
             }
             Err(e) => {
                 let _ = client.execute("rollback").await;
-                return Err(pg(format!("renaming {} to {} and {} to {}", first.0, first.1, second.0, second.1))(e));
+                return Err(pg(format!(
+                    "renaming {} to {} and {} to {}",
+                    first.0, first.1, second.0, second.1
+                ))(e));
             }
         }
     }
@@ -191,7 +200,10 @@ async fn carry_over(client: &Client, from: &str, to: &str) -> Result<(), ActionE
             role => quote_ident(role),
         };
         let option = if row.is_true(2) { " with grant option" } else { "" };
-        sql.push(format!("grant {} on database {target} to {grantee}{option}", row.text(1)));
+        sql.push(format!(
+            "grant {} on database {target} to {grantee}{option}",
+            row.text(1)
+        ));
     }
     let rest = client
         .rows(&format!(
@@ -201,9 +213,15 @@ async fn carry_over(client: &Client, from: &str, to: &str) -> Result<(), ActionE
         .await
         .map_err(what())?;
     if let Some(row) = rest.first() {
-        sql.push(format!("alter database {target} connection limit {}", row.text(0)));
+        sql.push(format!(
+            "alter database {target} connection limit {}",
+            row.text(0)
+        ));
         if let Some(comment) = row.opt(1) {
-            sql.push(format!("comment on database {target} is {}", quote_literal(comment)));
+            sql.push(format!(
+                "comment on database {target} is {}",
+                quote_literal(comment)
+            ));
         }
     }
     client.execute(&sql.join("; ")).await.map_err(what())

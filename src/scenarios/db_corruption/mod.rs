@@ -1,8 +1,46 @@
 //! A damaged database: pages, indexes, out-of-line values, files, control data, WAL.
+//!
+//! Symptom: queries fail with `invalid page`, `could not open file`, `could not access
+//! status of transaction`; the server does not start; or rows are simply gone. Cause: the
+//! disk, the file system, a copy that was no backup, a tool used in place.
+//!
+//! What drctl does, gentlest first: rebuild what can be derived (indexes); restore the one
+//! database beside the damaged one and swap names; restore the server beside its old data,
+//! replay what is left of its log, and switch; without any backup, bring a copy of the
+//! damage to life. What it never does: repair in place, run `pg_resetwal` on the only copy,
+//! drop the damaged data before the operator says so, or treat a look-alike (wrong owner,
+//! full disk, stopped container) as damage.
 
+mod detect;
+mod diagnose;
 mod evidence;
+mod plan;
+mod silent;
+mod steps;
 
+pub use detect::{DetectOptions, detect};
 pub use evidence::*;
+
+use super::{Diagnosis, PlanRequest, Refusal, Scenario};
+use crate::plan::Plan;
+use crate::runbook::Runbook;
 
 /// The scenario's name on the command line, in plans and in labels.
 pub const NAME: &str = "db-corruption";
+
+/// The scenario.
+#[derive(Debug, Clone, Copy)]
+pub struct DbCorruption;
+
+impl Scenario for DbCorruption {
+    const NAME: &'static str = NAME;
+    type Evidence = Evidence;
+
+    fn diagnose(evidence: &Evidence, runbook: &Runbook) -> Diagnosis {
+        diagnose::diagnose(evidence, runbook)
+    }
+
+    fn plan(evidence: &Evidence, runbook: &Runbook, request: &PlanRequest) -> Result<Plan, Refusal> {
+        plan::plan(evidence, runbook, request)
+    }
+}

@@ -118,11 +118,13 @@ docker_process_sql() {
 }
 
 create_database() {
-    local present
-    present=$(POSTGRES_DB='' docker_process_sql --dbname postgres --set db="$POSTGRES_DB" --tuples-only \
+    local name=$POSTGRES_DB present
+    # Connected to the one database that surely exists, not to the one that is asked for.
+    local POSTGRES_DB=postgres
+    present=$(docker_process_sql --set db="$name" --tuples-only \
         <<<"SELECT 1 FROM pg_database WHERE datname = :'db';")
     if [ -z "$present" ]; then
-        POSTGRES_DB='' docker_process_sql --dbname postgres --set db="$POSTGRES_DB" <<<'CREATE DATABASE :"db";'
+        docker_process_sql --set db="$name" <<<'CREATE DATABASE :"db";'
     fi
 }
 

@@ -1,0 +1,215 @@
+//! `drctl drill`: list, inject, heal.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use comfy_table::{Table, presets};
+
+use super::Context;
+use crate::error::{Error, Kind, Result};
+use crate::faults::{Record, Request, Site, catalogue};
+use crate::runbook::Environment;
+use crate::runbook::{format_duration, parse_duration};
+use crate::ui;
+
+/// Arguments of `drctl drill`.
+#[derive(Debug, Args)]
+pub struct DrillArgs {
+    #[command(subcommand)]
+    verb: DrillVerb,
+}
+
+#[derive(Debug, Subcommand)]
+enum DrillVerb {
+    /// List the faults that can be injected
+    List,
+    /// Inject a fault into a deployment whose runbook says `environment: lab` or `staging`
+    Inject(InjectArgs),
+    /// Put injected faults right; what a recovery has dealt with is left alone
+    Heal(HealArgs),
+}
+
+#[derive(Debug, Args)]
+struct InjectArgs {
+    /// The fault, as `drctl drill list` names it
+    #[arg(value_name = "SCENARIO/VARIANT")]
+    fault: String,
+    /// The table to damage. Default: the one with a traffic number, else the largest that the runbook names
+    #[arg(long, value_name = "TABLE")]
+    table: Option<String>,
+    /// The database. Default: the first in the runbook
+    #[arg(long, value_name = "NAME")]
+    database: Option<String>,
+    /// The PostgreSQL service, where the runbook has several
+    #[arg(long, value_name = "NAME")]
+    service: Option<String>,
+    /// How long a live fault lasts at most; enforced inside its target
+    #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = duration)]
+    ttl: Duration,
+}
+
+#[derive(Debug, Args)]
+struct HealArgs {
+    /// The fault's identity, as `drill inject` printed it. Default: every fault that has not been healed
+    id: Option<String>,
+    /// Look at faults that were healed or found gone as well
+    #[arg(long, conflicts_with = "id")]
+    all: bool,
+    /// Put nothing right: only remove the saved originals and close the record
+    #[arg(long)]
+    forget: bool,
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    parse_duration(text).map_err(|e| e.message)
+}
+
+/// Runs `drctl drill`.
+///
+/// # Errors
+/// A refused, failed or interrupted injection; a heal that failed.
+pub async fn run(cx: &Context, args: DrillArgs) -> Result<ExitCode> {
+    match args.verb {
+        DrillVerb::List => list(cx),
+        DrillVerb::Inject(args) => inject(cx, args).await?,
+        DrillVerb::Heal(args) => heal(cx, args).await?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn list(cx: &Context) {
+    if cx.global.json {
+        for f in catalogue() {
+            ui::json(&serde_json::json!({
+                "fault": f.name, "summary": f.summary, "leaves": f.leaves, "live": f.live,
+            }));
+        }
+        return;
+    }
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_header(["FAULT", "WHAT IS DONE"]);
+    for f in catalogue() {
+        table.add_row([f.name, f.summary]);
+    }
+    ui::data(&table.to_string());
+}
+
+async fn inject(cx: &Context, args: InjectArgs) -> Result<()> {
+    let system = cx.system().await?;
+    let site = Site {
+        system: &system,
+        state: &cx.state,
+        reporter: &cx.reporter,
+    };
+    let request = Request {
+        database: args.database,
+        table: args.table,
+        ttl: args.ttl,
+    };
+    let service = args.service.as_deref();
+    site.fault(&args.fault)?;
+    if cx.global.dry_run {
+        let target = site.preview(&args.fault, service, &request).await?;
+        if cx.global.json {
+            ui::json(&serde_json::json!({ "fault": args.fault, "target": target, "dry-run": true }));
+        } else {
+            ui::line(&format!("{} would hit {target}", args.fault));
+        }
+        return Ok(());
+    }
+    let deployment = system.deployment();
+    // In a lab that is what it is for. In staging somebody may be at work.
+    if system.runbook.environment == Environment::Staging && cx.global.confirm.as_deref() != Some(deployment) {
+        return Err(Error::new(
+            Kind::Refused,
+            format!("{deployment} is a staging deployment: injecting a fault needs its name typed"),
+        )
+        .untouched("everything")
+        .next(format!(
+            "drctl drill inject {} --confirm {deployment}",
+            args.fault
+        )));
+    }
+    let record = site.inject(&args.fault, service, &request).await?;
+    if cx.global.json {
+        ui::json(&json(&record, record.note.as_deref().unwrap_or_default()));
+    } else {
+        ui::line(&format!(
+            "{} {}: {}; {}{}",
+            record.id,
+            record.fault,
+            record.target,
+            record.note.as_deref().unwrap_or("injected"),
+            record
+                .expires_at
+                .map(|_| format!("; it ends by itself after {}", format_duration(request.ttl)))
+                .unwrap_or_default(),
+        ));
+    }
+    Ok(())
+}
+
+async fn heal(cx: &Context, args: HealArgs) -> Result<()> {
+    let system = cx.system().await?;
+    let site = Site {
+        system: &system,
+        state: &cx.state,
+        reporter: &cx.reporter,
+    };
+    let mut records = site.records()?;
+    match &args.id {
+        Some(id) => {
+            records.retain(|r| r.id == *id);
+            if records.is_empty() {
+                return Err(Error::new(
+                    Kind::Usage,
+                    format!("there is no record of a fault {id} in {}", system.deployment()),
+                )
+                .untouched("everything")
+                .next("drctl drill heal    # every fault that has not been healed"));
+            }
+        }
+        None => records.retain(|r| args.all || r.status.is_open()),
+    }
+    // The last one first: an earlier one may be underneath it.
+    records.reverse();
+    if records.is_empty() && !cx.global.json {
+        ui::line("no fault is open");
+    }
+    for record in records {
+        if cx.global.dry_run {
+            ui::line(&format!("{} {}: {}", record.id, record.fault, record.target));
+            continue;
+        }
+        let id = record.id.clone();
+        let done = if args.forget {
+            site.forget(record).await
+        } else {
+            site.heal(record).await
+        };
+        let done = done.map_err(|mut e| {
+            e.message = format!("fault {id} could not be healed: {}", e.message);
+            e.next(format!("drctl drill heal {id}"))
+        })?;
+        if cx.global.json {
+            ui::json(&json(&done.record, &done.outcome));
+        } else {
+            ui::line(&format!(
+                "{} {} {}: {}",
+                done.record.id, done.record.fault, done.record.status, done.outcome
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn json(record: &Record, outcome: &str) -> serde_json::Value {
+    serde_json::json!({
+        "event": "fault", "version": crate::event::EVENT_VERSION,
+        "at": jiff::Timestamp::now().to_string(),
+        "id": record.id, "fault": record.fault, "service": record.service, "target": record.target,
+        "status": record.status, "outcome": outcome,
+        "expires-at": record.expires_at.map(|t| t.to_string()),
+    })
+}

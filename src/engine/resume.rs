@@ -1,0 +1,359 @@
+//! From an approved plan, or from wherever a journal ends, to a proven recovery.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::actions::{self, ActionContext, ActionError, Checked, Outcome};
+use super::execute::{Hands, Run, Stop};
+use super::interrupt::{Interrupts, Signal};
+use super::{acknowledged, verify};
+use crate::error::{Error, Kind, Result};
+use crate::event::{Event, Phase, SharedReporter, Verdict};
+use crate::incident::{
+    Incident, Journal, JournalError, Lock, LockError, Log, Record, Report, Stage, StateDir, markdown,
+    write_atomically, write_json,
+};
+use crate::plan::Action;
+use crate::probe::watch::{LASTING, Watch};
+use crate::system::System;
+
+/// Carries out actions on the deployment itself.
+pub struct Live<'a> {
+    /// The deployment.
+    pub system: &'a System,
+    /// The incident.
+    pub run: &'a str,
+    /// Where progress goes.
+    pub reporter: &'a SharedReporter,
+}
+
+impl Hands for Live<'_> {
+    async fn apply(&self, action: &Action, deadline: Duration) -> Result<Outcome, ActionError> {
+        let context = ActionContext {
+            system: self.system,
+            run: self.run,
+            reporter: self.reporter,
+            deadline,
+        };
+        actions::apply(&context, action).await
+    }
+}
+
+/// Takes the lock that keeps two recoveries of a deployment apart.
+///
+/// # Errors
+/// [`Kind::Locked`] with the holder, [`Kind::Internal`] when it cannot be made.
+pub fn lock(state: &StateDir, deployment: &str, command: &str) -> Result<Lock> {
+    Lock::acquire(state, &format!("recover-{deployment}"), command).map_err(|e| match e {
+        LockError::State(e) => Error::new(Kind::Internal, "the lock of this deployment cannot be taken")
+            .because(&e)
+            .untouched("everything")
+            .next("--state-dir DIR    # a directory that can be written"),
+        held => Error::new(Kind::Locked, format!("{deployment} is being recovered by another run: {held}"))
+            .untouched("everything"),
+    })
+}
+
+/// A journal that cannot be used before anything was done.
+#[must_use]
+pub fn open_journal_error(e: &JournalError) -> Error {
+    Error::new(Kind::Internal, "the incident's journal cannot be used")
+        .because(e)
+        .untouched("everything: no step was begun")
+        .next("--state-dir DIR    # a directory that can be written")
+}
+
+/// Continues a plan in the direction that its journal says, and takes it back when a step
+/// fails or the first signal comes.
+///
+/// # Errors
+/// [`Kind::FailedUndone`], [`Kind::FailedChanged`], [`Kind::Interrupted`] or
+/// [`Kind::Terminated`]; the message says what to type.
+pub async fn carry_out(
+    system: &System,
+    incident: &mut Incident,
+    journal: &mut Journal,
+    reporter: &SharedReporter,
+    interrupts: &Interrupts,
+) -> Result<()> {
+    let (plan, id) = (incident.plan.clone(), incident.id().to_owned());
+    let live = Live {
+        system,
+        run: &id,
+        reporter,
+    };
+    let mut run = Run {
+        plan: &plan,
+        hands: &live,
+        log: journal,
+        progress: incident.progress.clone(),
+        reporter,
+        interrupts: interrupts.clone(),
+    };
+    let subject = plan.deployment.clone();
+    let ended = match run.progress.stage {
+        Stage::Undoing => {
+            reporter.event(&Event::Phase {
+                phase: Phase::Undo,
+                subject,
+            });
+            run.backward().await.map_err(|stop| (None, Some(stop)))
+        }
+        Stage::Fresh | Stage::Executing => {
+            reporter.event(&Event::Phase {
+                phase: Phase::Restore,
+                subject: subject.clone(),
+            });
+            match run.forward().await {
+                Ok(()) => Ok(()),
+                Err(first @ (Stop::Step { .. } | Stop::Interrupted(_))) => {
+                    reporter.event(&Event::Phase {
+                        phase: Phase::Undo,
+                        subject,
+                    });
+                    let second = run.backward().await.err();
+                    Err((Some(first), second))
+                }
+                Err(other) => Err((None, Some(other))),
+            }
+        }
+        _ => Ok(()),
+    };
+    incident.progress = run.progress;
+    ended.map_err(|(first, second)| explain(incident, first, second))
+}
+
+/// What the operator reads when a run ended early. `first` made it turn back, `second`
+/// stopped it on the way.
+fn explain(incident: &Incident, first: Option<Stop>, second: Option<Stop>) -> Error {
+    let id = incident.id();
+    let title = |step: usize| {
+        incident
+            .plan
+            .steps
+            .get(step.wrapping_sub(1))
+            .map_or_else(|| format!("step {step}"), |s| format!("step {step} ({})", s.title))
+    };
+    let mut causes = Vec::new();
+    let mut message = match &first {
+        Some(Stop::Step { step, cause }) => {
+            causes.push(cause.clone());
+            format!("{} failed", title(*step))
+        }
+        Some(Stop::Interrupted(signal)) => format!("stopped by {}", signal.name()),
+        _ => format!("incident {id} is not finished"),
+    };
+    let changed = !incident.progress.to_undo().is_empty();
+    let kind = match (&first, &second) {
+        (_, Some(Stop::Journal(e))) => {
+            causes.push(e.to_string());
+            message.push_str(", and the journal cannot be written, so nothing more was begun");
+            if changed { Kind::FailedChanged } else { Kind::Internal }
+        }
+        (_, Some(Stop::Undo { step, cause })) => {
+            causes.push(cause.clone());
+            message.push_str(&format!(", and {} could not be taken back", title(*step)));
+            Kind::FailedChanged
+        }
+        (_, Some(Stop::Now(signal))) => {
+            message.push_str(&format!(", and a second signal ({}) stopped it half-way", signal.name()));
+            Kind::FailedChanged
+        }
+        (_, Some(Stop::Step { step, cause })) => {
+            causes.push(cause.clone());
+            message.push_str(&format!(": {} failed", title(*step)));
+            Kind::FailedChanged
+        }
+        (_, None | Some(Stop::Interrupted(_))) if !incident.progress.left.is_empty() => {
+            message.push_str("; the other steps were taken back, this stays:");
+            causes.extend(incident.progress.left.iter().map(|(s, l)| format!("{}: {l}", title(*s))));
+            Kind::FailedChanged
+        }
+        (Some(Stop::Interrupted(signal)), _) => {
+            message.push_str("; every step was taken back");
+            match signal {
+                Signal::Interrupt => Kind::Interrupted,
+                Signal::Terminate => Kind::Terminated,
+            }
+        }
+        _ => {
+            message.push_str("; every step was taken back");
+            Kind::FailedUndone
+        }
+    };
+    let mut error = Error::new(kind, message);
+    error.causes = causes;
+    if kind == Kind::FailedChanged {
+        for verb in incident.progress.choices() {
+            error = error.next(format!("drctl incident {verb} {id}"));
+        }
+        if incident.progress.choices().is_empty() || incident.progress.stage == Stage::Undone {
+            error = error.next(format!("drctl incident show {id}"));
+        }
+        return error.untouched("the old data: nothing of it was removed");
+    }
+    error
+        .untouched(format!("{} is as it was before", incident.plan.deployment))
+        .next(format!("drctl incident show {id}    # what happened"))
+}
+
+/// How a proof ended.
+#[derive(Debug, Clone)]
+pub struct Proof {
+    /// The worst verdict.
+    pub verdict: Verdict,
+    /// The report.
+    pub report: Report,
+}
+
+/// Proves a recovery, measures it, and writes the report.
+///
+/// # Errors
+/// [`Kind::Interrupted`] or [`Kind::Terminated`] when a signal came (the recovery stands,
+/// unproven), [`Kind::Internal`] when the journal cannot be written. A proof that does not
+/// hold is no error here.
+pub async fn prove(
+    system: &System,
+    incident: &mut Incident,
+    journal: &mut Journal,
+    reporter: &SharedReporter,
+    interrupts: &Interrupts,
+    watch: Option<&Watch>,
+    acknowledged: Option<&[u64]>,
+) -> Result<Proof> {
+    reporter.event(&Event::Phase {
+        phase: Phase::Verify,
+        subject: incident.plan.deployment.clone(),
+    });
+    let id = incident.id().to_owned();
+    let seen = interrupts.seen().0;
+    let expect = incident.plan.expect.clone();
+    let unproven = |e: &JournalError| {
+        Error::new(Kind::Internal, "the recovery was carried out, and its journal cannot be written")
+            .because(e)
+            .next(format!("drctl incident resume {id}    # verify again"))
+    };
+    let checks = tokio::select! {
+        biased;
+        which = interrupts.more_than(seen) => Err(which),
+        all = verify::verify(system, &expect, reporter, |c: &Checked| {
+            journal.append(Record::Checked {
+                what: c.what.clone(),
+                verdict: c.verdict,
+                found: c.found.clone(),
+            })
+        }) => Ok(all),
+    };
+    let checks = match checks {
+        Ok(Ok(checks)) => checks,
+        Ok(Err(e)) => return Err(unproven(&e)),
+        Err(which) => {
+            let _ = journal.append(Record::Interrupted {
+                signal: which.name().into(),
+            });
+            let kind = match which {
+                Signal::Interrupt => Kind::Interrupted,
+                Signal::Terminate => Kind::Terminated,
+            };
+            return Err(Error::new(kind, format!("stopped by {} before the proof was complete", which.name()))
+                .untouched("the recovery itself: every step is done, the old data is kept")
+                .next(format!("drctl incident resume {}    # verify again", incident.id()))
+                .next(format!("drctl incident undo {}", incident.id())));
+        }
+    };
+    let facts = measure(system, incident, reporter, watch, acknowledged).await;
+    if !facts.is_empty() {
+        journal.append(Record::Measured { facts }).map_err(|e| unproven(&e))?;
+    }
+    let verdict = verify::overall(&checks);
+    journal.append(Record::Verified { verdict }).map_err(|e| unproven(&e))?;
+    let report = write_report(system, incident, journal, reporter);
+    Ok(Proof { verdict, report })
+}
+
+/// What only the world can tell after a recovery. Best effort: what cannot be measured is
+/// said, and missing in the report.
+async fn measure(
+    system: &System,
+    incident: &Incident,
+    reporter: &SharedReporter,
+    watch: Option<&Watch>,
+    acknowledged: Option<&[u64]>,
+) -> BTreeMap<String, Value> {
+    let mut facts = BTreeMap::new();
+    let warn = |text: String| reporter.event(&Event::Warning { text });
+    let service = &incident.plan.service;
+    if let Some(numbers) = acknowledged {
+        match acknowledged::count(system, service, numbers).await {
+            Ok(counted) => facts.extend(counted),
+            Err(e) => warn(format!("acknowledged writes could not be counted: {e}")),
+        }
+    }
+    let newest = newest_rows(system, service).await;
+    if !newest.is_empty() {
+        facts.insert("newest-rows-after".into(), Value::Object(newest));
+    }
+    if let Some(watch) = watch {
+        watch.until_up(LASTING * 3).await;
+        if let Ok(seen) = serde_json::to_value(watch.seen(incident.progress.down_since)) {
+            facts.insert("watch".into(), seen);
+        }
+    }
+    facts
+}
+
+/// The newest row of each table for which the runbook names a column.
+async fn newest_rows(system: &System, service: &str) -> serde_json::Map<String, Value> {
+    let mut newest = serde_json::Map::new();
+    let Ok(server) = system.postgres(service).await else {
+        return newest;
+    };
+    for (database, config) in &server.config.databases {
+        let facts = crate::probe::facts::collect(
+            &server,
+            database.as_str(),
+            &config.tables,
+            false,
+            system.runbook.deadlines.step,
+        );
+        let Ok(facts) = facts.await else { continue };
+        for relation in facts.relations {
+            let at = relation.newest.as_ref().and_then(|n| n.at);
+            if let Some(at) = at {
+                newest.insert(format!("{database} {}", relation.name), at.to_string().into());
+            }
+        }
+    }
+    newest
+}
+
+/// Draws the report up from the journal as it is on disk, and writes it beside it. A
+/// report that cannot be written is a warning: it can be made again at any time.
+pub fn write_report(
+    system: &System,
+    incident: &mut Incident,
+    journal: &mut Journal,
+    reporter: &SharedReporter,
+) -> Report {
+    if let Ok(fresh) = Incident::load(&incident.directory) {
+        *incident = fresh;
+    }
+    let report = Report::of(incident, &system.runbook.objectives);
+    let written = write_json(&incident.directory.join("report.json"), &report)
+        .map_err(|e| e.to_string())
+        .and_then(|()| {
+            write_atomically(&incident.directory.join("report.md"), markdown(&report).as_bytes())
+                .map_err(|e| e.to_string())
+        });
+    match written {
+        Ok(()) => {
+            let _ = journal.append(Record::ReportWritten {});
+        }
+        Err(e) => reporter.event(&Event::Warning {
+            text: format!("the report could not be written: {e}; drctl incident report {} prints it", incident.id()),
+        }),
+    }
+    report
+}

@@ -1,0 +1,183 @@
+//! Taking a recovery back, and letting go of what it kept.
+
+use super::actions::{self, ActionContext};
+use super::interrupt::Interrupts;
+use super::resume::{carry_out, open_journal_error, write_report};
+use super::verify;
+use crate::error::{Error, Kind, Result};
+use crate::event::{Event, SharedReporter, Verdict};
+use crate::incident::{Incident, Journal, Log, Record, Report, Stage};
+use crate::plan::Expectation;
+use crate::system::System;
+
+/// Longest time for dropping one kept thing.
+const DISCARD_DEADLINE: std::time::Duration = std::time::Duration::from_secs(15 * 60);
+
+/// Why an incident cannot be taken back, if so. `later` are incidents opened after it.
+#[must_use]
+pub fn cannot_undo(incident: &Incident, later: &[Incident]) -> Option<Error> {
+    let id = incident.id();
+    let refused = |text: String| Some(Error::new(Kind::Refused, text).untouched("everything"));
+    match incident.progress.stage {
+        Stage::Closed | Stage::Closing => {
+            return refused(format!("incident {id} is closed: what it kept is gone, nothing can bring it back"));
+        }
+        Stage::Undone => return refused(format!("incident {id} is already taken back")),
+        _ => {}
+    }
+    // A later recovery of the same service stands on what this one brought into service.
+    let above = later.iter().find(|l| {
+        l.plan.service == incident.plan.service
+            && l.plan.deployment == incident.plan.deployment
+            && l.id() != id
+            && l.opened_at() > incident.opened_at()
+            && !matches!(l.progress.stage, Stage::Undone | Stage::Fresh)
+    });
+    above.and_then(|l| {
+        refused(format!("incident {} came later and stands on this one", l.id()))
+            .map(|e| e.next(format!("drctl incident undo {}", l.id())))
+    })
+}
+
+/// Takes back every step that began, then looks whether the service answers as far as it
+/// did before.
+///
+/// # Errors
+/// As [`carry_out`].
+pub async fn take_back(
+    system: &System,
+    incident: &mut Incident,
+    journal: &mut Journal,
+    how: String,
+    reporter: &SharedReporter,
+    interrupts: &Interrupts,
+) -> Result<Report> {
+    for record in [
+        Record::Approved {
+            what: "undo".into(),
+            how,
+        },
+        Record::UndoDecided {},
+    ] {
+        journal.append(record.clone()).map_err(|e| open_journal_error(&e))?;
+        incident.progress.note(&record);
+    }
+    carry_out(system, incident, journal, reporter, interrupts).await?;
+    for (step, left) in &incident.progress.left {
+        reporter.event(&Event::Warning {
+            text: format!("step {step} is not taken back: {left}"),
+        });
+    }
+    // The old data was damaged, so this tells how it is rather than judges.
+    let basic: Vec<Expectation> = incident
+        .plan
+        .expect
+        .iter()
+        .filter(|e| matches!(e, Expectation::ServerAnswers { .. } | Expectation::Endpoints))
+        .cloned()
+        .collect();
+    let checks = verify::verify(system, &basic, reporter, |c| {
+        journal.append(Record::Checked {
+            what: c.what.clone(),
+            verdict: c.verdict,
+            found: c.found.clone(),
+        })
+    })
+    .await
+    .map_err(|e| open_journal_error(&e))?;
+    if verify::overall(&checks) == Verdict::Fail {
+        reporter.event(&Event::Warning {
+            text: format!(
+                "{} does not answer as it should: it is back in the state from before the recovery",
+                incident.plan.deployment
+            ),
+        });
+    }
+    Ok(write_report(system, incident, journal, reporter))
+}
+
+/// Why an incident cannot be closed, if so.
+#[must_use]
+pub fn cannot_close(incident: &Incident, all: &[Incident]) -> Option<Error> {
+    let id = incident.id();
+    // Its remedy did not hold, and a later one did.
+    let superseded = all
+        .iter()
+        .any(|i| i.progress.follows.as_deref() == Some(id) && i.progress.stage == Stage::Verified(Verdict::Pass));
+    let problem = match incident.progress.stage {
+        Stage::Closed => format!("incident {id} is already closed"),
+        Stage::Executing | Stage::Undoing => {
+            format!("incident {id} is half-way: the old data may be what brings the service back")
+        }
+        Stage::Executed | Stage::Verified(Verdict::Fail | Verdict::CouldNotVerify) if !superseded => {
+            format!("the recovery of incident {id} is not proven: what it keeps may be the only good copy")
+        }
+        _ => return None,
+    };
+    let mut error = Error::new(Kind::Refused, problem).untouched("everything");
+    for verb in incident.progress.choices() {
+        error = error.next(format!("drctl incident {verb} {id}"));
+    }
+    Some(error)
+}
+
+/// Drops what the incident kept, and closes it. Cut off, it is called again.
+///
+/// # Errors
+/// [`Kind::FailedChanged`] when something could not be dropped.
+pub async fn close(
+    system: &System,
+    incident: &mut Incident,
+    journal: &mut Journal,
+    how: String,
+    reporter: &SharedReporter,
+) -> Result<Vec<String>> {
+    let id = incident.id().to_owned();
+    journal
+        .append(Record::Approved {
+            what: "close".into(),
+            how,
+        })
+        .map_err(|e| open_journal_error(&e))?;
+    let mut dropped = Vec::new();
+    // Nothing was begun: there is nothing to drop.
+    if !incident.progress.started.is_empty() {
+        if !incident.plan.discard.is_empty() {
+            journal
+                .append(Record::DiscardStarted {})
+                .map_err(|e| open_journal_error(&e))?;
+        }
+        let context = ActionContext {
+            system,
+            run: &id,
+            reporter,
+            deadline: DISCARD_DEADLINE,
+        };
+        for action in &incident.plan.discard {
+            let limit = tokio::time::timeout(DISCARD_DEADLINE, actions::apply(&context, action));
+            let failed = |cause: String| {
+                let mut e = Error::new(Kind::FailedChanged, format!("incident {id}: could not {}", action.summary()))
+                    .untouched("the data in service")
+                    .next(format!("drctl incident close {id}    # again"));
+                e.causes.push(cause);
+                e
+            };
+            match limit.await {
+                Ok(Ok(outcome)) => dropped.push(if outcome.text.is_empty() {
+                    action.summary()
+                } else {
+                    outcome.text
+                }),
+                Ok(Err(e)) => return Err(failed(e.to_string())),
+                Err(_) => return Err(failed(format!("not done within {}", crate::event::seconds(DISCARD_DEADLINE)))),
+            }
+        }
+    }
+    journal
+        .append(Record::Closed {
+            dropped: dropped.clone(),
+        })
+        .map_err(|e| open_journal_error(&e))?;
+    write_report(system, incident, journal, reporter);
+    Ok(dropped)
+}

@@ -1,0 +1,459 @@
+//! The proof after a recovery: what the plan expects, asked of the world, each question
+//! bounded and each answer one of four verdicts.
+
+use std::time::{Duration, Instant};
+
+use super::actions::Checked;
+use crate::event::{Event, SharedReporter, Verdict};
+use crate::plan::{Expectation, RowFloor};
+use crate::postgres::{Client, PgError, quote_literal, quote_qualified};
+use crate::probe::http::Http;
+use crate::runbook::{Database, Endpoint, Runbook};
+use crate::system::{PostgresServer, System};
+
+/// How long an endpoint may take to answer well again: connection pools of the
+/// application notice a new server only when they try.
+const SETTLE: Duration = Duration::from_secs(15);
+/// Time between two attempts.
+const RETRY: Duration = Duration::from_millis(250);
+
+/// What an expectation says, in words.
+#[must_use]
+pub fn describe(expectation: &Expectation) -> String {
+    match expectation {
+        Expectation::ServerAnswers { service } => format!("{service} takes connections"),
+        Expectation::Sound {
+            database, relations, ..
+        } if relations.is_empty() => format!("no damage in {database}"),
+        Expectation::Sound {
+            database, relations, ..
+        } => format!("no damage in {} of {database}", relations.join(", ")),
+        Expectation::Rows { database, floors, .. } => {
+            format!("the rows of {} tables of {database} are there", floors.len())
+        }
+        Expectation::Validations { database, .. } => format!("the validation queries of {database} hold"),
+        Expectation::ApplicationRole { database, role, .. } => format!("role {role} may use {database}"),
+        Expectation::Endpoints => "every endpoint answers".into(),
+        Expectation::WriteCheck => "a write through the application can be read back".into(),
+    }
+}
+
+/// The worst verdict counts; what is not configured does not; nothing passed is not a pass.
+#[must_use]
+pub fn overall(checks: &[Checked]) -> Verdict {
+    let any = |v: Verdict| checks.iter().any(|c| c.verdict == v);
+    if any(Verdict::Fail) {
+        Verdict::Fail
+    } else if any(Verdict::CouldNotVerify) || !any(Verdict::Pass) {
+        Verdict::CouldNotVerify
+    } else {
+        Verdict::Pass
+    }
+}
+
+/// Makes every check, in order; `each` gets every answer as it comes and can stop the rest.
+///
+/// # Errors
+/// What `each` returns.
+pub async fn verify<E>(
+    system: &System,
+    expect: &[Expectation],
+    reporter: &SharedReporter,
+    mut each: impl FnMut(&Checked) -> Result<(), E>,
+) -> Result<Vec<Checked>, E> {
+    let mut all = Vec::new();
+    for expectation in expect {
+        for checked in check(system, expectation).await {
+            reporter.event(&Event::Checked {
+                what: checked.what.clone(),
+                verdict: checked.verdict,
+                found: checked.found.clone(),
+            });
+            each(&checked)?;
+            all.push(checked);
+        }
+    }
+    Ok(all)
+}
+
+fn answer(what: impl Into<String>, verdict: Verdict, found: impl Into<String>) -> Checked {
+    Checked {
+        what: what.into(),
+        verdict,
+        found: found.into(),
+    }
+}
+
+/// Makes one expectation's checks.
+pub async fn check(system: &System, expectation: &Expectation) -> Vec<Checked> {
+    let what = describe(expectation);
+    match expectation {
+        Expectation::ServerAnswers { service } => vec![server_answers(system, service, what).await],
+        Expectation::Sound {
+            service,
+            database,
+            relations,
+        } => match system.postgres(service).await {
+            Ok(server) => vec![sound(&server, database, relations, &what, system.runbook.deadlines.step).await],
+            Err(e) => vec![answer(what, Verdict::CouldNotVerify, e.to_string())],
+        },
+        Expectation::Rows {
+            service,
+            database,
+            floors,
+        } => with_session(system, service, database, &what, async |client| {
+            rows(client, database, floors, system.runbook.deadlines.step).await
+        })
+        .await,
+        Expectation::Validations { service, database } => match database_of(&system.runbook, service, database) {
+            Some(config) if !config.validation.is_empty() => {
+                with_session(system, service, database, &what, async |client| {
+                    validations(client, config, system.runbook.deadlines.step).await
+                })
+                .await
+            }
+            _ => vec![answer(what, Verdict::NotConfigured, "the runbook has no validation query")],
+        },
+        Expectation::ApplicationRole {
+            service,
+            database,
+            role,
+        } => with_session(system, service, database, &what, async |client| {
+            vec![application_role(client, &system.runbook, service, database, role, &what).await]
+        })
+        .await,
+        Expectation::Endpoints => endpoints(&system.runbook, &what).await,
+        Expectation::WriteCheck => vec![write_check(&system.runbook, what).await],
+    }
+}
+
+/// The runbook's entry of a database.
+#[must_use]
+pub fn database_of<'a>(runbook: &'a Runbook, service: &str, database: &str) -> Option<&'a Database> {
+    runbook
+        .postgres_services()
+        .find(|(name, ..)| name.as_str() == service)
+        .and_then(|(_, _, p)| p.databases.iter().find(|(name, _)| name.as_str() == database))
+        .map(|(_, d)| d)
+}
+
+async fn server_answers(system: &System, service: &str, what: String) -> Checked {
+    let began = Instant::now();
+    loop {
+        // Asked anew each time: a container gets a new address when it is started.
+        let found = match system.postgres(service).await {
+            Ok(server) => match ask_server(&server).await {
+                Ok(false) => return answer(what, Verdict::Pass, "it answers, and recovery has ended"),
+                Ok(true) => (Verdict::Fail, "it answers, and is still in recovery".to_owned()),
+                Err(e) => (Verdict::Fail, e.to_string()),
+            },
+            Err(e) => (Verdict::CouldNotVerify, e.to_string()),
+        };
+        if began.elapsed() > SETTLE {
+            return answer(what, found.0, found.1);
+        }
+        tokio::time::sleep(RETRY).await;
+    }
+}
+
+async fn ask_server(server: &PostgresServer) -> Result<bool, PgError> {
+    let client = server.connect().await?;
+    Ok(client.value("select pg_is_in_recovery()").await?.as_deref() == Some("t"))
+}
+
+async fn with_session(
+    system: &System,
+    service: &str,
+    database: &str,
+    what: &str,
+    ask: impl AsyncFnOnce(&Client) -> Vec<Checked>,
+) -> Vec<Checked> {
+    let cannot = |e: String| vec![answer(what, Verdict::CouldNotVerify, e)];
+    match system.postgres(service).await {
+        Err(e) => cannot(e.to_string()),
+        Ok(server) => match server.connect_to(&server.admin.to_database(database)).await {
+            Err(e) => cannot(e.to_string()),
+            Ok(client) => ask(&client).await,
+        },
+    }
+}
+
+/// A server that says no is an answer; one that says nothing is not.
+fn failed(e: &PgError) -> Verdict {
+    match e {
+        // The query was cancelled: it took longer than it was given.
+        PgError::Server { sqlstate, .. } if sqlstate == "57014" => Verdict::CouldNotVerify,
+        PgError::Server { .. } => Verdict::Fail,
+        _ => Verdict::CouldNotVerify,
+    }
+}
+
+async fn rows(client: &Client, database: &str, floors: &[RowFloor], deadline: Duration) -> Vec<Checked> {
+    // An index-only scan believes the visibility map and counts rows that are gone.
+    let prepared = client
+        .execute("set enable_indexscan = off; set enable_indexonlyscan = off; set enable_bitmapscan = off; set jit = off")
+        .await;
+    let mut all = Vec::new();
+    for floor in floors {
+        let what = format!("at least {} rows in {} of {database}", floor.at_least, floor.table);
+        let counted = match &prepared {
+            Err(e) => Err(e.clone()),
+            Ok(()) => {
+                client
+                    .within(deadline, &format!("select count(*) from {}", quote_qualified(&floor.table)))
+                    .await
+            }
+        };
+        all.push(match counted {
+            Err(e) => answer(what, failed(&e), e.to_string()),
+            Ok(rows) => match rows.first().and_then(|r| r.number::<u64>(0)) {
+                None => answer(what, Verdict::CouldNotVerify, "the server gave no number"),
+                Some(n) if n >= floor.at_least => answer(what, Verdict::Pass, format!("{n} rows")),
+                Some(n) => answer(what, Verdict::Fail, format!("only {n} rows")),
+            },
+        });
+    }
+    all
+}
+
+async fn validations(client: &Client, config: &Database, deadline: Duration) -> Vec<Checked> {
+    let mut all = Vec::new();
+    for validation in &config.validation {
+        let what = validation.name.clone();
+        // The session is read-only: a query that writes is refused by the server.
+        all.push(match client.within(deadline, &validation.sql).await {
+            Err(e) => answer(what, failed(&e), e.to_string()),
+            Ok(rows) => match rows.as_slice() {
+                [row] => match row.number::<i64>(0) {
+                    Some(n) if validation.expect.holds(n) => answer(what, Verdict::Pass, format!("the answer is {n}")),
+                    Some(n) => answer(
+                        what,
+                        Verdict::Fail,
+                        format!("the answer is {n}, expected {:?}", validation.expect),
+                    ),
+                    None => answer(
+                        what,
+                        Verdict::CouldNotVerify,
+                        format!("the answer {:?} is no whole number", row.text(0)),
+                    ),
+                },
+                rows => answer(
+                    what,
+                    Verdict::CouldNotVerify,
+                    format!("{} rows where one was expected", rows.len()),
+                ),
+            },
+        });
+    }
+    all
+}
+
+/// drctl does not know the application's password, so it asks the server what the role may
+/// do; that it really connects is what the endpoints show.
+async fn application_role(
+    client: &Client,
+    runbook: &Runbook,
+    service: &str,
+    database: &str,
+    role: &str,
+    what: &str,
+) -> Checked {
+    let quoted = quote_literal(role);
+    let mut questions = vec![(
+        "log in".to_owned(),
+        format!("select rolcanlogin from pg_catalog.pg_roles where rolname = {quoted}"),
+    )];
+    questions.push((
+        format!("connect to {database}"),
+        format!("select has_database_privilege({quoted}, current_database(), 'connect')"),
+    ));
+    let tables = database_of(runbook, service, database).map(|d| d.tables.keys());
+    let mut count = 0;
+    for table in tables.into_iter().flatten() {
+        let name = quote_qualified(&format!("{}.{}", table.schema, table.table));
+        count += 1;
+        questions.push((
+            format!("read {table}"),
+            format!(
+                "select has_table_privilege({quoted}, {name}, 'select') and has_schema_privilege({quoted}, {schema}, 'usage')",
+                name = quote_literal(&name),
+                schema = quote_literal(&table.schema)
+            ),
+        ));
+    }
+    for (may, sql) in questions {
+        match client.value(&sql).await {
+            Err(e) => return answer(what, failed(&e), e.to_string()),
+            Ok(Some(yes)) if yes == "t" => {}
+            Ok(Some(_)) => return answer(what, Verdict::Fail, format!("{role} may not {may}")),
+            Ok(None) => return answer(what, Verdict::Fail, format!("there is no role {role}")),
+        }
+    }
+    answer(
+        what,
+        Verdict::Pass,
+        format!("by the server's rules it may log in, connect, and read {count} tables of the runbook"),
+    )
+}
+
+async fn endpoints(runbook: &Runbook, what: &str) -> Vec<Checked> {
+    if runbook.endpoints.is_empty() {
+        return vec![answer(what, Verdict::NotConfigured, "the runbook names no endpoint")];
+    }
+    let http = match Http::new() {
+        Ok(http) => http,
+        Err(e) => return vec![answer(what, Verdict::CouldNotVerify, e.to_string())],
+    };
+    // Together: each may have to wait for a pool to notice.
+    let asked = runbook.endpoints.iter().map(|(name, e)| endpoint(&http, name, e));
+    futures_util::future::join_all(asked).await
+}
+
+async fn endpoint(http: &Http, name: &str, endpoint: &Endpoint) -> Checked {
+    let what = format!("endpoint {name} answers {}", endpoint.expect_status);
+    let (began, mut tries) = (Instant::now(), 0);
+    loop {
+        tries += 1;
+        let found = match http.get(endpoint.url.as_str(), timeout(endpoint.timeout)).await {
+            Ok(a) if a.status == endpoint.expect_status => {
+                let took = crate::event::seconds(a.took);
+                return answer(what, Verdict::Pass, format!("{} in {took}{}", a.status, attempts(tries)));
+            }
+            Ok(a) => format!("{} {}", a.status, first_words(&a.body)),
+            Err(e) => e.to_string(),
+        };
+        if began.elapsed() > SETTLE {
+            return answer(what, Verdict::Fail, format!("{found}{}", attempts(tries)));
+        }
+        tokio::time::sleep(RETRY).await;
+    }
+}
+
+fn timeout(configured: Option<Duration>) -> Duration {
+    configured.unwrap_or(Duration::from_secs(3))
+}
+
+fn attempts(tries: u32) -> String {
+    if tries > 1 {
+        format!(", attempt {tries}")
+    } else {
+        String::new()
+    }
+}
+
+fn first_words(body: &str) -> String {
+    body.split_whitespace().collect::<Vec<_>>().join(" ").chars().take(80).collect()
+}
+
+/// Makes a write as a user would and reads it back.
+async fn write_check(runbook: &Runbook, what: String) -> Checked {
+    let Some(config) = &runbook.write_check else {
+        return answer(what, Verdict::NotConfigured, "the runbook has no write-check");
+    };
+    let http = match Http::new() {
+        Ok(http) => http,
+        Err(e) => return answer(what, Verdict::CouldNotVerify, e.to_string()),
+    };
+    let began = Instant::now();
+    let body = config.write.body.as_deref().unwrap_or_default();
+    let written = loop {
+        let sent = http
+            .write(config.write.method, config.write.url.as_str(), body, timeout(config.write.timeout))
+            .await;
+        let problem = match sent {
+            Ok(a) if a.status == config.write.expect_status => break a,
+            // A refusal by the client's fault does not get better.
+            Ok(a) if (400..500).contains(&a.status) => {
+                return answer(what, Verdict::Fail, format!("the write got {} {}", a.status, first_words(&a.body)));
+            }
+            Ok(a) => format!("the write got {} {}", a.status, first_words(&a.body)),
+            Err(e) => format!("the write: {e}"),
+        };
+        if began.elapsed() > SETTLE {
+            return answer(what, Verdict::Fail, problem);
+        }
+        tokio::time::sleep(RETRY).await;
+    };
+    let Some(id) = identity(&written.body, &config.id_field) else {
+        return answer(
+            what,
+            Verdict::CouldNotVerify,
+            format!("the write's answer has no field {:?}", config.id_field),
+        );
+    };
+    let url = config.read.url.as_str().replace("{id}", &id).replace("%7Bid%7D", &id);
+    match http.get(&url, timeout(config.read.timeout)).await {
+        Ok(a) if a.status == config.read.expect_status => {
+            answer(what, Verdict::Pass, format!("written as {} {id}, and read back", config.id_field))
+        }
+        Ok(a) => answer(
+            what,
+            Verdict::Fail,
+            format!("written as {id}, reading it got {} {}", a.status, first_words(&a.body)),
+        ),
+        Err(e) => answer(what, Verdict::Fail, format!("written as {id}, reading it: {e}")),
+    }
+}
+
+/// A field of a JSON object, for use in a URL: only what cannot change its meaning.
+fn identity(body: &str, field: &str) -> Option<String> {
+    let value: serde_json::Value = serde_json::from_str(body).ok()?;
+    let text = match value.get(field)? {
+        serde_json::Value::String(s) => s.clone(),
+        serde_json::Value::Number(n) => n.to_string(),
+        _ => return None,
+    };
+    let safe = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    (!text.is_empty() && text.chars().all(safe)).then_some(text)
+}
+
+/// Reads every row of the relations, or of every table. The structure of heap and indexes
+/// is amcheck's to judge.
+async fn sound(
+    server: &PostgresServer,
+    database: &str,
+    relations: &[String],
+    what: &str,
+    deadline: Duration,
+) -> Checked {
+    let _ = (server, database, relations, deadline);
+    answer(what, Verdict::CouldNotVerify, "amcheck is not available")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_pass_and_nothing_else_is_a_pass() {
+        use Verdict::{CouldNotVerify, Fail, NotConfigured, Pass};
+        for (verdicts, expected) in [
+            (vec![], CouldNotVerify),
+            (vec![NotConfigured], CouldNotVerify),
+            (vec![Pass], Pass),
+            (vec![Pass, NotConfigured], Pass),
+            (vec![Pass, CouldNotVerify], CouldNotVerify),
+            (vec![Pass, CouldNotVerify, Fail], Fail),
+            (vec![Fail], Fail),
+        ] {
+            let checks: Vec<Checked> = verdicts.iter().map(|v| answer("x", *v, "y")).collect();
+            assert_eq!(overall(&checks), expected, "{verdicts:?}");
+        }
+    }
+
+    #[test]
+    fn an_identity_cannot_change_the_address() {
+        for (body, id) in [
+            (r#"{"id": 42}"#, Some("42")),
+            (r#"{"id": "a-1_b.c"}"#, Some("a-1_b.c")),
+            (r#"{"id": "../admin"}"#, None),
+            (r#"{"id": "1?x=2"}"#, None),
+            (r#"{"id": ""}"#, None),
+            (r#"{"id": null}"#, None),
+            (r#"{"other": 1}"#, None),
+            ("oops", None),
+        ] {
+            assert_eq!(identity(body, "id").as_deref(), id, "{body}");
+        }
+    }
+}

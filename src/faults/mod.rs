@@ -1,0 +1,331 @@
+//! Faults: real accidents, made on purpose, that the recoveries are proven against.
+//!
+//! They run only where the runbook says `environment: lab` or `staging`. What is about
+//! to be done, and how it is put right, is on disk before it is done; the originals of
+//! damaged files stay inside the deployment's own volume; and what a fault holds open
+//! ends by itself when its time is over, whether drctl still lives or not.
+
+pub mod db_corruption;
+mod record;
+mod server;
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+pub use db_corruption::Request;
+pub use record::{Heal, Record, Status, all as records};
+
+use crate::error::{Error, Kind, Result};
+use crate::event::{Event, SharedReporter};
+use crate::incident::{Lock, LockError, StateDir, fresh_id};
+use crate::system::{PostgresServer, System};
+use db_corruption::{Action, Found};
+
+/// One fault that can be injected.
+#[derive(Debug, Clone, Copy)]
+pub struct Fault {
+    /// `SCENARIO/VARIANT`.
+    pub name: &'static str,
+    /// What is done, in a few words.
+    pub summary: &'static str,
+    /// The evidence that it leaves.
+    pub leaves: &'static str,
+    /// Whether it lasts only as long as something holds it, and so has a time to live.
+    pub live: bool,
+}
+
+/// Every fault, in the order in which they are listed.
+pub fn catalogue() -> impl Iterator<Item = &'static Fault> {
+    db_corruption::FAULTS.iter()
+}
+
+/// Where faults are injected and healed.
+pub struct Site<'a> {
+    /// The deployment.
+    pub system: &'a System,
+    /// Where the records are.
+    pub state: &'a StateDir,
+    /// Who is told.
+    pub reporter: &'a SharedReporter,
+}
+
+/// What happened to one fault in `heal`.
+#[derive(Debug, Clone)]
+pub struct Healed {
+    /// Its record as it is now.
+    pub record: Record,
+    /// What was found and done, one sentence.
+    pub outcome: String,
+}
+
+impl Site<'_> {
+    fn note(&self, text: String) {
+        self.reporter.event(&Event::Note { text });
+    }
+
+    fn warn(&self, text: String) {
+        self.reporter.event(&Event::Warning { text });
+    }
+
+    fn lock(&self, command: &str) -> Result<Lock> {
+        let name = format!("drill-{}", self.system.deployment());
+        Lock::acquire(self.state, &name, command).map_err(|e| match e {
+            LockError::State(e) => Error::new(Kind::Internal, e.to_string()),
+            held => Error::new(Kind::Locked, held.to_string()).untouched("everything"),
+        })
+    }
+
+    /// The fault called `name`.
+    ///
+    /// # Errors
+    /// [`Kind::Refused`] where faults are not allowed, [`Kind::Usage`] for a name that is
+    /// none.
+    pub fn fault(&self, name: &str) -> Result<&'static Fault> {
+        if !self.system.runbook.environment.allows_faults() {
+            return Err(Error::new(
+                Kind::Refused,
+                format!(
+                    "{} is a production deployment: faults are never injected there",
+                    self.system.deployment()
+                ),
+            )
+            .untouched("everything")
+            .next("drctl -r RUNBOOK drill inject …    # a runbook with `environment: lab` or `staging`"));
+        }
+        catalogue().find(|f| f.name == name).ok_or_else(|| {
+            Error::new(Kind::Usage, format!("there is no fault {name:?}"))
+                .untouched("everything")
+                .next("drctl drill list")
+        })
+    }
+
+    /// What `name` would hit now; nothing is changed.
+    ///
+    /// # Errors
+    /// As [`Self::inject`].
+    pub async fn preview(&self, name: &str, service: Option<&str>, request: &Request) -> Result<String> {
+        let fault = self.fault(name)?;
+        let server = self.server(service).await?;
+        Ok(prepare(fault, &server, request, "preview").await?.target)
+    }
+
+    /// Injects a fault and waits until the world is as the fault says.
+    ///
+    /// # Errors
+    /// [`Kind::Refused`] where nothing was changed. After that the record exists, and
+    /// `heal` puts right whatever was begun.
+    pub async fn inject(&self, name: &str, service: Option<&str>, request: &Request) -> Result<Record> {
+        let fault = self.fault(name)?;
+        let _lock = self.lock(&format!("drill inject {name}"))?;
+        for open in self.records()?.iter().filter(|r| r.status.is_open()) {
+            self.warn(format!(
+                "{} ({}) has not been healed yet: `drctl drill heal {}`",
+                open.fault, open.target, open.id
+            ));
+        }
+        let server = self.server(service).await?;
+        let now = Timestamp::now();
+        let id = fresh_id(now, &fault.name.replace('/', "-"));
+        let prepared = prepare(fault, &server, request, &id).await?;
+        let mut record = Record {
+            format: record::FORMAT,
+            id: id.clone(),
+            deployment: self.system.deployment().to_owned(),
+            fault: fault.name.to_owned(),
+            service: server.service.clone(),
+            container: server.container.name.clone(),
+            target: prepared.target.clone(),
+            heal: prepared.heal.clone(),
+            status: Status::Planned,
+            note: None,
+            planned_at: now,
+            injected_at: None,
+            ended_at: None,
+            expires_at: fault.live.then(|| now.checked_add(request.ttl).ok()).flatten(),
+        };
+        record.save(self.state)?;
+        self.note(format!("{}: {}", record.fault, record.target));
+        match prepared.inject(self.system, &server, &id).await {
+            Ok(seen) => {
+                record.status = Status::Injected;
+                record.injected_at = Some(Timestamp::now());
+                record.note = (!seen.is_empty()).then_some(seen);
+                record.save(self.state)?;
+                Ok(record)
+            }
+            Err(mut e) => {
+                record.note = Some(e.to_string());
+                // The record as it was is enough to heal by.
+                let _ = record.save(self.state);
+                if e.untouched.is_none() {
+                    e.kind = Kind::FailedChanged;
+                }
+                e.message = format!("{} could not be injected into {}: {}", fault.name, server.service, e.message);
+                Err(e.next(format!("drctl drill heal {id}")))
+            }
+        }
+    }
+
+    /// The records of this deployment, oldest first. Files that cannot be read are told.
+    ///
+    /// # Errors
+    /// A state directory that cannot be read.
+    pub fn records(&self) -> Result<Vec<Record>> {
+        let (records, unreadable) = record::all(self.state, self.system.deployment())?;
+        for text in unreadable {
+            self.warn(text);
+        }
+        Ok(records)
+    }
+
+    /// Puts one fault right, or finds that it is gone.
+    ///
+    /// # Errors
+    /// The first thing that failed; the record stays open then.
+    pub async fn heal(&self, mut record: Record) -> Result<Healed> {
+        let _lock = self.lock(&format!("drill heal {}", record.id))?;
+        let server = self.system.postgres(&record.service).await?;
+        let (status, outcome) = self.put_right(&server, &record).await?;
+        record.status = status;
+        record.ended_at = Some(Timestamp::now());
+        record.note = Some(outcome.clone());
+        record.save(self.state)?;
+        Ok(Healed { record, outcome })
+    }
+
+    async fn put_right(&self, server: &PostgresServer, record: &Record) -> Result<(Status, String)> {
+        let system = self.system;
+        let gone = |text: String| Ok((Status::Gone, text));
+        let healed = |text: String| Ok((Status::Healed, text));
+        match &record.heal {
+            Heal::Files { damage, offline, .. } => {
+                let id = &record.id;
+                // First a look: a recovered server is not stopped for nothing.
+                let before = db_corruption::run_files(system, server, id, Action::State, damage).await?;
+                if before == Found::Damaged {
+                    if *offline {
+                        self.note(format!("stopping {}", server.service));
+                        server::stop_cleanly(system, server).await?;
+                    }
+                    let found = db_corruption::run_files(system, server, id, Action::Restore, damage).await;
+                    if *offline || !server.container.is_running() {
+                        server::start_and_serve(system, server).await?;
+                    }
+                    let found = found?;
+                    db_corruption::forget(system, server, id).await?;
+                    return match found {
+                        Found::Damaged => healed("the original is back in its place".into()),
+                        Found::Intact => gone("nothing was damaged".into()),
+                        Found::Replaced(why) => gone(format!("not put back, {why}")),
+                    };
+                }
+                db_corruption::forget(system, server, id).await?;
+                if !server.container.is_running() {
+                    // Stopped for a fault that was never done.
+                    server::start_and_serve(system, server).await?;
+                }
+                match before {
+                    Found::Replaced(why) => gone(format!("recovery has dealt with it ({why}); nothing was put back")),
+                    _ => gone("nothing was damaged any more".into()),
+                }
+            }
+            Heal::Reindex {
+                database,
+                index,
+                filenode,
+            } => {
+                if db_corruption::reindex(system, server, database, index, filenode).await? {
+                    healed(format!("index {index} was built again"))
+                } else {
+                    gone(format!("index {index} has been built again since"))
+                }
+            }
+            Heal::Start => {
+                if server.container.is_running() {
+                    gone(format!("container {} runs", server.container.name))
+                } else {
+                    server::start_and_serve(system, server).await?;
+                    healed(format!("container {} was started", server.container.name))
+                }
+            }
+            Heal::FreeSharedMemory { file } => {
+                if db_corruption::free(system, server, file).await? {
+                    healed("the shared memory is free".into())
+                } else {
+                    gone("the shared memory was free".into())
+                }
+            }
+            Heal::EndSessions { role } => {
+                if db_corruption::end(system, server, &record.id, role).await? {
+                    healed("the sessions are ended".into())
+                } else {
+                    gone("the sessions had ended".into())
+                }
+            }
+        }
+    }
+
+    /// Gives a fault up: what it left stays as it is, its saved originals are removed.
+    ///
+    /// # Errors
+    /// The engine's trouble.
+    pub async fn forget(&self, mut record: Record) -> Result<Healed> {
+        let _lock = self.lock(&format!("drill heal {} --forget", record.id))?;
+        let server = self.system.postgres(&record.service).await?;
+        let outcome = match &record.heal {
+            Heal::Files { .. } => {
+                db_corruption::forget(self.system, &server, &record.id).await?;
+                "its saved originals are removed; the damage, if it is still there, stays"
+            }
+            _ => "nothing of it was saved",
+        };
+        if record.status.is_open() {
+            record.status = Status::Forgotten;
+            record.ended_at = Some(Timestamp::now());
+            record.note = Some(outcome.to_owned());
+            record.save(self.state)?;
+        }
+        Ok(Healed {
+            record,
+            outcome: outcome.to_owned(),
+        })
+    }
+
+    async fn server(&self, service: Option<&str>) -> Result<PostgresServer> {
+        let name = self.system.postgres_service(service)?;
+        self.system.postgres(name.as_str()).await
+    }
+}
+
+async fn prepare(
+    fault: &Fault,
+    server: &PostgresServer,
+    request: &Request,
+    id: &str,
+) -> Result<db_corruption::Prepared> {
+    let variant = fault.name.rsplit('/').next().unwrap_or_default();
+    db_corruption::prepare(server, variant, request, id)
+        .await?
+        .ok_or_else(|| Error::new(Kind::Internal, format!("fault {} has no procedure", fault.name)))
+}
+
+/// How long a live fault lasts when nothing else is said.
+pub const DEFAULT_TTL: Duration = Duration::from_secs(3600);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn names_are_unique_and_of_one_form() {
+        let names: BTreeSet<_> = catalogue().map(|f| f.name).collect();
+        assert_eq!(names.len(), catalogue().count());
+        for name in names {
+            let (scenario, variant) = name.split_once('/').unwrap();
+            let good = |t: &str| !t.is_empty() && t.chars().all(|c| c.is_ascii_lowercase() || c == '-');
+            assert!(good(scenario) && good(variant), "{name}");
+        }
+    }
+}

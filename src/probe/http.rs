@@ -1,0 +1,118 @@
+//! HTTP as a user sees it: one bounded request, no proxy, no redirect followed.
+
+use std::time::{Duration, Instant};
+
+use crate::runbook::WriteMethod;
+
+/// Bytes of an answer that are read; the rest does not matter to any check.
+const LONGEST_ANSWER: usize = 256 * 1024;
+
+/// An answer.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    /// Status code.
+    pub status: u16,
+    /// Beginning of the body.
+    pub body: String,
+    /// How long it took.
+    pub took: Duration,
+}
+
+/// No answer.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum HttpError {
+    /// None within the deadline.
+    #[error("no answer within {}", crate::event::seconds(*.0))]
+    Timeout(Duration),
+    /// The connection failed or broke.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// Sends requests.
+#[derive(Debug, Clone)]
+pub struct Http {
+    client: reqwest::Client,
+}
+
+impl Http {
+    /// Every request gets a connection of its own, as a new user's would: a kept one hides
+    /// that nobody listens any more.
+    ///
+    /// # Errors
+    /// [`HttpError::Failed`] when the client cannot be set up.
+    pub fn new() -> Result<Self, HttpError> {
+        let client = reqwest::Client::builder()
+            .no_proxy()
+            .redirect(reqwest::redirect::Policy::none())
+            .pool_max_idle_per_host(0)
+            .user_agent(concat!("drctl/", env!("CARGO_PKG_VERSION")))
+            .build()
+            .map_err(|e| HttpError::Failed(chain(&e)))?;
+        Ok(Self { client })
+    }
+
+    /// `GET`.
+    ///
+    /// # Errors
+    /// [`HttpError`]; any status is an answer.
+    pub async fn get(&self, url: &str, timeout: Duration) -> Result<Answer, HttpError> {
+        send(self.client.get(url), timeout).await
+    }
+
+    /// A write with a JSON body.
+    ///
+    /// # Errors
+    /// As [`Self::get`].
+    pub async fn write(
+        &self,
+        method: WriteMethod,
+        url: &str,
+        body: &str,
+        timeout: Duration,
+    ) -> Result<Answer, HttpError> {
+        let request = match method {
+            WriteMethod::Post => self.client.post(url),
+            WriteMethod::Put => self.client.put(url),
+            WriteMethod::Patch => self.client.patch(url),
+        };
+        let request = request
+            .header("content-type", "application/json")
+            .body(body.to_owned());
+        send(request, timeout).await
+    }
+}
+
+async fn send(request: reqwest::RequestBuilder, timeout: Duration) -> Result<Answer, HttpError> {
+    let began = Instant::now();
+    let work = async {
+        let mut response = request.send().await?;
+        let status = response.status().as_u16();
+        let mut body = Vec::new();
+        while let Some(chunk) = response.chunk().await? {
+            body.extend_from_slice(&chunk);
+            if body.len() > LONGEST_ANSWER {
+                break;
+            }
+        }
+        Ok::<_, reqwest::Error>(Answer {
+            status,
+            body: String::from_utf8_lossy(&body).into_owned(),
+            took: began.elapsed(),
+        })
+    };
+    match tokio::time::timeout(timeout, work).await {
+        Err(_) => Err(HttpError::Timeout(timeout)),
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(e)) => Err(HttpError::Failed(chain(&e))),
+    }
+}
+
+/// The innermost cause: the outer ones repeat the address.
+fn chain(e: &dyn std::error::Error) -> String {
+    let mut last = e;
+    while let Some(source) = last.source() {
+        last = source;
+    }
+    last.to_string()
+}

@@ -1,0 +1,450 @@
+//! The ladder: which remedy, and why not a gentler or a harsher one. Pure.
+
+use jiff::SignedDuration;
+
+use super::diagnose::{Class, Finding, classify};
+use super::evidence::{BackupEvidence, Connection, Evidence};
+use super::{NAME, steps};
+use crate::event::bytes;
+use crate::plan::{Alternative, DataLoss, PLAN_FORMAT, Plan, Remedy};
+use crate::runbook::Runbook;
+use crate::scenarios::{PlanRequest, Refusal};
+
+/// Bytes a restore needs beyond what it restores: WAL, temporary files.
+const HEADROOM: u64 = 64 << 20;
+
+/// What every rung's plan is made from.
+pub(super) struct Ground<'a> {
+    pub ev: &'a Evidence,
+    pub rb: &'a Runbook,
+    pub request: &'a PlanRequest,
+    /// The set that is used, when there is one.
+    pub backup: Option<&'a BackupEvidence>,
+    pub class: &'a Class,
+}
+
+/// The least destructive remedy that is possible and was not tried.
+pub(super) fn plan(ev: &Evidence, rb: &Runbook, request: &PlanRequest) -> Result<Plan, Refusal> {
+    let finding = classify(ev, rb);
+    let ladder: &[Remedy] = match &finding.class {
+        Class::Indexes { .. } => &[
+            Remedy::Reindex,
+            Remedy::RestoreDatabase,
+            Remedy::RestoreCluster,
+            Remedy::Salvage,
+        ],
+        Class::Tables { .. } => &[Remedy::RestoreDatabase, Remedy::RestoreCluster, Remedy::Salvage],
+        Class::Cluster { .. } => &[Remedy::RestoreCluster, Remedy::Salvage],
+        Class::LookAlike(_) | Class::Sound | Class::Unknown { .. } => {
+            return Err(Refusal {
+                message: super::diagnose::diagnose(ev, rb).summary,
+                reasons: finding.reasons,
+                next: Vec::new(),
+            });
+        }
+    };
+    let backup = chosen_backup(ev, request)?;
+    let ground = Ground {
+        ev,
+        rb,
+        request,
+        backup,
+        class: &finding.class,
+    };
+    let obstacles: Vec<(Remedy, Option<String>)> = ladder
+        .iter()
+        .map(|r| {
+            let tried = request
+                .tried
+                .contains(r)
+                .then(|| "it was tried and did not hold".to_owned());
+            (*r, tried.or_else(|| obstacle(*r, &ground)))
+        })
+        .collect();
+    let remedy = choose(&obstacles, request.remedy, &finding)?;
+    let alternatives = obstacles
+        .iter()
+        .filter(|(r, _)| *r != remedy)
+        .map(|(r, why)| Alternative {
+            remedy: *r,
+            possible: why.is_none(),
+            why_not: why.clone().unwrap_or_else(|| not_chosen(*r, remedy, &ground)),
+        })
+        .collect();
+    let draft = steps::draft(remedy, &ground);
+    let diagnosis = super::diagnose::diagnose(ev, rb).summary;
+    Ok(Plan {
+        format: PLAN_FORMAT,
+        scenario: NAME.to_owned(),
+        deployment: rb.deployment.to_string(),
+        run: request.run.clone(),
+        service: ev.service.clone(),
+        diagnosis,
+        remedy,
+        alternatives,
+        backup: (!matches!(remedy, Remedy::Reindex | Remedy::Salvage))
+            .then(|| backup.map(|b| b.label.clone()))
+            .flatten(),
+        steps: draft.steps,
+        expect: draft.expect,
+        data_loss: data_loss(remedy, &ground),
+        estimate_seconds: draft.estimate_seconds,
+        disk_needed: disk_needed(remedy, &ground),
+        disk_free: ev.files.as_ref().ok().map(|f| f.disk_free),
+        kept: draft.kept,
+        discard: draft.discard,
+    })
+}
+
+fn chosen_backup<'a>(ev: &'a Evidence, request: &PlanRequest) -> Result<Option<&'a BackupEvidence>, Refusal> {
+    let Some(label) = request.backup.as_deref().filter(|l| *l != "latest") else {
+        return Ok(ev.backups.first());
+    };
+    match ev.backups.iter().find(|b| b.label == label) {
+        Some(backup) => Ok(Some(backup)),
+        None => Err(Refusal {
+            message: format!("there is no usable backup {label} of {}", ev.service),
+            reasons: ev
+                .unusable_backups
+                .iter()
+                .filter(|(l, _)| l == label)
+                .map(|(l, why)| format!("{l}: {why}"))
+                .collect(),
+            next: vec!["drctl backup list".into()],
+        }),
+    }
+}
+
+fn choose(
+    obstacles: &[(Remedy, Option<String>)],
+    wanted: Option<Remedy>,
+    finding: &Finding,
+) -> Result<Remedy, Refusal> {
+    let reasons = || {
+        obstacles
+            .iter()
+            .filter_map(|(r, why)| Some(format!("{r}: {}", why.as_ref()?)))
+            .collect::<Vec<_>>()
+    };
+    match wanted {
+        Some(wanted) => match obstacles.iter().find(|(r, _)| *r == wanted) {
+            Some((r, None)) => Ok(*r),
+            Some((r, Some(why))) => Err(Refusal {
+                message: format!("{r} is not possible: {why}"),
+                reasons: finding.reasons.clone(),
+                next: vec!["drctl recover db-corruption --dry-run    # what is possible".into()],
+            }),
+            None => Err(Refusal {
+                message: format!("{wanted} does not help here: it cannot bring back what is damaged"),
+                reasons: finding.reasons.clone(),
+                next: vec!["drctl recover db-corruption --dry-run    # what would".into()],
+            }),
+        },
+        None => obstacles
+            .iter()
+            .find(|(_, why)| why.is_none())
+            .map(|(r, _)| *r)
+            .ok_or_else(|| Refusal {
+                message: "no remedy is possible as things are".into(),
+                reasons: reasons(),
+                next: vec![
+                    "drctl backup list    # is there a set elsewhere that can be copied here?".into(),
+                    "# make room, or attach a larger volume, and run this again".into(),
+                ],
+            }),
+    }
+}
+
+/// Why a rung cannot be used; `None` when it can.
+fn obstacle(remedy: Remedy, ground: &Ground<'_>) -> Option<String> {
+    let ev = ground.ev;
+    let open = matches!(ev.connection, Connection::Open { .. });
+    let not_open = || (!open).then(|| "the server takes no connections".to_owned());
+    let no_backup = || {
+        let bad = ev.unusable_backups.len();
+        let and = if bad > 0 {
+            format!(" ({bad} unusable)")
+        } else {
+            String::new()
+        };
+        format!(
+            "there is no usable backup in {}{and}",
+            ground.rb.backup.directory.display()
+        )
+    };
+    let obstacle = match remedy {
+        Remedy::Reindex => not_open(),
+        Remedy::RestoreDatabase => not_open().or_else(|| match ground.backup {
+            None => Some(no_backup()),
+            Some(b) => dump_obstacle(b, ground),
+        }),
+        Remedy::RestoreCluster => match ground.backup {
+            None => Some(no_backup()),
+            Some(b) => base_obstacle(b, ev),
+        },
+        Remedy::Salvage => ev
+            .files
+            .as_ref()
+            .err()
+            .map(|e| format!("the data directory cannot be looked at: {e}")),
+    };
+    obstacle.or_else(|| disk_obstacle(remedy, ground))
+}
+
+fn dump_obstacle(backup: &BackupEvidence, ground: &Ground<'_>) -> Option<String> {
+    let database = damaged_database(ground.class)?;
+    if !backup.dumps.contains_key(database) {
+        return Some(format!("backup {} holds no dump of {database}", backup.label));
+    }
+    match ground.ev.connection {
+        Connection::Open { version, .. } if version / 10_000 < backup.version / 10_000 => Some(format!(
+            "backup {} is of PostgreSQL {}, the server is older",
+            backup.label,
+            backup.version / 10_000
+        )),
+        _ => None,
+    }
+}
+
+fn base_obstacle(backup: &BackupEvidence, ev: &Evidence) -> Option<String> {
+    if backup.base.is_none() {
+        return Some(format!("backup {} holds no base backup", backup.label));
+    }
+    let program = ev.files.as_ref().ok().and_then(|f| f.program_version.clone());
+    match program {
+        Some(program) if program != (backup.version / 10_000).to_string() => Some(format!(
+            "backup {} is of PostgreSQL {}, the image is PostgreSQL {program}",
+            backup.label,
+            backup.version / 10_000
+        )),
+        _ => None,
+    }
+}
+
+fn disk_obstacle(remedy: Remedy, ground: &Ground<'_>) -> Option<String> {
+    let free = ground.ev.files.as_ref().ok()?.disk_free;
+    let needed = disk_needed(remedy, ground);
+    (needed > free).then(|| {
+        format!(
+            "it needs {} beside the old data and {} are free",
+            bytes(needed),
+            bytes(free)
+        )
+    })
+}
+
+/// Bytes needed while the old data is still there.
+fn disk_needed(remedy: Remedy, ground: &Ground<'_>) -> u64 {
+    let ev = ground.ev;
+    let database_bytes = |name: &str| {
+        ev.databases
+            .get(name)
+            .and_then(|d| d.facts.as_ref())
+            .or_else(|| ground.backup.and_then(|b| b.facts.get(name)))
+            .map_or(0, |f| f.bytes)
+    };
+    match remedy {
+        Remedy::Reindex => match ground.class {
+            Class::Indexes { database, indexes } => ev
+                .databases
+                .get(database)
+                .and_then(|d| d.facts.as_ref())
+                .map_or(0, |f| {
+                    f.relations
+                        .iter()
+                        .filter(|r| indexes.contains(&r.qualified()))
+                        .map(|r| r.bytes)
+                        .sum()
+                }),
+            _ => 0,
+        },
+        Remedy::RestoreDatabase => damaged_database(ground.class).map_or(0, database_bytes) + HEADROOM,
+        Remedy::RestoreCluster => {
+            let base = ground.backup.and_then(|b| b.base.as_ref()).map_or(0, |b| b.bytes);
+            // Salvage works on a copy of the damage, for a while.
+            let copy = if steps::salvages_from_copy(ground) {
+                data_bytes(ev)
+            } else {
+                0
+            };
+            base + copy + HEADROOM
+        }
+        Remedy::Salvage => data_bytes(ev) + HEADROOM,
+    }
+}
+
+fn data_bytes(ev: &Evidence) -> u64 {
+    ev.files.as_ref().map_or(0, |f| f.data_bytes)
+}
+
+/// The one database that is damaged.
+pub(super) fn damaged_database(class: &Class) -> Option<&str> {
+    match class {
+        Class::Indexes { database, .. } | Class::Tables { database, .. } => Some(database),
+        _ => None,
+    }
+}
+
+fn not_chosen(other: Remedy, chosen: Remedy, ground: &Ground<'_>) -> String {
+    if other < chosen {
+        return "the operator chose a harsher one".into();
+    }
+    let loss = data_loss(other, ground);
+    match other {
+        Remedy::RestoreDatabase => format!("it replaces the whole database; {}", loss.summary),
+        Remedy::RestoreCluster => format!(
+            "it stops the server and replaces every database; {}",
+            loss.summary
+        ),
+        Remedy::Salvage => "it brings damage along; only for want of a backup".into(),
+        Remedy::Reindex => loss.summary,
+    }
+}
+
+/// Whether the WAL from the base backup's start up to now is all there.
+pub(super) fn wal_is_complete(ground: &Ground<'_>) -> bool {
+    let (Some(base), Ok(files)) = (ground.backup.and_then(|b| b.base.as_ref()), &ground.ev.files) else {
+        return false;
+    };
+    let same_cluster = ground.ev.control.as_ref().is_ok_and(|c| {
+        ground
+            .backup
+            .is_some_and(|b| b.system_identifier == c.system_identifier)
+    });
+    // A control file that is damaged cannot say; the WAL itself does when it is replayed.
+    let unreadable = ground.ev.control.as_ref().map_or(true, |c| c.checksum_mismatch);
+    (same_cluster || unreadable) && is_contiguous(&files.wal, &base.first_segment)
+}
+
+/// True when every segment from `first` up to the last is in the sorted list.
+fn is_contiguous(wal: &[String], first: &str) -> bool {
+    let number = |name: &str| -> Option<(u64, u64)> {
+        (name.len() == 24).then_some(())?;
+        Some((
+            u64::from_str_radix(name.get(8..16)?, 16).ok()?,
+            u64::from_str_radix(name.get(16..24)?, 16).ok()?,
+        ))
+    };
+    let Some(start) = number(first) else { return false };
+    let mut numbers: Vec<(u64, u64)> = wal
+        .iter()
+        .filter_map(|n| number(n))
+        .filter(|n| *n >= start)
+        .collect();
+    numbers.sort_unstable();
+    numbers.dedup();
+    numbers.first() == Some(&start)
+        && numbers.windows(2).all(|pair| match pair {
+            // A carry: how many segments make one group of 4 GiB depends on their size.
+            [(a, x), (b, y)] => (a == b && *y == x + 1) || (*b == a + 1 && *y == 0),
+            _ => true,
+        })
+}
+
+/// What a remedy loses, from the data.
+fn data_loss(remedy: Remedy, ground: &Ground<'_>) -> DataLoss {
+    let backup_from = ground.backup.map(|b| b.taken_at);
+    let age = backup_from.map(|at| {
+        let seconds = ground
+            .request
+            .now
+            .duration_since(at)
+            .max(SignedDuration::ZERO)
+            .unsigned_abs();
+        crate::event::seconds(seconds)
+    });
+    let newest_now = ground
+        .ev
+        .databases
+        .values()
+        .filter_map(|d| d.facts.as_ref())
+        .flat_map(|f| &f.relations)
+        .filter_map(|r| r.newest.as_ref()?.at)
+        .max();
+    let rows = rows_since_backup(ground);
+    let mut loss = DataLoss {
+        rows_since_backup: rows,
+        newest_now,
+        backup_from,
+        ..DataLoss::default()
+    };
+    match remedy {
+        Remedy::Reindex => {
+            loss.none = true;
+            loss.summary = "nothing is lost: an index is derived from its table".into();
+        }
+        Remedy::RestoreDatabase => {
+            let rows = rows.map_or_else(
+                || "rows that cannot be counted".to_owned(),
+                |n| format!("{n} rows"),
+            );
+            loss.summary = format!(
+                "the backup is {} old, {rows} are newer; what is readable of them is brought over where the runbook says so",
+                age.unwrap_or_default()
+            );
+        }
+        Remedy::RestoreCluster if wal_is_complete(ground) => {
+            loss.none =
+                !matches!(ground.class, Class::Cluster { cause } if cause.contains("write-ahead log"));
+            loss.summary = if loss.none {
+                "nothing is lost: all of the write-ahead log since the backup is there and is replayed".into()
+            } else {
+                "what the write-ahead log still shows is replayed; what is behind its damage is salvaged where readable".into()
+            };
+        }
+        Remedy::RestoreCluster => {
+            loss.summary = format!(
+                "the backup is {} old and the write-ahead log since then is not complete; later work is lost unless it can be salvaged",
+                age.unwrap_or_default()
+            );
+        }
+        Remedy::Salvage => {
+            loss.summary =
+                "what is damaged stays lost, and later damage may be hidden in what is kept".into();
+        }
+    }
+    loss
+}
+
+/// Rows more than the backup recorded, over the tables that were counted both times.
+fn rows_since_backup(ground: &Ground<'_>) -> Option<u64> {
+    let backup = ground.backup?;
+    let mut sum = None;
+    for (name, evidence) in &ground.ev.databases {
+        let (Some(then), Some(now)) = (backup.facts.get(name), &evidence.facts) else {
+            continue;
+        };
+        let now = now.rows();
+        for (table, had) in then.rows() {
+            if let Some(has) = now.get(&table) {
+                *sum.get_or_insert(0) += has.saturating_sub(had);
+            }
+        }
+    }
+    sum
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_contiguous;
+
+    #[test]
+    fn holes_in_the_wal_are_seen() {
+        let wal = |names: &[&str]| {
+            names
+                .iter()
+                .map(|n| format!("0000000100000000{n}"))
+                .collect::<Vec<_>>()
+        };
+        let first = "000000010000000000000004";
+        assert!(is_contiguous(&wal(&["00000003", "00000004", "00000005"]), first));
+        assert!(!is_contiguous(&wal(&["00000004", "00000006"]), first));
+        assert!(!is_contiguous(&wal(&["00000005", "00000006"]), first));
+        assert!(!is_contiguous(&[], first));
+        let carry = [
+            "0000000100000000000000FF".to_owned(),
+            "000000010000000100000000".to_owned(),
+        ];
+        assert!(is_contiguous(&carry, "0000000100000000000000FF"));
+    }
+}
