@@ -259,6 +259,18 @@ impl Catalogue {
         Ok(self.sets()?.into_iter().rfind(|s| &s.label < label))
     }
 
+    /// The set that a dump made as `label` is measured against: the newest good one before it
+    /// that holds a dump. A set of a server's copy alone has nothing to compare.
+    ///
+    /// # Errors
+    /// As [`Self::list`].
+    pub fn baseline(&self, label: &Label) -> Result<Option<Set>, CatalogueError> {
+        Ok(self
+            .sets()?
+            .into_iter()
+            .rfind(|s| &s.label < label && s.manifest.dumps().next().is_some()))
+    }
+
     /// A label for `now` that nothing in the directory has.
     ///
     /// # Errors
@@ -333,14 +345,22 @@ mod tests {
         put(dir.path(), good, Some(manifest(good)));
         put(dir.path(), newer, None);
         put(dir.path(), "20261122T020000Z", Some(manifest(good)));
-        put(dir.path(), "20261123T020000Z", Some(manifest("20261123T020000Z").replace(":1,", ":2,")));
+        put(
+            dir.path(),
+            "20261123T020000Z",
+            Some(manifest("20261123T020000Z").replace(":1,", ":2,")),
+        );
         put(
             dir.path(),
             "20261124T020000Z",
             Some(manifest("20261124T020000Z").replace("\"bytes\"", "\"weight\":1,\"bytes\"")),
         );
         put(dir.path(), "20261125T020000Z.partial", None);
-        put(dir.path(), "20261126T020000Z.suspect", Some(manifest("20261126T020000Z")));
+        put(
+            dir.path(),
+            "20261126T020000Z.suspect",
+            Some(manifest("20261126T020000Z")),
+        );
         put(dir.path(), "lost+found", None);
         fs::write(dir.path().join("20261127T020000Z"), "a file").unwrap();
 
@@ -348,7 +368,9 @@ mod tests {
         let states: Vec<&str> = catalogue.list().unwrap().iter().map(Entry::state).collect();
         assert_eq!(
             states,
-            ["good", "damaged", "damaged", "damaged", "damaged", "partial", "suspect"]
+            [
+                "good", "damaged", "damaged", "damaged", "damaged", "partial", "suspect"
+            ]
         );
         assert_eq!(catalogue.find("latest").unwrap().label.to_string(), good);
         assert_eq!(catalogue.find(good).unwrap().path, dir.path().join(good));

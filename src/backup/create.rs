@@ -236,7 +236,7 @@ async fn remove_helpers(system: &System) -> Result<()> {
 /// From the empty staging directory to the set.
 async fn make(run: &Run<'_>, catalogue: &Catalogue, servers: &[Surveyed], options: Options) -> Result<Set> {
     let previous = catalogue
-        .before(&run.label)
+        .baseline(&run.label)
         .map_err(catalogue_error)?
         .map(|s| s.manifest);
     let started = Timestamp::now();

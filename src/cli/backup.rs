@@ -387,7 +387,7 @@ async fn verify(cx: &Context, args: &VerifyArgs) -> Result<ExitCode> {
         let verdict = match entry {
             Entry::Set(set) => {
                 let previous = catalogue
-                    .before(&set.label)
+                    .baseline(&set.label)
                     .map_err(catalogue_error)?
                     .map(|s| s.manifest);
                 let engine = system.as_ref().map_err(|_| why.as_str());
