@@ -137,8 +137,10 @@ impl Context {
     /// # Errors
     /// [`Kind::Runbook`] with every problem in it.
     pub fn runbook(&self) -> Result<Runbook> {
-        let path = crate::runbook::locate(self.global.runbook.as_deref(), |name: &str| std::env::var_os(name))
-            .map_err(|e| Error::new(Kind::Runbook, e.to_string()))?;
+        let path = crate::runbook::locate(self.global.runbook.as_deref(), |name: &str| {
+            std::env::var_os(name)
+        })
+        .map_err(|e| Error::new(Kind::Runbook, e.to_string()))?;
         crate::runbook::load(&path).map_err(|e| {
             Error::new(Kind::Runbook, e.to_string())
                 .untouched("everything: no engine and no server was contacted")

@@ -4,6 +4,7 @@
 mod cluster;
 mod prove;
 mod salvage;
+mod scripts;
 mod server;
 mod side_server;
 mod sql;
