@@ -110,6 +110,11 @@ pub enum Event {
         /// Its directory.
         directory: String,
     },
+    /// The report of an incident.
+    Report {
+        /// The report, as it is kept in the incident.
+        report: serde_json::Value,
+    },
     /// A step is being taken back.
     UndoStarted {
         /// Position, from 1.

@@ -4,7 +4,7 @@
 //! list and never up:
 //!
 //! ```text
-//! cli, ui → scenarios, drill → engine → incident, backup, probe, faults → system
+//! cli, ui → recover → scenarios, drill → engine → incident, backup, probe, faults → system
 //!         → postgres, workload → plan, runbook, event
 //! ```
 //!
@@ -22,6 +22,7 @@ pub mod incident;
 pub mod plan;
 pub mod postgres;
 pub mod probe;
+pub mod recover;
 pub mod runbook;
 pub mod scenarios;
 pub mod system;

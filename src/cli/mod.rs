@@ -3,6 +3,8 @@
 
 mod backup;
 mod drill;
+mod incident;
+mod recover;
 mod runbook;
 
 use std::io::IsTerminal;
@@ -88,6 +90,10 @@ pub enum Color {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    /// Recover from a failure: look, decide, ask, act, prove
+    Recover(recover::RecoverArgs),
+    /// Past and unfinished recoveries: list, show, resume, undo, close
+    Incident(incident::IncidentArgs),
     /// Make, list and verify backup sets
     Backup(backup::BackupArgs),
     /// Rehearse: inject real faults and put them right
@@ -152,6 +158,8 @@ impl Context {
 pub async fn run(cli: Cli) -> ExitCode {
     let cx = Context::new(cli.global);
     let result = match cli.verb {
+        Verb::Recover(args) => recover::run(&cx, args).await,
+        Verb::Incident(args) => incident::run(&cx, args).await,
         Verb::Backup(args) => backup::run(&cx, args).await,
         Verb::Drill(args) => drill::run(&cx, args).await,
         Verb::Runbook(args) => runbook::run(&cx, args),

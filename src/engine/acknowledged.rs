@@ -60,7 +60,11 @@ fn number(line: &str) -> Option<u64> {
 ///
 /// # Errors
 /// What stands in the way, in words.
-pub async fn count(system: &System, service: &str, numbers: &[u64]) -> Result<BTreeMap<String, Value>, String> {
+pub async fn count(
+    system: &System,
+    service: &str,
+    numbers: &[u64],
+) -> Result<BTreeMap<String, Value>, String> {
     let found = system
         .runbook
         .postgres_services()
@@ -69,7 +73,9 @@ pub async fn count(system: &System, service: &str, numbers: &[u64]) -> Result<BT
         .flat_map(|(database, d)| d.tables.iter().map(move |(table, t)| (database, table, t)))
         .find_map(|(database, table, t)| Some((database, table, t.traffic_number.as_ref()?)));
     let Some((database, table, column)) = found else {
-        return Err(format!("no table of {service} has a traffic-number in the runbook"));
+        return Err(format!(
+            "no table of {service} has a traffic-number in the runbook"
+        ));
     };
     let server = system.postgres(service).await.map_err(|e| e.message)?;
     let client = server
@@ -94,7 +100,12 @@ pub async fn count(system: &System, service: &str, numbers: &[u64]) -> Result<BT
             .await
             .map_err(|e| e.to_string())?;
         lost += missing.len();
-        named.extend(missing.iter().filter_map(|r| r.number::<u64>(0)).take(NAMED - named.len().min(NAMED)));
+        named.extend(
+            missing
+                .iter()
+                .filter_map(|r| r.number::<u64>(0))
+                .take(NAMED - named.len().min(NAMED)),
+        );
     }
     let mut facts = BTreeMap::from([
         ("acknowledged".to_owned(), Value::from(numbers.len())),

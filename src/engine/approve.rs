@@ -123,7 +123,10 @@ pub fn check_rules(plan: &Plan) -> Result<()> {
     lint(plan).map_err(|e| {
         Error::new(
             Kind::Internal,
-            format!("the plan for {} breaks a rule of drctl and is not offered", plan.scenario),
+            format!(
+                "the plan for {} breaks a rule of drctl and is not offered",
+                plan.scenario
+            ),
         )
         .because(&e)
         .untouched("everything")
@@ -212,8 +215,18 @@ mod tests {
             (Needs::Name, true, Some("simgen"), granted("--confirm simgen")),
             (Needs::Name, false, Some("simgen"), granted("--confirm simgen")),
             (Needs::Yes, false, Some("simgen"), granted("--confirm simgen")),
-            (Needs::Yes, true, Some("other"), Decision::WrongName("other".into())),
-            (Needs::Name, true, Some("Simgen"), Decision::WrongName("Simgen".into())),
+            (
+                Needs::Yes,
+                true,
+                Some("other"),
+                Decision::WrongName("other".into()),
+            ),
+            (
+                Needs::Name,
+                true,
+                Some("Simgen"),
+                Decision::WrongName("Simgen".into()),
+            ),
             (Needs::Name, true, Some(""), Decision::WrongName(String::new())),
         ] {
             assert_eq!(decide(needs, "simgen", yes, confirm), expected);
@@ -248,7 +261,10 @@ mod tests {
                 confirm: None,
                 ask: Arc::new(Person(answer)),
             };
-            let kind = agree(needs, "simgen", "?", "all", &consent).await.err().map(|e| e.kind);
+            let kind = agree(needs, "simgen", "?", "all", &consent)
+                .await
+                .err()
+                .map(|e| e.kind);
             assert_eq!(kind, expected, "{needs:?} {answer:?}");
         }
     }

@@ -119,7 +119,9 @@ impl<H: Hands, L: Log> Run<'_, H, L> {
             // What only works on a side copy can be dropped at any moment. What users
             // notice is short, and is let finish: cut off, it would be harder to take back.
             let may_cut = step.risk <= Risk::Reversible;
-            let applied = self.apply(&step.action, step.timeout(), if may_cut { 0 } else { 1 }).await;
+            let applied = self
+                .apply(&step.action, step.timeout(), if may_cut { 0 } else { 1 })
+                .await;
             match applied {
                 Applied::Cut(which) if may_cut => return self.interrupted(which),
                 Applied::Cut(which) => return Err(Stop::Now(which)),
@@ -204,7 +206,10 @@ impl<H: Hands, L: Log> Run<'_, H, L> {
                 outcome: outcome.clone(),
                 left,
             })?;
-            self.reporter.event(&Event::UndoFinished { step: number, outcome });
+            self.reporter.event(&Event::UndoFinished {
+                step: number,
+                outcome,
+            });
         }
         self.record(Record::Undone {})?;
         Ok(())

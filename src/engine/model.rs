@@ -54,7 +54,8 @@ impl World {
 
 impl Hands for World {
     async fn apply(&self, action: &Action, _: Duration) -> Result<Outcome, ActionError> {
-        let Action::Workload(WorkloadAction::Stop { service } | WorkloadAction::Start { service, .. }) = action
+        let Action::Workload(WorkloadAction::Stop { service } | WorkloadAction::Start { service, .. }) =
+            action
         else {
             unreachable!()
         };
@@ -139,7 +140,11 @@ fn plan(steps: usize) -> Plan {
             .map(|n| Step {
                 title: format!("step {n}"),
                 why: "model".into(),
-                risk: if n % 2 == 0 { Risk::Disruptive } else { Risk::ReadOnly },
+                risk: if n % 2 == 0 {
+                    Risk::Disruptive
+                } else {
+                    Risk::ReadOnly
+                },
                 action: action("do", n),
                 undo: Undo::Action(action("undo", n)),
                 timeout_seconds: 5,
@@ -168,7 +173,13 @@ fn fold(records: &[Record], steps: usize) -> Progress {
 }
 
 /// One process: continues in the direction that the journal says, or undoes.
-async fn process(plan: &Plan, world: &World, paper: &mut Paper, undo: bool, interrupts: Interrupts) -> Result<(), Stop> {
+async fn process(
+    plan: &Plan,
+    world: &World,
+    paper: &mut Paper,
+    undo: bool,
+    interrupts: Interrupts,
+) -> Result<(), Stop> {
     let reporter: SharedReporter = Arc::new(Silent);
     let progress = fold(&paper.records, plan.steps.len());
     let mut run = Run {
@@ -309,11 +320,17 @@ async fn a_failed_step_is_undone_in_reverse_with_those_before_it() {
 #[tokio::test]
 async fn an_undo_that_fails_stops_there_and_can_be_continued() {
     let (plan, world, mut paper) = (plan(3), World::new(3), Paper::default());
-    world.fails.lock().unwrap().extend([("do-3".into(), 1), ("undo-2".into(), 1)]);
+    world
+        .fails
+        .lock()
+        .unwrap()
+        .extend([("do-3".into(), 1), ("undo-2".into(), 1)]);
     let stop = process(&plan, &world, &mut paper, false, Interrupts::none()).await;
     assert!(matches!(stop, Err(Stop::Undo { step: 2, .. })), "{stop:?}");
     assert_eq!(fold(&paper.records, 3).to_undo(), [2, 1]);
-    process(&plan, &world, &mut paper, false, Interrupts::none()).await.unwrap();
+    process(&plan, &world, &mut paper, false, Interrupts::none())
+        .await
+        .unwrap();
     assert!(world.all(Part::Old));
 }
 
@@ -343,6 +360,8 @@ async fn the_second_signal_stops_at_once_and_leaves_the_rest_to_undo() {
     *world.dies_in.lock().unwrap() = None;
     let stop = process(&plan, &world, &mut paper, false, Interrupts::from_channel(rx)).await;
     assert!(matches!(stop, Err(Stop::Now(Signal::Terminate))), "{stop:?}");
-    process(&plan, &world, &mut paper, true, Interrupts::none()).await.unwrap();
+    process(&plan, &world, &mut paper, true, Interrupts::none())
+        .await
+        .unwrap();
     assert!(world.all(Part::Old));
 }

@@ -51,8 +51,11 @@ pub fn lock(state: &StateDir, deployment: &str, command: &str) -> Result<Lock> {
             .because(&e)
             .untouched("everything")
             .next("--state-dir DIR    # a directory that can be written"),
-        held => Error::new(Kind::Locked, format!("{deployment} is being recovered by another run: {held}"))
-            .untouched("everything"),
+        held => Error::new(
+            Kind::Locked,
+            format!("{deployment} is being recovered by another run: {held}"),
+        )
+        .untouched("everything"),
     })
 }
 
@@ -130,11 +133,10 @@ pub async fn carry_out(
 fn explain(incident: &Incident, first: Option<Stop>, second: Option<Stop>) -> Error {
     let id = incident.id();
     let title = |step: usize| {
-        incident
-            .plan
-            .steps
-            .get(step.wrapping_sub(1))
-            .map_or_else(|| format!("step {step}"), |s| format!("step {step} ({})", s.title))
+        incident.plan.steps.get(step.wrapping_sub(1)).map_or_else(
+            || format!("step {step}"),
+            |s| format!("step {step} ({})", s.title),
+        )
     };
     let mut causes = Vec::new();
     let mut message = match &first {
@@ -150,7 +152,11 @@ fn explain(incident: &Incident, first: Option<Stop>, second: Option<Stop>) -> Er
         (_, Some(Stop::Journal(e))) => {
             causes.push(e.to_string());
             message.push_str(", and the journal cannot be written, so nothing more was begun");
-            if changed { Kind::FailedChanged } else { Kind::Internal }
+            if changed {
+                Kind::FailedChanged
+            } else {
+                Kind::Internal
+            }
         }
         (_, Some(Stop::Undo { step, cause })) => {
             causes.push(cause.clone());
@@ -158,7 +164,10 @@ fn explain(incident: &Incident, first: Option<Stop>, second: Option<Stop>) -> Er
             Kind::FailedChanged
         }
         (_, Some(Stop::Now(signal))) => {
-            message.push_str(&format!(", and a second signal ({}) stopped it half-way", signal.name()));
+            message.push_str(&format!(
+                ", and a second signal ({}) stopped it half-way",
+                signal.name()
+            ));
             Kind::FailedChanged
         }
         (_, Some(Stop::Step { step, cause })) => {
@@ -168,7 +177,13 @@ fn explain(incident: &Incident, first: Option<Stop>, second: Option<Stop>) -> Er
         }
         (_, None | Some(Stop::Interrupted(_))) if !incident.progress.left.is_empty() => {
             message.push_str("; the other steps were taken back, this stays:");
-            causes.extend(incident.progress.left.iter().map(|(s, l)| format!("{}: {l}", title(*s))));
+            causes.extend(
+                incident
+                    .progress
+                    .left
+                    .iter()
+                    .map(|(s, l)| format!("{}: {l}", title(*s))),
+            );
             Kind::FailedChanged
         }
         (Some(Stop::Interrupted(signal)), _) => {
@@ -231,9 +246,12 @@ pub async fn prove(
     let seen = interrupts.seen().0;
     let expect = incident.plan.expect.clone();
     let unproven = |e: &JournalError| {
-        Error::new(Kind::Internal, "the recovery was carried out, and its journal cannot be written")
-            .because(e)
-            .next(format!("drctl incident resume {id}    # verify again"))
+        Error::new(
+            Kind::Internal,
+            "the recovery was carried out, and its journal cannot be written",
+        )
+        .because(e)
+        .next(format!("drctl incident resume {id}    # verify again"))
     };
     let checks = tokio::select! {
         biased;
@@ -257,18 +275,28 @@ pub async fn prove(
                 Signal::Interrupt => Kind::Interrupted,
                 Signal::Terminate => Kind::Terminated,
             };
-            return Err(Error::new(kind, format!("stopped by {} before the proof was complete", which.name()))
-                .untouched("the recovery itself: every step is done, the old data is kept")
-                .next(format!("drctl incident resume {}    # verify again", incident.id()))
-                .next(format!("drctl incident undo {}", incident.id())));
+            return Err(Error::new(
+                kind,
+                format!("stopped by {} before the proof was complete", which.name()),
+            )
+            .untouched("the recovery itself: every step is done, the old data is kept")
+            .next(format!(
+                "drctl incident resume {}    # verify again",
+                incident.id()
+            ))
+            .next(format!("drctl incident undo {}", incident.id())));
         }
     };
     let facts = measure(system, incident, reporter, watch, acknowledged).await;
     if !facts.is_empty() {
-        journal.append(Record::Measured { facts }).map_err(|e| unproven(&e))?;
+        journal
+            .append(Record::Measured { facts })
+            .map_err(|e| unproven(&e))?;
     }
     let verdict = verify::overall(&checks);
-    journal.append(Record::Verified { verdict }).map_err(|e| unproven(&e))?;
+    journal
+        .append(Record::Verified { verdict })
+        .map_err(|e| unproven(&e))?;
     let report = write_report(system, incident, journal, reporter);
     Ok(Proof { verdict, report })
 }
@@ -344,15 +372,21 @@ pub fn write_report(
     let written = write_json(&incident.directory.join("report.json"), &report)
         .map_err(|e| e.to_string())
         .and_then(|()| {
-            write_atomically(&incident.directory.join("report.md"), markdown(&report).as_bytes())
-                .map_err(|e| e.to_string())
+            write_atomically(
+                &incident.directory.join("report.md"),
+                markdown(&report).as_bytes(),
+            )
+            .map_err(|e| e.to_string())
         });
     match written {
         Ok(()) => {
             let _ = journal.append(Record::ReportWritten {});
         }
         Err(e) => reporter.event(&Event::Warning {
-            text: format!("the report could not be written: {e}; drctl incident report {} prints it", incident.id()),
+            text: format!(
+                "the report could not be written: {e}; drctl incident report {} prints it",
+                incident.id()
+            ),
         }),
     }
     report

@@ -20,7 +20,9 @@ pub fn cannot_undo(incident: &Incident, later: &[Incident]) -> Option<Error> {
     let refused = |text: String| Some(Error::new(Kind::Refused, text).untouched("everything"));
     match incident.progress.stage {
         Stage::Closed | Stage::Closing => {
-            return refused(format!("incident {id} is closed: what it kept is gone, nothing can bring it back"));
+            return refused(format!(
+                "incident {id} is closed: what it kept is gone, nothing can bring it back"
+            ));
         }
         Stage::Undone => return refused(format!("incident {id} is already taken back")),
         _ => {}
@@ -59,7 +61,9 @@ pub async fn take_back(
         },
         Record::UndoDecided {},
     ] {
-        journal.append(record.clone()).map_err(|e| open_journal_error(&e))?;
+        journal
+            .append(record.clone())
+            .map_err(|e| open_journal_error(&e))?;
         incident.progress.note(&record);
     }
     carry_out(system, incident, journal, reporter, interrupts).await?;
@@ -101,9 +105,9 @@ pub async fn take_back(
 pub fn cannot_close(incident: &Incident, all: &[Incident]) -> Option<Error> {
     let id = incident.id();
     // Its remedy did not hold, and a later one did.
-    let superseded = all
-        .iter()
-        .any(|i| i.progress.follows.as_deref() == Some(id) && i.progress.stage == Stage::Verified(Verdict::Pass));
+    let superseded = all.iter().any(|i| {
+        i.progress.follows.as_deref() == Some(id) && i.progress.stage == Stage::Verified(Verdict::Pass)
+    });
     let problem = match incident.progress.stage {
         Stage::Closed => format!("incident {id} is already closed"),
         Stage::Executing | Stage::Undoing => {
@@ -156,9 +160,12 @@ pub async fn close(
         for action in &incident.plan.discard {
             let limit = tokio::time::timeout(DISCARD_DEADLINE, actions::apply(&context, action));
             let failed = |cause: String| {
-                let mut e = Error::new(Kind::FailedChanged, format!("incident {id}: could not {}", action.summary()))
-                    .untouched("the data in service")
-                    .next(format!("drctl incident close {id}    # again"));
+                let mut e = Error::new(
+                    Kind::FailedChanged,
+                    format!("incident {id}: could not {}", action.summary()),
+                )
+                .untouched("the data in service")
+                .next(format!("drctl incident close {id}    # again"));
                 e.causes.push(cause);
                 e
             };
@@ -169,7 +176,12 @@ pub async fn close(
                     outcome.text
                 }),
                 Ok(Err(e)) => return Err(failed(e.to_string())),
-                Err(_) => return Err(failed(format!("not done within {}", crate::event::seconds(DISCARD_DEADLINE)))),
+                Err(_) => {
+                    return Err(failed(format!(
+                        "not done within {}",
+                        crate::event::seconds(DISCARD_DEADLINE)
+                    )));
+                }
             }
         }
     }

@@ -228,7 +228,11 @@ impl Journal {
     /// [`JournalError::Write`], also when the disk has no room for it.
     pub fn create(path: &Path) -> Result<Self, JournalError> {
         let made = (|| {
-            let file = OpenOptions::new().create_new(true).write(true).mode(0o600).open(path)?;
+            let file = OpenOptions::new()
+                .create_new(true)
+                .write(true)
+                .mode(0o600)
+                .open(path)?;
             match rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::KEEP_SIZE, 0, RESERVED) {
                 // Not every file system can set room aside; then a full disk is met at an append.
                 Ok(()) | Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => {}
@@ -327,7 +331,9 @@ impl Log for Journal {
 /// Not in published builds.
 #[cfg(debug_assertions)]
 fn crash_hook(seq: u64) {
-    let asked = std::env::var("DRCTL_CRASH_AFTER_RECORD").ok().and_then(|n| n.parse::<u64>().ok());
+    let asked = std::env::var("DRCTL_CRASH_AFTER_RECORD")
+        .ok()
+        .and_then(|n| n.parse::<u64>().ok());
     if asked == Some(seq) {
         let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
         // The signal is delivered before anything else of this thread runs in practice;
@@ -375,7 +381,10 @@ fn read(path: &Path) -> Result<(Vec<Entry>, u64), JournalError> {
         let entry: Entry = serde_json::from_slice(line).map_err(|e| damaged(e.to_string()))?;
         let expected = entries.last().map_or(1, |e| e.seq + 1);
         if entry.seq != expected {
-            return Err(damaged(format!("record {} where {expected} was expected", entry.seq)));
+            return Err(damaged(format!(
+                "record {} where {expected} was expected",
+                entry.seq
+            )));
         }
         entries.push(entry);
         length += line.len() as u64;
@@ -399,7 +408,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(JOURNAL_FILE);
         three(&path);
-        assert!(matches!(Journal::create(&path), Err(JournalError::Write(_))), "a journal is never begun twice");
+        assert!(
+            matches!(Journal::create(&path), Err(JournalError::Write(_))),
+            "a journal is never begun twice"
+        );
         let (mut journal, entries) = Journal::open(&path).unwrap();
         assert_eq!(entries.len(), 3);
         journal.append(Record::Undone {}).unwrap();
@@ -414,7 +426,11 @@ mod tests {
         let path = dir.path().join(JOURNAL_FILE);
         three(&path);
         let whole = std::fs::read(&path).unwrap();
-        let last_line = whole[..whole.len() - 1].iter().rposition(|&b| b == b'\n').unwrap() + 1;
+        let last_line = whole[..whole.len() - 1]
+            .iter()
+            .rposition(|&b| b == b'\n')
+            .unwrap()
+            + 1;
         for cut in last_line..whole.len() {
             std::fs::write(&path, &whole[..cut]).unwrap();
             assert_eq!(Journal::entries(&path).unwrap().len(), 2, "cut at {cut}");
@@ -431,11 +447,20 @@ mod tests {
         three(&path);
         let text = std::fs::read_to_string(&path).unwrap();
         std::fs::write(&path, text.replacen("\"seq\":2", "\"seq\":5", 1)).unwrap();
-        assert!(matches!(Journal::entries(&path), Err(JournalError::Damaged { line: 2, .. })));
+        assert!(matches!(
+            Journal::entries(&path),
+            Err(JournalError::Damaged { line: 2, .. })
+        ));
         std::fs::write(&path, text.replacen("step-started", "step-begun", 1)).unwrap();
-        assert!(matches!(Journal::entries(&path), Err(JournalError::Damaged { line: 1, .. })));
+        assert!(matches!(
+            Journal::entries(&path),
+            Err(JournalError::Damaged { line: 1, .. })
+        ));
         std::fs::write(&path, text.replace("\"format\":1", "\"format\":2")).unwrap();
-        assert!(matches!(Journal::entries(&path), Err(JournalError::Newer { found: 2, .. })));
+        assert!(matches!(
+            Journal::entries(&path),
+            Err(JournalError::Newer { found: 2, .. })
+        ));
     }
 
     #[test]

@@ -178,7 +178,12 @@ impl Progress {
     /// be there.
     #[must_use]
     pub fn to_undo(&self) -> Vec<usize> {
-        self.started.iter().rev().filter(|n| !self.undone.contains(n)).copied().collect()
+        self.started
+            .iter()
+            .rev()
+            .filter(|n| !self.undone.contains(n))
+            .copied()
+            .collect()
     }
 
     /// What the operator can do with it, as arguments of `drctl incident`.
@@ -239,23 +244,54 @@ mod tests {
             step: 2,
             cause: "no".into(),
         };
-        let pass = Record::Verified { verdict: Verdict::Pass };
-        let signal = Record::Interrupted { signal: "SIGINT".into() };
+        let pass = Record::Verified {
+            verdict: Verdict::Pass,
+        };
+        let signal = Record::Interrupted {
+            signal: "SIGINT".into(),
+        };
         let cases: Vec<(Vec<Record>, Stage, Option<usize>, Vec<usize>)> = vec![
             (vec![], Stage::Fresh, Some(1), vec![]),
             (vec![start(1)], Stage::Executing, Some(1), vec![1]),
             (vec![start(1), finish(1)], Stage::Executing, Some(2), vec![1]),
-            (vec![start(1), finish(1), start(2)], Stage::Executing, Some(2), vec![2, 1]),
-            (vec![start(1), finish(1), start(2), fail.clone()], Stage::Undoing, Some(2), vec![2, 1]),
+            (
+                vec![start(1), finish(1), start(2)],
+                Stage::Executing,
+                Some(2),
+                vec![2, 1],
+            ),
+            (
+                vec![start(1), finish(1), start(2), fail.clone()],
+                Stage::Undoing,
+                Some(2),
+                vec![2, 1],
+            ),
             (vec![start(1), signal.clone()], Stage::Undoing, Some(1), vec![1]),
             (
-                vec![start(1), finish(1), start(2), fail, Record::UndoStarted { step: 2 }, undone(2)],
+                vec![
+                    start(1),
+                    finish(1),
+                    start(2),
+                    fail,
+                    Record::UndoStarted { step: 2 },
+                    undone(2),
+                ],
                 Stage::Undoing,
                 Some(2),
                 vec![1],
             ),
-            (vec![start(1), finish(1), start(2), finish(2)], Stage::Executed, None, vec![2, 1]),
-            (vec![start(1), finish(1), start(2), finish(2), signal], Stage::Executed, None, vec![2, 1]),
+            (
+                vec![start(1), finish(1), start(2), finish(2)],
+                Stage::Executed,
+                None,
+                vec![2, 1],
+            ),
+            (
+                vec![start(1), finish(1), start(2), finish(2), signal],
+                Stage::Executed,
+                None,
+                vec![2, 1],
+            ),
             (
                 vec![start(1), finish(1), start(2), finish(2), pass.clone()],
                 Stage::Verified(Verdict::Pass),
@@ -263,17 +299,38 @@ mod tests {
                 vec![2, 1],
             ),
             (
-                vec![start(1), finish(1), start(2), finish(2), pass, Record::UndoDecided {}],
+                vec![
+                    start(1),
+                    finish(1),
+                    start(2),
+                    finish(2),
+                    pass,
+                    Record::UndoDecided {},
+                ],
                 Stage::Undoing,
                 None,
                 vec![2, 1],
             ),
-            (vec![Record::UndoDecided {}, Record::Undone {}], Stage::Undone, Some(1), vec![]),
-            (vec![Record::Undone {}, Record::Closed { dropped: vec![] }], Stage::Closed, Some(1), vec![]),
+            (
+                vec![Record::UndoDecided {}, Record::Undone {}],
+                Stage::Undone,
+                Some(1),
+                vec![],
+            ),
+            (
+                vec![Record::Undone {}, Record::Closed { dropped: vec![] }],
+                Stage::Closed,
+                Some(1),
+                vec![],
+            ),
         ];
         for (records, stage, next, undo) in cases {
             let p = fold(&records);
-            assert_eq!((p.stage, p.next_step(), p.to_undo()), (stage, next, undo), "{records:?}");
+            assert_eq!(
+                (p.stage, p.next_step(), p.to_undo()),
+                (stage, next, undo),
+                "{records:?}"
+            );
         }
     }
 }

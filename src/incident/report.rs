@@ -210,7 +210,10 @@ fn steps(incident: &Incident) -> Vec<StepResult> {
             for entry in &incident.entries {
                 match &entry.record {
                     Record::StepFinished {
-                        step, outcome, seconds, ..
+                        step,
+                        outcome,
+                        seconds,
+                        ..
                     } if *step == number => result = (outcome.clone(), Some(*seconds)),
                     Record::StepFailed { step, cause } if *step == number => result = (cause.clone(), None),
                     _ => {}
@@ -238,8 +241,10 @@ fn steps(incident: &Incident) -> Vec<StepResult> {
 }
 
 fn phases(incident: &Incident) -> Phases {
-    let first = |wanted: fn(&Record) -> bool| incident.entries.iter().find(|e| wanted(&e.record)).map(|e| e.at);
-    let last = |wanted: fn(&Record) -> bool| incident.entries.iter().rfind(|e| wanted(&e.record)).map(|e| e.at);
+    let first =
+        |wanted: fn(&Record) -> bool| incident.entries.iter().find(|e| wanted(&e.record)).map(|e| e.at);
+    let last =
+        |wanted: fn(&Record) -> bool| incident.entries.iter().rfind(|e| wanted(&e.record)).map(|e| e.at);
     let between = |from: Option<Timestamp>, to: Option<Timestamp>| {
         Some(to?.duration_since(from?).as_secs_f64().max(0.0))
     };
@@ -336,7 +341,12 @@ pub fn rto_line(rto: &Rto) -> String {
     match (&rto.seen, rto.measured) {
         (None, _) => format!("not measured: the runbook names no endpoint ({objective})"),
         (Some(seen), Some(m)) if seen.outages.is_empty() => {
-            format!("no request failed at endpoint {} in {} samples, {} measured ({objective})", seen.endpoint, seen.samples, took(m))
+            format!(
+                "no request failed at endpoint {} in {} samples, {} measured ({objective})",
+                seen.endpoint,
+                seen.samples,
+                took(m)
+            )
         }
         (Some(seen), Some(m)) => format!(
             "{} as users of endpoint {} saw it, {} of it failing ({objective}: {})",
@@ -359,6 +369,10 @@ pub fn rpo_line(rpo: &Rpo) -> String {
         (Some(lost), Some(all)) => format!("{lost} of {all} acknowledged writes are missing ({objective})"),
         _ => match rpo.at_most {
             _ if rpo.planned.none => format!("nothing: {} ({objective}: met)", rpo.planned.summary),
+            Some(0.0) => format!(
+                "nothing that was readable: {} ({objective}: met)",
+                rpo.planned.summary
+            ),
             Some(m) => format!(
                 "at most {} of work before salvage: {} ({objective}: {})",
                 took(m),
@@ -375,6 +389,9 @@ pub fn rpo_line(rpo: &Rpo) -> String {
 pub fn fact_text(name: &str, value: &serde_json::Value) -> String {
     match value {
         serde_json::Value::String(s) => s.clone(),
+        serde_json::Value::Number(n) if name.ends_with("seconds") => {
+            n.as_f64().map_or_else(|| n.to_string(), took)
+        }
         serde_json::Value::Number(n) if name.ends_with("bytes") => {
             n.as_u64().map_or_else(|| n.to_string(), bytes)
         }
@@ -383,7 +400,11 @@ pub fn fact_text(name: &str, value: &serde_json::Value) -> String {
             .map(|(k, v)| format!("{k} {}", fact_text(k, v)))
             .collect::<Vec<_>>()
             .join(", "),
-        serde_json::Value::Array(all) => all.iter().map(|v| fact_text("", v)).collect::<Vec<_>>().join(", "),
+        serde_json::Value::Array(all) => all
+            .iter()
+            .map(|v| fact_text("", v))
+            .collect::<Vec<_>>()
+            .join(", "),
         other => other.to_string(),
     }
 }
@@ -397,6 +418,34 @@ pub fn markdown(r: &Report) -> String {
     t
 }
 
+/// Whether a fact is one value, and not told elsewhere in the report.
+#[must_use]
+pub fn is_plain(name: &str, value: &serde_json::Value) -> bool {
+    !matches!(name, "acknowledged" | "lost-acknowledged")
+        && (value.is_string() || value.is_number() || value.is_boolean())
+}
+
+/// A list of objects as a table; its columns are the fields of the first.
+fn write_rows(t: &mut String, rows: &[serde_json::Value]) -> std::fmt::Result {
+    let Some(columns) = rows.first().and_then(serde_json::Value::as_object) else {
+        return Ok(());
+    };
+    let names: Vec<&String> = columns.keys().collect();
+    let head: Vec<String> = names.iter().map(|n| n.replace('-', " ")).collect();
+    writeln!(t, "\n| {} |\n|{}", head.join(" | "), "---|".repeat(names.len()))?;
+    for row in rows {
+        let cells: Vec<String> = names
+            .iter()
+            .map(|n| match row.get(*n) {
+                None | Some(serde_json::Value::Null) => String::new(),
+                Some(value) => cell(&fact_text(n, value)),
+            })
+            .collect();
+        writeln!(t, "| {} |", cells.join(" | "))?;
+    }
+    Ok(())
+}
+
 fn write_markdown(t: &mut String, r: &Report) -> std::fmt::Result {
     writeln!(t, "# {} on {}: {}\n", r.scenario, r.deployment, r.outcome)?;
     writeln!(t, "Incident `{}`, service {}.\n", r.incident, r.service)?;
@@ -405,33 +454,78 @@ fn write_markdown(t: &mut String, r: &Report) -> std::fmt::Result {
         writeln!(t, "- {reason}")?;
     }
     writeln!(t, "\n## What was done\n")?;
-    let backup = r.backup.as_ref().map(|b| format!(", from backup {b}")).unwrap_or_default();
+    let backup = r
+        .backup
+        .as_ref()
+        .map(|b| format!(", from backup {b}"))
+        .unwrap_or_default();
     writeln!(t, "Remedy: **{}**{backup}.\n", r.remedy)?;
     writeln!(t, "| # | Step | State | Result | Took |\n|--:|---|---|---|--:|")?;
     for (i, s) in r.steps.iter().enumerate() {
         let time = s.seconds.map(took).unwrap_or_default();
-        writeln!(t, "| {} | {} | {} | {} | {time} |", i + 1, cell(&s.title), s.state, cell(&s.result))?;
+        writeln!(
+            t,
+            "| {} | {} | {} | {} | {time} |",
+            i + 1,
+            cell(&s.title),
+            s.state,
+            cell(&s.result)
+        )?;
     }
-    writeln!(t, "\n## How long it took\n\n- Recovery time: {}", rto_line(&r.rto))?;
+    writeln!(
+        t,
+        "\n## How long it took\n\n- Recovery time: {}",
+        rto_line(&r.rto)
+    )?;
     for (name, value) in [
         ("detect", r.phases.detect),
         ("decide", r.phases.decide),
         ("restore", r.phases.restore),
         ("verify", r.phases.verify),
     ] {
-        writeln!(t, "- {name}: {}", value.map_or_else(|| "did not end".into(), took))?;
+        writeln!(
+            t,
+            "- {name}: {}",
+            value.map_or_else(|| "did not end".into(), took)
+        )?;
     }
     for outage in r.rto.seen.iter().flat_map(|s| &s.outages) {
         let to = outage.to.map_or_else(|| "now".into(), |t| clock(t, true));
-        writeln!(t, "- users were turned away from {} to {to}", clock(outage.from, true))?;
+        writeln!(
+            t,
+            "- users were turned away from {} to {to}",
+            clock(outage.from, true)
+        )?;
     }
     writeln!(t, "\n## What was lost\n\n{}\n", rpo_line(&r.rpo))?;
-    let facts: Vec<_> = r.facts.iter().filter(|(name, _)| *name != "watch").collect();
+    let facts: Vec<_> = r
+        .facts
+        .iter()
+        .filter(|(name, value)| is_plain(name, value))
+        .collect();
     if !facts.is_empty() {
         writeln!(t, "| Measured | |\n|---|---|")?;
         for (name, value) in facts {
-            writeln!(t, "| {name} | {} |", cell(&fact_text(name, value)))?;
+            writeln!(
+                t,
+                "| {} | {} |",
+                name.replace('-', " "),
+                cell(&fact_text(name, value))
+            )?;
         }
+    }
+    if let Some(newest) = r
+        .facts
+        .get("newest-rows-after")
+        .and_then(serde_json::Value::as_object)
+    {
+        writeln!(t, "\n| Table | Newest row afterwards |\n|---|---|")?;
+        for (table, at) in newest {
+            writeln!(t, "| {} | {} |", cell(table), fact_text("", at))?;
+        }
+    }
+    if let Some(tables) = r.facts.get("tables").and_then(serde_json::Value::as_array) {
+        write_rows(t, tables)?;
     }
     writeln!(t, "\n## Proof\n")?;
     if r.checks.is_empty() {

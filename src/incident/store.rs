@@ -65,7 +65,6 @@ pub enum IncidentError {
     NoneOpen(String),
 }
 
-
 /// One incident as it is on disk.
 #[derive(Debug, Clone)]
 pub struct Incident {
@@ -93,9 +92,14 @@ impl Incident {
             source,
         };
         // Fails on a directory that is there: the clean-up below only ever removes our own.
-        fs::DirBuilder::new().mode(0o700).create(&directory).map_err(fail)?;
+        fs::DirBuilder::new()
+            .mode(0o700)
+            .create(&directory)
+            .map_err(fail)?;
         let made = (|| -> Result<Journal, IncidentError> {
-            fs::File::open(directory.parent().unwrap_or(Path::new("."))).and_then(|d| d.sync_all()).map_err(fail)?;
+            fs::File::open(directory.parent().unwrap_or(Path::new(".")))
+                .and_then(|d| d.sync_all())
+                .map_err(fail)?;
             write_json(&directory.join("evidence.json"), case)?;
             write_json(&directory.join("plan.json"), plan)?;
             Ok(Journal::create(&directory.join(JOURNAL_FILE))?)
@@ -209,13 +213,17 @@ impl Listing {
                     Ok(incident) if incident.entries.is_empty() => {}
                     Ok(incident) => all.incidents.push(incident),
                     Err(e) => all.unreadable.push((
-                        path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+                        path.file_name()
+                            .unwrap_or_default()
+                            .to_string_lossy()
+                            .into_owned(),
                         e.to_string(),
                     )),
                 }
             }
         }
-        all.incidents.sort_by(|a, b| (a.opened_at(), a.id()).cmp(&(b.opened_at(), b.id())));
+        all.incidents
+            .sort_by(|a, b| (a.opened_at(), a.id()).cmp(&(b.opened_at(), b.id())));
         all
     }
 
@@ -226,7 +234,10 @@ impl Listing {
     /// [`IncidentError`].
     pub fn choose(mut self, id: Option<&str>, deployment: &str) -> Result<Incident, IncidentError> {
         let Some(id) = id else {
-            let latest = self.incidents.iter().rposition(|i| i.plan.deployment == deployment && i.is_open());
+            let latest = self
+                .incidents
+                .iter()
+                .rposition(|i| i.plan.deployment == deployment && i.is_open());
             return match latest {
                 Some(index) => Ok(self.incidents.swap_remove(index)),
                 None => Err(IncidentError::NoneOpen(deployment.to_owned())),
@@ -249,7 +260,10 @@ impl Listing {
             [] => Err(IncidentError::Unknown(id.to_owned())),
             several => Err(IncidentError::Ambiguous {
                 given: id.to_owned(),
-                candidates: several.iter().map(|&i| self.incidents[i].id().to_owned()).collect(),
+                candidates: several
+                    .iter()
+                    .map(|&i| self.incidents[i].id().to_owned())
+                    .collect(),
             }),
         }
     }
@@ -274,9 +288,8 @@ pub fn writable(state: &StateDir) -> Result<(StateDir, Option<StateError>), Stat
     let fallback = StateDir::resolve(Some(&fallback_path()));
     let made = fs::DirBuilder::new().mode(0o700).create(fallback.path());
     // /dev/shm is everybody's: a directory that someone else made there is not used.
-    let ours = fs::symlink_metadata(fallback.path()).is_ok_and(|m| {
-        m.is_dir() && m.uid() == rustix::process::geteuid().as_raw() && m.mode() & 0o077 == 0
-    });
+    let ours = fs::symlink_metadata(fallback.path())
+        .is_ok_and(|m| m.is_dir() && m.uid() == rustix::process::geteuid().as_raw() && m.mode() & 0o077 == 0);
     if (made.is_ok() || ours) && ours && try_write(&fallback).is_ok() {
         return Ok((fallback, Some(first)));
     }
@@ -326,7 +339,10 @@ fn read_json<T: serde::de::DeserializeOwned>(path: &Path, known: u32) -> Result<
     };
     let text = fs::read_to_string(path).map_err(|e| fail(e.to_string()))?;
     let value: serde_json::Value = serde_json::from_str(&text).map_err(|e| fail(e.to_string()))?;
-    let format = value.get("format").and_then(serde_json::Value::as_u64).unwrap_or_default();
+    let format = value
+        .get("format")
+        .and_then(serde_json::Value::as_u64)
+        .unwrap_or_default();
     if format > u64::from(known) {
         return Err(fail(format!(
             "it has format {format}, this drctl knows {known}: use the drctl that wrote it"

@@ -53,7 +53,11 @@ pub fn timeline(entries: &[Entry], plan: &Plan) -> Vec<Moment> {
             Record::Planned { .. } | Record::Measured { .. } | Record::ReportWritten {} => continue,
             Record::Approved { what, how } => format!("{what} is approved ({how})"),
             Record::StepStarted { step } => match next {
-                Some(Record::StepFinished { step: s, .. } | Record::StepFailed { step: s, .. }) if s == step => continue,
+                Some(Record::StepFinished { step: s, .. } | Record::StepFailed { step: s, .. })
+                    if s == step =>
+                {
+                    continue;
+                }
                 _ => format!("{} begins", title(*step)),
             },
             Record::StepFinished {
@@ -70,11 +74,19 @@ pub fn timeline(entries: &[Entry], plan: &Plan) -> Vec<Moment> {
             Record::Interrupted { signal } => format!("{signal} asks to stop"),
             Record::UndoDecided {} => "everything is to be taken back".into(),
             Record::UndoStarted { step } => match next {
-                Some(Record::UndoFinished { step: s, .. } | Record::UndoFailed { step: s, .. }) if s == step => continue,
+                Some(Record::UndoFinished { step: s, .. } | Record::UndoFailed { step: s, .. })
+                    if s == step =>
+                {
+                    continue;
+                }
                 _ => format!("taking back {} begins", title(*step)),
             },
-            Record::UndoFinished { step, outcome, .. } => format!("{} is taken back: {outcome}", title(*step)),
-            Record::UndoFailed { step, cause } => format!("{} could not be taken back: {cause}", title(*step)),
+            Record::UndoFinished { step, outcome, .. } => {
+                format!("{} is taken back: {outcome}", title(*step))
+            }
+            Record::UndoFailed { step, cause } => {
+                format!("{} could not be taken back: {cause}", title(*step))
+            }
             Record::Undone {} => "everything is taken back".into(),
             Record::Checked { what, verdict, found } => match verdict {
                 Verdict::Pass => continue,

@@ -214,11 +214,25 @@ mod tests {
     #[test]
     fn outages_as_users_saw_them() {
         // samples, down since, end → outages, failing, measured
-        type Case<'a> = (&'a [(i64, bool)], Option<i64>, i64, &'a [(i64, Option<i64>)], f64, Option<f64>);
+        type Case<'a> = (
+            &'a [(i64, bool)],
+            Option<i64>,
+            i64,
+            &'a [(i64, Option<i64>)],
+            f64,
+            Option<f64>,
+        );
         let cases: [Case; 8] = [
             (&[], None, 0, &[], 0.0, None),
             (&[(0, true), (500, true)], None, 500, &[], 0.0, Some(0.0)),
-            (&[(0, true), (100, false), (3100, true)], None, 5000, &[(100, Some(3100))], 3.0, Some(3.0)),
+            (
+                &[(0, true), (100, false), (3100, true)],
+                None,
+                5000,
+                &[(100, Some(3100))],
+                3.0,
+                Some(3.0),
+            ),
             // Still down.
             (&[(0, false), (4000, false)], None, 4000, &[(0, None)], 4.0, None),
             // Up for too short a time to tell.
@@ -242,14 +256,25 @@ mod tests {
                 Some(6.0),
             ),
             // Already down before drctl came.
-            (&[(0, false), (1000, true)], Some(-60_000), 9000, &[(-60_000, Some(1000))], 61.0, Some(61.0)),
+            (
+                &[(0, false), (1000, true)],
+                Some(-60_000),
+                9000,
+                &[(-60_000, Some(1000))],
+                61.0,
+                Some(61.0),
+            ),
         ];
         for (samples, since, end, outages, failing, measured) in cases {
             let s = seen(samples, since, end);
             let found: Vec<_> = s.outages.iter().map(|o| (o.from, o.to)).collect();
             let expected: Vec<_> = outages.iter().map(|(f, t)| (at(*f), t.map(at))).collect();
             assert_eq!(found, expected, "{samples:?}");
-            assert!((s.failing_seconds - failing).abs() < 1e-6, "{samples:?}: {}", s.failing_seconds);
+            assert!(
+                (s.failing_seconds - failing).abs() < 1e-6,
+                "{samples:?}: {}",
+                s.failing_seconds
+            );
             assert_eq!(s.rto_measured, measured, "{samples:?}");
         }
     }

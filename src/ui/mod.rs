@@ -5,6 +5,9 @@
     reason = "the one place that prints"
 )]
 
+pub mod preview;
+pub mod prompt;
+pub mod report;
 mod terminal;
 
 use std::process::ExitCode;

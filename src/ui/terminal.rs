@@ -67,12 +67,42 @@ impl Terminal {
     }
 }
 
+/// What the operator asked for, as opposed to talk: printed on standard output, also with
+/// `--quiet`.
+fn result(event: &Event) -> Option<String> {
+    let width = super::preview::width();
+    match event {
+        Event::Diagnosis {
+            certainty,
+            summary,
+            reasons,
+            look_alike,
+        } => Some(super::preview::diagnosis(
+            certainty,
+            summary,
+            reasons,
+            look_alike.as_deref(),
+            width,
+        )),
+        Event::Plan { plan } => Some(super::preview::plan(plan, width)),
+        Event::Report { report } => serde_json::from_value(report.clone())
+            .ok()
+            .map(|r| super::report::summary(&r, width)),
+        _ => None,
+    }
+}
+
 impl Reporter for Terminal {
     fn event(&self, event: &Event) {
         if let Event::Progress { what, bytes, total } = event {
             if self.bars && !self.quiet {
                 self.progress(what, *bytes, *total);
             }
+            return;
+        }
+        if let Some(text) = result(event) {
+            self.clear();
+            super::data(&text);
             return;
         }
         if self.quiet && !matches!(event, Event::Warning { .. } | Event::StepFailed { .. } | Event::UndoFailed { .. }) {
@@ -146,8 +176,7 @@ impl Reporter for Terminal {
             Event::Incident { id, .. } => {
                 self.say(&format!("{} {id}", style("Incident").bold().for_stderr()));
             }
-            // The verb prints these in full, on standard output.
-            Event::Progress { .. } | Event::Diagnosis { .. } | Event::Plan { .. } => {}
+            Event::Progress { .. } | Event::Diagnosis { .. } | Event::Plan { .. } | Event::Report { .. } => {}
         }
     }
 }

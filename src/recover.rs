@@ -1,0 +1,706 @@
+//! One recovery from the first look to the proof: observe, decide, approve, act, prove.
+//! The scenario says what is looked at and what is done; this says in which order, what is
+//! remembered, and when to stop.
+
+use jiff::{SignedDuration, Timestamp};
+
+use crate::engine::approve::{approve, check_rules};
+use crate::engine::{self, ApprovedPlan, Consent, Interrupts, Signal};
+use crate::error::{Error, Kind, Result};
+use crate::event::{Event, Phase, SharedReporter, Verdict};
+use crate::incident::{
+    CASE_FORMAT, Case, Incident, Journal, Listing, Lock, Log, Record, Report, Stage, StateDir, fresh_id,
+    writable,
+};
+use crate::plan::Remedy;
+use crate::probe::watch::Watch;
+use crate::scenarios::{Certainty, Diagnosis, PlanRequest, Refusal, Scenario};
+use crate::system::System;
+
+/// How long a remedy that did not hold is remembered as tried.
+const REMEMBERED: SignedDuration = SignedDuration::from_hours(24);
+
+/// What a recovery works with.
+pub struct Recover<'a> {
+    /// The deployment.
+    pub system: &'a System,
+    /// drctl's memory.
+    pub state: &'a StateDir,
+    /// Where events go.
+    pub reporter: &'a SharedReporter,
+    /// The operator's agreement.
+    pub consent: Consent,
+    /// Stop after the plan, and leave no trace.
+    pub dry_run: bool,
+    /// The remedy that the operator chose.
+    pub remedy: Option<Remedy>,
+    /// The backup set that the operator chose.
+    pub backup: Option<String>,
+    /// Numbers of acknowledged writes, for measuring the loss.
+    pub acknowledged: Option<Vec<u64>>,
+}
+
+/// How a recovery ended well.
+#[derive(Debug)]
+pub enum Ended {
+    /// There is nothing to recover from; nothing was changed.
+    Absent,
+    /// The plan was shown; nothing was changed.
+    Shown,
+    /// Recovered and proven.
+    Recovered(Box<Report>),
+}
+
+/// Recovers from a scenario. Nothing is changed before the operator agreed to a plan.
+///
+/// # Errors
+/// Every other end of a recovery, by kind: see the exit codes.
+pub async fn recover<S, D>(cx: &Recover<'_>, detect: D) -> Result<Ended>
+where
+    S: Scenario,
+    D: AsyncFn() -> Result<S::Evidence>,
+{
+    let began = Timestamp::now();
+    let runbook = &cx.system.runbook;
+    // From the first moment: what users see while drctl looks and asks counts too.
+    let watch = Watch::start(runbook);
+    let deployment = runbook.deployment.as_str();
+    let command = format!("recover {}", S::NAME);
+    let mut memory = if cx.dry_run {
+        None
+    } else {
+        Some(Memory::open(cx.state, deployment, &command, cx.reporter)?)
+    };
+    let state = memory.as_ref().map_or(cx.state, |m| &m.state);
+    let before = Listing::read(state);
+    half_way(&before, deployment)?;
+
+    let mut past = Past::of(&before, deployment, S::NAME);
+    let mut chosen = cx.remedy;
+    loop {
+        cx.reporter.event(&Event::Phase {
+            phase: Phase::Detect,
+            subject: deployment.to_owned(),
+        });
+        let evidence = detect().await?;
+        let diagnosis = S::diagnose(&evidence, runbook);
+        let diagnosed = Timestamp::now();
+        tell(cx.reporter, &diagnosis);
+        if let Some(ended) = nothing_to_do(&diagnosis, S::NAME)? {
+            return match past.in_this_run {
+                // The proof said no and the diagnosis says nothing is wrong.
+                Some(id) => Err(unproven(&id, Verdict::Fail)),
+                None => Ok(ended),
+            };
+        }
+        let request = PlanRequest {
+            run: fresh_id(diagnosed, S::NAME),
+            tried: past.tried.clone(),
+            remedy: chosen.take(),
+            backup: cx.backup.clone(),
+            now: diagnosed,
+        };
+        let plan = S::plan(&evidence, runbook, &request).map_err(|r| refused(r, &diagnosis, &past))?;
+        check_rules(&plan)?;
+        cx.reporter.event(&Event::Plan {
+            plan: Box::new(plan.clone()),
+        });
+        let Some(memory) = memory.as_mut() else {
+            return Ok(Ended::Shown);
+        };
+        let approved = past.approve(plan, cx).await?;
+
+        let down_since = down_since(cx.system, &approved.plan().service).await;
+        let opened = Record::Opened {
+            incident: approved.plan().run.clone(),
+            deployment: deployment.to_owned(),
+            scenario: S::NAME.to_owned(),
+            service: approved.plan().service.clone(),
+            began,
+            diagnosed,
+            down_since: watch.as_ref().and_then(|w| w.down_since(down_since)),
+            follows: past.last.clone(),
+            drctl: env!("CARGO_PKG_VERSION").to_owned(),
+        };
+        let case = Case {
+            format: CASE_FORMAT,
+            certainty: certainty(diagnosis.certainty).to_owned(),
+            summary: diagnosis.summary.clone(),
+            reasons: diagnosis.reasons.clone(),
+            evidence: serde_json::to_value(&evidence).unwrap_or_default(),
+        };
+        let (mut incident, mut journal) = open(&memory.state, &case, &approved, opened, cx.reporter)?;
+        memory.lock.progress(&format!("incident {}", incident.id()));
+        let interrupts = past.listen()?;
+        if let Err(e) =
+            engine::carry_out(cx.system, &mut incident, &mut journal, cx.reporter, &interrupts).await
+        {
+            engine::write_report(cx.system, &mut incident, &mut journal, cx.reporter);
+            return Err(e);
+        }
+        let proof = engine::prove(
+            cx.system,
+            &mut incident,
+            &mut journal,
+            cx.reporter,
+            &interrupts,
+            watch.as_ref(),
+            cx.acknowledged.as_deref(),
+        )
+        .await?;
+        publish(cx.reporter, &proof.report);
+        if proof.verdict == Verdict::Pass {
+            return Ok(Ended::Recovered(Box::new(proof.report)));
+        }
+        // A person may go on to the next rung at once. Flags were given for the first plan,
+        // and are not taken as agreement to a harsher one.
+        if proof.verdict != Verdict::Fail || !cx.consent.ask.is_possible() {
+            return Err(unproven(incident.id(), proof.verdict));
+        }
+        cx.reporter.event(&Event::Warning {
+            text: format!(
+                "{} did not hold; looking again for the next remedy",
+                approved.plan().remedy
+            ),
+        });
+        past.failed(&incident);
+    }
+}
+
+/// drctl's memory for one run: where it is, and the lock.
+struct Memory {
+    state: StateDir,
+    lock: Lock,
+}
+
+impl Memory {
+    fn open(state: &StateDir, deployment: &str, command: &str, reporter: &SharedReporter) -> Result<Self> {
+        let (state, problem) = writable(state).map_err(|e| {
+            Error::new(
+                Kind::Refused,
+                "drctl cannot remember what it does: no step would be safe to interrupt",
+            )
+            .because(&e)
+            .untouched("everything: no step was begun")
+            .next("--state-dir DIR    # a directory that can be written, with 1 MiB free")
+        })?;
+        if let Some(problem) = problem {
+            reporter.event(&Event::Warning {
+                text: format!(
+                    "{problem}; this run is remembered in {}, which a reboot empties",
+                    state.path().display()
+                ),
+            });
+        }
+        let lock = engine::lock(&state, deployment, command)?;
+        Ok(Self { state, lock })
+    }
+}
+
+/// What was tried before, in this run and in earlier ones.
+#[derive(Default)]
+struct Past {
+    tried: Vec<Remedy>,
+    last: Option<String>,
+    in_this_run: Option<String>,
+    interrupts: Option<Interrupts>,
+}
+
+impl Past {
+    /// Remedies that were carried out lately and did not hold.
+    fn of(listing: &Listing, deployment: &str, scenario: &str) -> Self {
+        let mut past = Self::default();
+        let now = Timestamp::now();
+        for incident in &listing.incidents {
+            let not_held = matches!(
+                incident.progress.stage,
+                Stage::Executed | Stage::Verified(Verdict::Fail | Verdict::CouldNotVerify)
+            );
+            let fresh = incident
+                .last_at()
+                .is_some_and(|at| now.duration_since(at) < REMEMBERED);
+            if not_held
+                && fresh
+                && incident.plan.deployment == deployment
+                && incident.plan.scenario == scenario
+            {
+                past.tried.push(incident.plan.remedy);
+                past.last = Some(incident.id().to_owned());
+            }
+        }
+        past
+    }
+
+    fn failed(&mut self, incident: &Incident) {
+        self.tried.push(incident.plan.remedy);
+        self.last = Some(incident.id().to_owned());
+        self.in_this_run = self.last.clone();
+    }
+
+    /// Signals are taken over only when there is something to bring to a safe end.
+    fn listen(&mut self) -> Result<Interrupts> {
+        if self.interrupts.is_none() {
+            self.interrupts = Some(listen()?);
+        }
+        Ok(self.interrupts.clone().unwrap_or_else(Interrupts::none))
+    }
+
+    async fn approve(&self, plan: crate::plan::Plan, cx: &Recover<'_>) -> Result<ApprovedPlan> {
+        let environment = cx.system.runbook.environment;
+        let Some(interrupts) = &self.interrupts else {
+            return approve(plan, environment, &cx.consent).await;
+        };
+        let by_person = Consent {
+            yes: false,
+            confirm: None,
+            ask: cx.consent.ask.clone(),
+        };
+        tokio::select! {
+            approved = approve(plan, environment, &by_person) => approved,
+            which = interrupts.more_than(interrupts.seen().0) => Err(Error::new(
+                match which {
+                    Signal::Interrupt => Kind::Interrupted,
+                    Signal::Terminate => Kind::Terminated,
+                },
+                format!("stopped by {} before the next remedy was begun", which.name()),
+            )),
+        }
+    }
+}
+
+fn listen() -> Result<Interrupts> {
+    Interrupts::listen().map_err(|e| {
+        Error::new(
+            Kind::Internal,
+            "signals cannot be taken over: a Ctrl-C would end drctl in the middle of a step",
+        )
+        .because(&e)
+        .untouched("everything: no step was begun")
+    })
+}
+
+/// The word for a certainty.
+#[must_use]
+pub fn certainty(c: Certainty) -> &'static str {
+    match c {
+        Certainty::Confirmed => "confirmed",
+        Certainty::Suspected => "suspected",
+        Certainty::Absent => "absent",
+        Certainty::Unknown => "unknown",
+    }
+}
+
+/// Tells what was found.
+pub fn tell(reporter: &SharedReporter, diagnosis: &Diagnosis) {
+    reporter.event(&Event::Diagnosis {
+        certainty: certainty(diagnosis.certainty).to_owned(),
+        summary: diagnosis.summary.clone(),
+        reasons: diagnosis.reasons.clone(),
+        look_alike: diagnosis.look_alike.as_ref().map(|l| l.explanation.clone()),
+    });
+}
+
+/// Whether the diagnosis ends the recovery before a plan is made.
+///
+/// # Errors
+/// [`Kind::Refused`] for a look-alike, [`Kind::CouldNotVerify`] for an unknown state.
+fn nothing_to_do(diagnosis: &Diagnosis, scenario: &str) -> Result<Option<Ended>> {
+    if let Some(look_alike) = &diagnosis.look_alike {
+        let mut error = Error::new(
+            Kind::Refused,
+            format!(
+                "this is not {scenario} but {}: a recovery would do harm and not help",
+                look_alike.name
+            ),
+        )
+        .untouched("everything");
+        error.next.clone_from(&look_alike.next);
+        return Err(error);
+    }
+    match diagnosis.certainty {
+        Certainty::Absent => Ok(Some(Ended::Absent)),
+        Certainty::Unknown => {
+            let mut error = Error::new(
+                Kind::CouldNotVerify,
+                format!("{scenario} could be neither found nor excluded"),
+            )
+            .untouched("everything");
+            error.causes.clone_from(&diagnosis.reasons);
+            Err(error)
+        }
+        Certainty::Confirmed | Certainty::Suspected => Ok(None),
+    }
+}
+
+fn refused(refusal: Refusal, diagnosis: &Diagnosis, past: &Past) -> Error {
+    let kind = if past.in_this_run.is_some() {
+        Kind::VerifyFailed
+    } else {
+        Kind::Refused
+    };
+    let mut error = Error::new(kind, refusal.message).untouched(match &past.in_this_run {
+        None => "everything".to_owned(),
+        Some(id) => format!("nothing was begun after incident {id}, which keeps the old data"),
+    });
+    error.causes = refusal.reasons;
+    if error.causes.is_empty() {
+        error.causes.clone_from(&diagnosis.reasons);
+    }
+    error.next = refusal.next;
+    if let Some(id) = &past.in_this_run {
+        error = error.next(format!("drctl incident undo {id}"));
+    }
+    error
+}
+
+/// The error of a recovery whose proof is not a pass.
+#[must_use]
+pub fn unproven(id: &str, verdict: Verdict) -> Error {
+    let (kind, message) = if verdict == Verdict::Fail {
+        (
+            Kind::VerifyFailed,
+            "the recovery was carried out and does not hold",
+        )
+    } else {
+        (
+            Kind::CouldNotVerify,
+            "the recovery was carried out and could not be verified",
+        )
+    };
+    let error = Error::new(kind, message).untouched("the old data: it is kept until the incident is closed");
+    let error = if verdict == Verdict::Fail {
+        error.next("drctl recover with the same arguments    # look again, and plan the next remedy")
+    } else {
+        error
+    };
+    error
+        .next(format!("drctl incident resume {id}    # verify again"))
+        .next(format!("drctl incident undo {id}    # bring the old data back"))
+}
+
+/// Refuses to begin while an earlier recovery of the deployment is neither done nor undone.
+fn half_way(listing: &Listing, deployment: &str) -> Result<()> {
+    let found = listing
+        .incidents
+        .iter()
+        .rfind(|i| i.plan.deployment == deployment && i.progress.stage.is_half_way());
+    let Some(incident) = found else { return Ok(()) };
+    let mut error = Error::new(
+        Kind::Refused,
+        format!(
+            "incident {} of {deployment} is {}",
+            incident.id(),
+            incident.progress.stage.words()
+        ),
+    )
+    .untouched("everything: nothing is begun on a deployment that is half-way");
+    for verb in incident.progress.choices() {
+        error = error.next(format!("drctl incident {verb} {}", incident.id()));
+    }
+    Err(error)
+}
+
+/// When the service's container ended, if it does not run: users were turned away since.
+async fn down_since(system: &System, service: &str) -> Option<Timestamp> {
+    let container = system.container(service).await.ok()?;
+    container.finished_at.filter(|_| !container.is_running())
+}
+
+/// Opens the incident of an approved plan.
+fn open(
+    state: &StateDir,
+    case: &Case,
+    approved: &ApprovedPlan,
+    opened: Record,
+    reporter: &SharedReporter,
+) -> Result<(Incident, Journal)> {
+    let cannot = |e: &dyn std::fmt::Display| {
+        let mut error = Error::new(Kind::Internal, "the incident cannot be opened")
+            .untouched("everything: no step was begun")
+            .next("--state-dir DIR    # a directory that can be written, with 1 MiB free");
+        error.causes.push(e.to_string());
+        error
+    };
+    let plan = approved.plan();
+    let (directory, mut journal) = Incident::create(state, case, plan).map_err(|e| cannot(&e))?;
+    for record in [
+        opened,
+        Record::Planned {
+            remedy: plan.remedy,
+            steps: plan.steps.len(),
+        },
+        Record::Approved {
+            what: "recover".into(),
+            how: approved.how().to_owned(),
+        },
+    ] {
+        journal.append(record).map_err(|e| cannot(&e))?;
+    }
+    let incident = Incident::load(&directory).map_err(|e| cannot(&e))?;
+    reporter.event(&Event::Incident {
+        id: incident.id().to_owned(),
+        directory: directory.display().to_string(),
+    });
+    Ok((incident, journal))
+}
+
+fn publish(reporter: &SharedReporter, report: &Report) {
+    reporter.event(&Event::Report {
+        report: serde_json::to_value(report).unwrap_or_default(),
+    });
+}
+
+/// Where an incident is continued: the directory that it was found in is the memory.
+fn memory_of(incident: &Incident, fallback: &StateDir) -> StateDir {
+    let root = incident.directory.parent().and_then(std::path::Path::parent);
+    root.map_or_else(|| fallback.clone(), |r| StateDir::resolve(Some(r)))
+}
+
+/// An incident that is continued: locked, and read again under the lock.
+struct Continued {
+    incident: Incident,
+    journal: Journal,
+    _lock: Lock,
+}
+
+fn continue_with(cx: &Recover<'_>, mut incident: Incident, verb: &str) -> Result<Continued> {
+    let (ours, theirs) = (cx.system.deployment(), incident.plan.deployment.as_str());
+    if ours != theirs {
+        return Err(Error::new(
+            Kind::Refused,
+            format!(
+                "incident {} is about {theirs}, the runbook about {ours}",
+                incident.id()
+            ),
+        )
+        .untouched("everything")
+        .next("-r PATH    # the runbook of that deployment"));
+    }
+    let lock = engine::lock(&memory_of(&incident, cx.state), ours, &format!("incident {verb}"))?;
+    let journal = incident.reopen().map_err(|e| engine::open_journal_error(&e))?;
+    Ok(Continued {
+        incident,
+        journal,
+        _lock: lock,
+    })
+}
+
+/// Continues an incident from where its journal ends: forwards to a proven recovery, or
+/// backwards when it had turned back.
+///
+/// # Errors
+/// As [`recover`].
+pub async fn resume(cx: &Recover<'_>, incident: Incident) -> Result<Report> {
+    let watch = Watch::start(&cx.system.runbook);
+    let mut c = continue_with(cx, incident, "resume")?;
+    let (id, stage) = (c.incident.id().to_owned(), c.incident.progress.stage);
+    let question = match stage {
+        Stage::Undoing => format!("Go on taking back incident {id}?"),
+        Stage::Fresh | Stage::Executing => format!("Go on with incident {id}?"),
+        Stage::Executed | Stage::Verified(_) => String::new(),
+        Stage::Undone | Stage::Closing | Stage::Closed => {
+            let mut error = Error::new(
+                Kind::Refused,
+                format!("incident {id} is {}: there is nothing to resume", stage.words()),
+            )
+            .untouched("everything");
+            for verb in c.incident.progress.choices() {
+                error = error.next(format!("drctl incident {verb} {id}"));
+            }
+            return Err(error);
+        }
+    };
+    // To prove again changes nothing and needs no agreement.
+    if !question.is_empty() {
+        check_rules(&c.incident.plan)?;
+        let how = agree(cx, &c.incident, &question).await?;
+        c.journal
+            .append(Record::Approved {
+                what: "resume".into(),
+                how,
+            })
+            .map_err(|e| engine::open_journal_error(&e))?;
+    }
+    c.incident.progress.down_since = c
+        .incident
+        .progress
+        .down_since
+        .or_else(|| first_disruption(&c.incident));
+    let interrupts = listen()?;
+    let carried = engine::carry_out(
+        cx.system,
+        &mut c.incident,
+        &mut c.journal,
+        cx.reporter,
+        &interrupts,
+    )
+    .await;
+    if let Err(e) = carried {
+        engine::write_report(cx.system, &mut c.incident, &mut c.journal, cx.reporter);
+        return Err(e);
+    }
+    if c.incident.progress.stage == Stage::Undone {
+        let report = engine::write_report(cx.system, &mut c.incident, &mut c.journal, cx.reporter);
+        publish(cx.reporter, &report);
+        return Ok(report);
+    }
+    let proof = engine::prove(
+        cx.system,
+        &mut c.incident,
+        &mut c.journal,
+        cx.reporter,
+        &interrupts,
+        // An earlier measurement of this incident stands: the outage is over since then.
+        watch.as_ref().filter(|_| !matches!(stage, Stage::Verified(_))),
+        cx.acknowledged.as_deref(),
+    )
+    .await?;
+    publish(cx.reporter, &proof.report);
+    match proof.verdict {
+        Verdict::Pass => Ok(proof.report),
+        verdict => Err(unproven(&id, verdict)),
+    }
+}
+
+/// When the incident may first have turned users away: what is already down when it is
+/// resumed has been so since then at the earliest, and is counted from there.
+fn first_disruption(incident: &Incident) -> Option<Timestamp> {
+    incident.entries.iter().find_map(|e| match &e.record {
+        Record::StepStarted { step } => {
+            let risk = incident.plan.steps.get(step.wrapping_sub(1))?.risk;
+            (risk >= crate::plan::Risk::Disruptive).then_some(e.at)
+        }
+        _ => None,
+    })
+}
+
+/// Takes an incident back.
+///
+/// # Errors
+/// As [`recover`].
+pub async fn undo(cx: &Recover<'_>, incident: Incident) -> Result<Report> {
+    let mut c = continue_with(cx, incident, "undo")?;
+    if let Some(refused) = engine::cannot_undo(&c.incident, &Listing::read(cx.state).incidents) {
+        return Err(refused);
+    }
+    let id = c.incident.id().to_owned();
+    let question = format!(
+        "Take back {} steps of incident {id}? What was written since stays in what is taken out of service.",
+        c.incident.progress.to_undo().len()
+    );
+    let how = agree(cx, &c.incident, &question).await?;
+    let interrupts = listen()?;
+    let taken = engine::take_back(
+        cx.system,
+        &mut c.incident,
+        &mut c.journal,
+        how,
+        cx.reporter,
+        &interrupts,
+    )
+    .await;
+    match taken {
+        Ok(report) => {
+            publish(cx.reporter, &report);
+            Ok(report)
+        }
+        Err(e) => {
+            engine::write_report(cx.system, &mut c.incident, &mut c.journal, cx.reporter);
+            Err(e)
+        }
+    }
+}
+
+async fn agree(cx: &Recover<'_>, incident: &Incident, question: &str) -> Result<String> {
+    engine::approve::agree(
+        engine::Needs::of(incident.plan.risk(), cx.system.runbook.environment),
+        cx.system.deployment(),
+        question,
+        "everything: the deployment is as the last run left it",
+        &cx.consent,
+    )
+    .await
+}
+
+/// Lets go of what an incident kept.
+///
+/// # Errors
+/// [`Kind::Refused`] while what it keeps may be needed, [`Kind::Declined`],
+/// [`Kind::FailedChanged`].
+pub async fn close(cx: &Recover<'_>, incident: Incident) -> Result<Vec<String>> {
+    let mut c = continue_with(cx, incident, "close")?;
+    if let Some(refused) = engine::cannot_close(&c.incident, &Listing::read(cx.state).incidents) {
+        return Err(refused);
+    }
+    let dropping = if c.incident.progress.started.is_empty() {
+        0
+    } else {
+        c.incident.plan.discard.len()
+    };
+    let (needs, question) = if dropping == 0 {
+        (
+            engine::Needs::Yes,
+            format!("Close incident {}? It keeps nothing.", c.incident.id()),
+        )
+    } else {
+        let what: Vec<String> = c
+            .incident
+            .plan
+            .discard
+            .iter()
+            .map(crate::plan::Action::summary)
+            .collect();
+        (
+            engine::Needs::Name,
+            format!(
+                "Close incident {} and {}? This cannot be taken back.",
+                c.incident.id(),
+                what.join(", ")
+            ),
+        )
+    };
+    let how = engine::approve::agree(
+        needs,
+        cx.system.deployment(),
+        &question,
+        "everything: what the incident kept is still there",
+        &cx.consent,
+    )
+    .await?;
+    engine::close(cx.system, &mut c.incident, &mut c.journal, how, cx.reporter).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scenarios::LookAlike;
+
+    fn diagnosis(certainty: Certainty, look_alike: bool) -> Diagnosis {
+        Diagnosis {
+            certainty,
+            summary: "s".into(),
+            reasons: vec!["r".into()],
+            look_alike: look_alike.then(|| LookAlike {
+                name: "permissions".into(),
+                explanation: "files belong to root".into(),
+                next: vec!["chown".into()],
+            }),
+        }
+    }
+
+    #[test]
+    fn only_positive_evidence_leads_to_a_plan() {
+        for (certainty, look_alike, expected) in [
+            (Certainty::Confirmed, false, Ok(false)),
+            (Certainty::Suspected, false, Ok(false)),
+            (Certainty::Absent, false, Ok(true)),
+            (Certainty::Unknown, false, Err(Kind::CouldNotVerify)),
+            (Certainty::Confirmed, true, Err(Kind::Refused)),
+            (Certainty::Suspected, true, Err(Kind::Refused)),
+            (Certainty::Absent, true, Err(Kind::Refused)),
+        ] {
+            let ended = nothing_to_do(&diagnosis(certainty, look_alike), "db-corruption");
+            assert_eq!(ended.map(|e| e.is_some()).map_err(|e| e.kind), expected);
+        }
+    }
+}

@@ -1,0 +1,29 @@
+//! Questions to the operator. Standard error carries the question, so that standard output
+//! stays data.
+
+use std::io::{BufRead, IsTerminal, Write};
+
+use crate::engine::Ask;
+
+/// The person at the terminal, if there is one.
+#[derive(Debug)]
+pub struct Terminal;
+
+impl Ask for Terminal {
+    fn is_possible(&self) -> bool {
+        std::io::stdin().is_terminal() && std::io::stderr().is_terminal()
+    }
+
+    fn ask(&self, question: &str) -> Option<String> {
+        eprint!("{question}");
+        std::io::stderr().flush().ok()?;
+        let mut line = String::new();
+        match std::io::stdin().lock().read_line(&mut line) {
+            Ok(0) | Err(_) => {
+                eprintln!();
+                None
+            }
+            Ok(_) => Some(line),
+        }
+    }
+}
