@@ -88,7 +88,9 @@ fn list(cx: &Context) {
         return;
     }
     let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_header(["FAULT", "WHAT IS DONE"]);
+    table
+        .load_style(presets::NOTHING)
+        .set_header(["FAULT", "WHAT IS DONE"]);
     for f in catalogue() {
         table.add_row([f.name, f.summary]);
     }
@@ -120,7 +122,8 @@ async fn inject(cx: &Context, args: InjectArgs) -> Result<()> {
     }
     let deployment = system.deployment();
     // In a lab that is what it is for. In staging somebody may be at work.
-    if system.runbook.environment == Environment::Staging && cx.global.confirm.as_deref() != Some(deployment) {
+    if system.runbook.environment == Environment::Staging && cx.global.confirm.as_deref() != Some(deployment)
+    {
         return Err(Error::new(
             Kind::Refused,
             format!("{deployment} is a staging deployment: injecting a fault needs its name typed"),
@@ -177,31 +180,50 @@ async fn heal(cx: &Context, args: HealArgs) -> Result<()> {
     if records.is_empty() && !cx.global.json {
         ui::line("no fault is open");
     }
-    for record in records {
-        if cx.global.dry_run {
+    if cx.global.dry_run {
+        for record in records {
             ui::line(&format!("{} {}: {}", record.id, record.fault, record.target));
-            continue;
         }
-        let id = record.id.clone();
-        let done = if args.forget {
-            site.forget(record).await
-        } else {
-            site.heal(record).await
-        };
-        let done = done.map_err(|mut e| {
-            e.message = format!("fault {id} could not be healed: {}", e.message);
-            e.next(format!("drctl drill heal {id}"))
-        })?;
-        if cx.global.json {
-            ui::json(&json(&done.record, &done.outcome));
-        } else {
-            ui::line(&format!(
-                "{} {} {}: {}",
-                done.record.id, done.record.fault, done.record.status, done.outcome
-            ));
-        }
+        return Ok(());
     }
-    Ok(())
+    // A fault may not let itself be healed as long as an earlier one is underneath it:
+    // once more through those that failed, as long as that helps.
+    loop {
+        let before = records.len();
+        let mut failed: Vec<(Record, Error)> = Vec::new();
+        for record in records {
+            let done = if args.forget {
+                site.forget(record.clone()).await
+            } else {
+                site.heal(record.clone()).await
+            };
+            match done {
+                Ok(done) => tell(cx, &done.record, &done.outcome),
+                Err(e) => failed.push((record, e)),
+            }
+        }
+        if failed.len() == before || failed.is_empty() {
+            return match failed.into_iter().next() {
+                None => Ok(()),
+                Some((record, mut e)) => {
+                    e.message = format!("fault {} could not be healed: {}", record.id, e.message);
+                    Err(e.next(format!("drctl drill heal {}", record.id)))
+                }
+            };
+        }
+        records = failed.into_iter().map(|(record, _)| record).collect();
+    }
+}
+
+fn tell(cx: &Context, record: &Record, outcome: &str) {
+    if cx.global.json {
+        ui::json(&json(record, outcome));
+    } else {
+        ui::line(&format!(
+            "{} {} {}: {outcome}",
+            record.id, record.fault, record.status
+        ));
+    }
 }
 
 fn json(record: &Record, outcome: &str) -> serde_json::Value {

@@ -161,7 +161,10 @@ impl Site<'_> {
                 if e.untouched.is_none() {
                     e.kind = Kind::FailedChanged;
                 }
-                e.message = format!("{} could not be injected into {}: {}", fault.name, server.service, e.message);
+                e.message = format!(
+                    "{} could not be injected into {}: {}",
+                    fault.name, server.service, e.message
+                );
                 Err(e.next(format!("drctl drill heal {id}")))
             }
         }
@@ -199,20 +202,30 @@ impl Site<'_> {
         let gone = |text: String| Ok((Status::Gone, text));
         let healed = |text: String| Ok((Status::Healed, text));
         match &record.heal {
-            Heal::Files { damage, offline, .. } => {
+            Heal::Files {
+                damage,
+                offline,
+                reindex,
+                ..
+            } => {
                 let id = &record.id;
                 // First a look: a recovered server is not stopped for nothing.
                 let before = db_corruption::run_files(system, server, id, Action::State, damage).await?;
                 if before == Found::Damaged {
                     if *offline {
                         self.note(format!("stopping {}", server.service));
-                        server::stop_cleanly(system, server).await?;
+                        server::stop_anyhow(system, server).await?;
                     }
                     let found = db_corruption::run_files(system, server, id, Action::Restore, damage).await;
                     if *offline || !server.container.is_running() {
                         server::start_and_serve(system, server).await?;
                     }
                     let found = found?;
+                    if let Some(table) = reindex {
+                        // After a server was recovered in some other way this does no harm.
+                        let now = self.system.postgres(&record.service).await?;
+                        db_corruption::reindex_table(system, &now, table).await?;
+                    }
                     db_corruption::forget(system, server, id).await?;
                     return match found {
                         Found::Damaged => healed("the original is back in its place".into()),
@@ -226,7 +239,12 @@ impl Site<'_> {
                     server::start_and_serve(system, server).await?;
                 }
                 match before {
-                    Found::Replaced(why) => gone(format!("recovery has dealt with it ({why}); nothing was put back")),
+                    Found::Replaced(_) if record.status == Status::Planned => {
+                        gone("it had not begun, or recovery has dealt with it; nothing was put back".into())
+                    }
+                    Found::Replaced(why) => gone(format!(
+                        "recovery has dealt with it ({why}); nothing was put back"
+                    )),
                     _ => gone("nothing was damaged any more".into()),
                 }
             }

@@ -50,9 +50,23 @@ impl std::fmt::Display for Status {
     }
 }
 
+/// A table of a database.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct TableRef {
+    /// Database.
+    pub database: String,
+    /// Table, qualified and quoted.
+    pub table: String,
+}
+
 /// How a fault is put right.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", rename_all_fields = "kebab-case", deny_unknown_fields)]
+#[serde(
+    rename_all = "kebab-case",
+    rename_all_fields = "kebab-case",
+    deny_unknown_fields
+)]
 pub enum Heal {
     /// The saved original goes back, if what the fault left is still in its place.
     Files {
@@ -62,6 +76,10 @@ pub enum Heal {
         saved: String,
         /// Whether the server must be stopped meanwhile.
         offline: bool,
+        /// The table whose indexes are built again afterwards. Index scans that met
+        /// rows which were not there have marked their entries as dead, and a row that
+        /// comes back would not be found through them.
+        reindex: Option<TableRef>,
     },
     /// The index is built again, if it still is the file that was damaged.
     Reindex {
@@ -69,7 +87,7 @@ pub enum Heal {
         database: String,
         /// Index, qualified and quoted.
         index: String,
-        /// `pg_relation_filenode` of the index; `None` until the fault has begun.
+        /// `pg_relation_filenode` of the index: another one has been built since.
         filenode: String,
     },
     /// The container is started.
@@ -136,10 +154,13 @@ impl Record {
 }
 
 fn unwritable(id: &str, e: &(dyn std::error::Error + 'static)) -> Error {
-    Error::new(Kind::Internal, format!("the record of fault {id} could not be written"))
-        .because(e)
-        .untouched("the deployment: no fault is injected that is not on record first")
-        .next("drctl --state-dir DIR drill inject …    # a directory that can be written")
+    Error::new(
+        Kind::Internal,
+        format!("the record of fault {id} could not be written"),
+    )
+    .because(e)
+    .untouched("the deployment: no fault is injected that is not on record first")
+    .next("drctl --state-dir DIR drill inject …    # a directory that can be written")
 }
 
 /// Every record of a deployment, oldest first, and the files that could not be read.
@@ -205,6 +226,7 @@ mod tests {
                 },
                 saved: "/data/.drctl/fault-x".into(),
                 offline: true,
+                reindex: None,
             },
             status: Status::Planned,
             note: None,

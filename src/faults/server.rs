@@ -12,6 +12,8 @@ use crate::workload::Status;
 const PAUSE: Duration = Duration::from_millis(100);
 /// How long a sound server may take from its start to its first answer.
 const START_DEADLINE: Duration = Duration::from_secs(120);
+/// After so many restarts by the engine a server is in a crash loop.
+const LOOPS: i64 = 3;
 /// How long a broken server may take to fail for the first time.
 const FAIL_DEADLINE: Duration = Duration::from_secs(60);
 
@@ -51,6 +53,16 @@ pub async fn stop_cleanly(system: &System, server: &PostgresServer) -> Result<()
         .untouched("the data: nothing is damaged under a server that stopped badly"));
     }
     Ok(())
+}
+
+/// Stops a server that may be in any state, a crash loop included; how it ends does not
+/// matter.
+///
+/// # Errors
+/// The engine's trouble.
+pub async fn stop_anyhow(system: &System, server: &PostgresServer) -> Result<()> {
+    let grace = server.stop_grace(system.runbook.deadlines.stop);
+    Ok(system.docker.stop(&server.container.name, grace).await?)
 }
 
 /// Ends the server as a power failure would: the WAL since the last checkpoint is
@@ -96,7 +108,10 @@ pub async fn start_and_serve(system: &System, server: &PostgresServer) -> Result
         };
         match answer {
             Ok(()) => return Ok(()),
-            Err(cause) if tokio::time::Instant::now() >= end => {
+            Err(cause)
+                if tokio::time::Instant::now() >= end
+                    || system.docker.inspect(&server.container.name).await?.restart_count >= LOOPS =>
+            {
                 return Err(Error::new(
                     Kind::VerifyFailed,
                     format!("{} was started and does not serve: {cause}", server.service),

@@ -208,6 +208,26 @@ pub enum ClusterAction {
         /// Per database, the tables.
         tables: Vec<(String, Vec<SalvageTable>)>,
     },
+    /// Restores a base backup beside the data of the running server, replays the log on it
+    /// up to now in a side server, brings rows over that the damage no longer shows, and
+    /// removes it all again. Again: starts over.
+    #[serde(rename_all = "kebab-case")]
+    SalvageFromLog {
+        /// Service.
+        service: String,
+        /// Run.
+        run: String,
+        /// Directory of the base backup on the engine's host.
+        base: String,
+        /// First WAL segment that the backup needs.
+        first_segment: String,
+        /// Damaged database.
+        from: String,
+        /// Side database on the running server.
+        into: String,
+        /// Tables.
+        tables: Vec<SalvageTable>,
+    },
     /// Moves the old data aside and `new` in, entry by entry by rename, what makes a
     /// server start last. Again: goes on where it stopped.
     #[serde(rename_all = "kebab-case")]
@@ -286,6 +306,9 @@ impl Action {
                 ClusterAction::ProveSide { .. } => "start and check the side server".into(),
                 ClusterAction::SalvageRows { .. } => {
                     "bring readable rows over from a copy of the damage".into()
+                }
+                ClusterAction::SalvageFromLog { .. } => {
+                    "bring hidden rows over from the write-ahead log".into()
                 }
                 ClusterAction::Switch { .. } => "switch to the new data directory".into(),
                 ClusterAction::SwitchBack { .. } => "switch back to the old data directory".into(),

@@ -30,6 +30,9 @@ const MAX_CRASHES: u32 = 2;
 const SMALL: u64 = 2 << 20;
 /// How much one statement examines.
 const BATCH: u64 = 16 << 20;
+/// Begins the reason of an index whose structure was examined, and whose table's rows were
+/// not looked for in it.
+pub const ROWS_PENDING: &str = "examined by itself, not against the rows of its table";
 const OUT_OF_TIME: &str = "the time allowed ran out";
 
 /// What to examine.
@@ -173,7 +176,18 @@ pub async fn check(spec: &ConnectSpec, options: &AmcheckOptions) -> Result<Amche
         let _ = tokio::time::timeout_at(until + Duration::from_secs(1), sessions).await;
         work.give_up(OUT_OF_TIME);
     }
-    let found = work.found.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let mut found = work.found.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let done: BTreeSet<String> = found
+        .examined
+        .iter()
+        .filter_map(|i| all.get(*i))
+        .map(Relation::qualified)
+        .collect();
+    for (relation, why) in &mut found.not_examined {
+        if done.contains(relation) {
+            *why = format!("{ROWS_PENDING}: {why}");
+        }
+    }
     Ok(AmcheckReport {
         examined: u32::try_from(found.examined.len()).unwrap_or(u32::MAX),
         findings: relations::merge(found.findings),
@@ -181,38 +195,57 @@ pub async fn check(spec: &ConnectSpec, options: &AmcheckOptions) -> Result<Amche
     })
 }
 
-/// What to do, in order: tables before indexes, since an index can be built again; large
-/// ones first, so that the sessions end together; the system's own, which are small, before
-/// the comparison of many rows.
+/// What to do, in order: the small relations, of which most can be had in little time, then
+/// the large ones, tables before indexes, since an index can be built again, and the largest
+/// first, so that the sessions end together; at last the comparison of many rows.
 fn tasks(all: &[Relation], options: &AmcheckOptions, found: &mut Found) -> VecDeque<Task> {
     let rows_of = |r: &Relation| r.rows.max(0.0);
+    let rank = |r: &Relation, index: u8| match (r.bytes.unwrap_or_default() > SMALL, r.system) {
+        (true, _) => 4 + index,
+        (false, false) => index,
+        (false, true) => 2 + index,
+    };
     let mut chosen: Vec<(u8, Mode, u64, usize)> = Vec::new();
-    let estimate: f64 = all.iter().filter(|r| r.access == "btree").map(rows_of).sum::<f64>() * SECONDS_PER_ROW;
+    let estimate: f64 = all
+        .iter()
+        .filter(|r| r.access == "btree")
+        .map(rows_of)
+        .sum::<f64>()
+        * SECONDS_PER_ROW;
     let plenty = estimate < options.deadline.as_secs_f64() / 4.0;
     for (relation, r) in all.iter().enumerate() {
-        if options.relations.as_ref().is_some_and(|wanted| !wanted.contains(&r.table)) || r.bytes.is_none() {
+        if options
+            .relations
+            .as_ref()
+            .is_some_and(|wanted| !wanted.contains(&r.table))
+            || r.bytes.is_none()
+        {
             continue;
         }
         let mut add = |order: u8, mode| {
             chosen.push((order, mode, r.bytes.unwrap_or_default(), relation));
         };
         match r.kind {
-            RelationKind::Heap | RelationKind::Toast if r.access == "heap" => add(if r.system { 2 } else { 0 }, Mode::Heap),
+            RelationKind::Heap | RelationKind::Toast if r.access == "heap" => add(rank(r, 0), Mode::Heap),
             RelationKind::Index | RelationKind::ToastIndex if r.access == "btree" && r.usable => {
-                let order = if r.system { 3 } else { 1 };
+                let order = rank(r, 1);
                 if !options.heap_all_indexed {
                     add(order, Mode::Index);
                 } else if options.parent_check || plenty || rows_of(r) < MANY_ROWS {
                     add(order, Mode::IndexAndRows);
                 } else {
                     add(order, Mode::Index);
-                    add(4, Mode::IndexAndRows);
+                    add(6, Mode::IndexAndRows);
                 }
             }
             RelationKind::Index if !r.usable => {
-                found.not_examined.push((r.qualified(), "the index is not valid: no query uses it".into()));
+                found
+                    .not_examined
+                    .push((r.qualified(), "the index is not valid: no query uses it".into()));
             }
-            _ => found.not_examined.push((r.qualified(), format!("amcheck has no check for {}", r.access))),
+            _ => found
+                .not_examined
+                .push((r.qualified(), format!("amcheck has no check for {}", r.access))),
         }
     }
     chosen.sort_by_key(|(order, mode, size, _)| (*order, *mode, u64::MAX - *size));
@@ -228,7 +261,11 @@ fn tasks(all: &[Relation], options: &AmcheckOptions, found: &mut Found) -> VecDe
                 task.relations.push(relation);
             }
             _ => {
-                queue.push_back(Task { relations: vec![relation], mode, again: false });
+                queue.push_back(Task {
+                    relations: vec![relation],
+                    mode,
+                    again: false,
+                });
                 open = (size <= SMALL).then_some((order, mode, size));
             }
         }
@@ -246,7 +283,10 @@ enum Trouble {
 
 impl Work<'_> {
     fn next(&self) -> Option<Task> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
+        self.queue
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .pop_front()
     }
 
     fn with<T>(&self, change: impl FnOnce(&mut Found) -> T) -> T {
@@ -255,14 +295,15 @@ impl Work<'_> {
 
     fn skip(&self, task: &Task, why: &str) {
         for relation in &task.relations {
-            let Some(r) = self.relations.get(*relation) else { continue };
+            let Some(r) = self.relations.get(*relation) else {
+                continue;
+            };
             self.with(|f| {
-                let why = if f.examined.contains(relation) {
-                    format!("rows of the table against the index: {why}")
-                } else {
-                    why.to_owned()
-                };
-                f.not_examined.push((r.qualified(), why));
+                // Its structure and its comparison are two tasks, and one thing to say.
+                let name = r.qualified();
+                if !f.not_examined.iter().any(|(known, _)| *known == name) {
+                    f.not_examined.push((name, why.to_owned()));
+                }
             });
         }
     }
@@ -271,7 +312,11 @@ impl Work<'_> {
     fn split(&self, task: &Task, again: bool) {
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
         for relation in task.relations.iter().rev() {
-            queue.push_front(Task { relations: vec![*relation], mode: task.mode, again });
+            queue.push_front(Task {
+                relations: vec![*relation],
+                mode: task.mode,
+                again,
+            });
         }
     }
 
@@ -285,7 +330,11 @@ impl Work<'_> {
     async fn session(&self) {
         let mut session: Option<Client> = None;
         while let Some(task) = self.next() {
-            let batch: Vec<&Relation> = task.relations.iter().filter_map(|i| self.relations.get(*i)).collect();
+            let batch: Vec<&Relation> = task
+                .relations
+                .iter()
+                .filter_map(|i| self.relations.get(*i))
+                .collect();
             let left = self.until.saturating_duration_since(Instant::now());
             // Not begun rather than broken off: what it would have cost is left to others.
             let expected = match task.mode {
@@ -366,8 +415,15 @@ impl Work<'_> {
         let crashes = self.with(|f| {
             f.crashes += 1;
             f.examined.extend(&task.relations);
-            let check = if task.mode == Mode::Heap { Check::HeapStructure } else { Check::IndexStructure };
-            f.findings.push(r.finding(check, format!("the server's process ended while it read this relation: {e}")));
+            let check = if task.mode == Mode::Heap {
+                Check::HeapStructure
+            } else {
+                Check::IndexStructure
+            };
+            f.findings.push(r.finding(
+                check,
+                format!("the server's process ended while it read this relation: {e}"),
+            ));
             f.crashes
         });
         if crashes >= MAX_CRASHES {
@@ -397,7 +453,10 @@ impl Work<'_> {
             client.execute("begin").await?;
             // In a schema of its own: nothing of the user's can be in the way.
             client
-                .execute(&format!("create schema {s}; create extension amcheck schema {s}", s = self.schema))
+                .execute(&format!(
+                    "create schema {s}; create extension amcheck schema {s}",
+                    s = self.schema
+                ))
                 .await?;
         }
         Ok(client)
@@ -406,13 +465,20 @@ impl Work<'_> {
     /// One statement of a check. A failed one must not end the transaction that holds the
     /// borrowed extension.
     async fn ask(&self, client: &Client, sql: &str) -> Result<Vec<crate::postgres::Row>, PgError> {
-        let left = self.until.saturating_duration_since(Instant::now()).max(Duration::from_millis(50));
+        let left = self
+            .until
+            .saturating_duration_since(Instant::now())
+            .max(Duration::from_millis(50));
         if !self.borrowed {
             return client.within(left, sql).await;
         }
         client.execute("savepoint drctl").await?;
         let answer = client.within(left, sql).await;
-        let end = if answer.is_ok() { "release savepoint drctl" } else { "rollback to savepoint drctl" };
+        let end = if answer.is_ok() {
+            "release savepoint drctl"
+        } else {
+            "rollback to savepoint drctl"
+        };
         client.execute(end).await?;
         answer
     }
@@ -424,15 +490,20 @@ impl Work<'_> {
                 Trouble::Relation("another session holds a lock on it".into())
             }
             // Class 57: the server is going away; FATAL of any class ends the session.
-            PgError::Server { sqlstate, severity, .. } if !sqlstate.starts_with("57P") && severity == "ERROR" => {
-                Trouble::Relation(e.to_string())
-            }
+            PgError::Server {
+                sqlstate, severity, ..
+            } if !sqlstate.starts_with("57P") && severity == "ERROR" => Trouble::Relation(e.to_string()),
             _ => Trouble::Session(e),
         }
     }
 
     /// Several small relations in one statement. Any error is left to the checks one by one.
-    async fn several(&self, client: &Client, batch: &[&Relation], mode: Mode) -> Result<Vec<RelationFinding>, Trouble> {
+    async fn several(
+        &self,
+        client: &Client,
+        batch: &[&Relation],
+        mode: Mode,
+    ) -> Result<Vec<RelationFinding>, Trouble> {
         let oids: Vec<String> = batch.iter().map(|r| r.oid.to_string()).collect();
         let from = format!("from pg_catalog.unnest('{{{}}}'::oid[]) o", oids.join(","));
         let sql = match (mode, self.options.parent_check) {
@@ -484,7 +555,10 @@ impl Work<'_> {
                 self.schema, r.oid
             );
             match self.ask(client, &sql).await {
-                Ok(rows) => findings.extend(rows.iter().map(|row| self.reported(r, row.number(0), row.text(1)))),
+                Ok(rows) => findings.extend(
+                    rows.iter()
+                        .map(|row| self.reported(r, row.number(0), row.text(1))),
+                ),
                 Err(e) if relations::is_damage(&e) => {
                     let finding = relations::finding_of(self.relations, r, Check::HeapStructure, &e);
                     let own = finding.relation == r.qualified();
@@ -541,12 +615,23 @@ impl Work<'_> {
         }
     }
 
-    async fn index(&self, client: &Client, r: &Relation, rows: bool) -> Result<Vec<RelationFinding>, Trouble> {
+    async fn index(
+        &self,
+        client: &Client,
+        r: &Relation,
+        rows: bool,
+    ) -> Result<Vec<RelationFinding>, Trouble> {
         let sql = |rows: bool| {
             if self.options.parent_check {
-                format!("select {}.bt_index_parent_check({}::oid::regclass, {rows})", self.schema, r.oid)
+                format!(
+                    "select {}.bt_index_parent_check({}::oid::regclass, {rows})",
+                    self.schema, r.oid
+                )
             } else {
-                format!("select {}.bt_index_check({}::oid::regclass, {rows})", self.schema, r.oid)
+                format!(
+                    "select {}.bt_index_check({}::oid::regclass, {rows})",
+                    self.schema, r.oid
+                )
             }
         };
         let mut findings = Vec::new();
@@ -569,7 +654,12 @@ impl Work<'_> {
         match self.ask(client, &sql(false)).await {
             Ok(_) => {}
             Err(e) if relations::is_damage(&e) => {
-                findings.push(relations::finding_of(self.relations, r, Check::IndexStructure, &e));
+                findings.push(relations::finding_of(
+                    self.relations,
+                    r,
+                    Check::IndexStructure,
+                    &e,
+                ));
             }
             Err(e) => {
                 self.with(|f| f.findings.append(&mut findings));
@@ -592,7 +682,9 @@ fn index_block(message: &str) -> Option<u64> {
             return digits(rest);
         }
     }
-    let (before, _) = message.split_once(" in index \"").or_else(|| message.split_once(" of index \""))?;
+    let (before, _) = message
+        .split_once(" in index \"")
+        .or_else(|| message.split_once(" of index \""))?;
     let (_, number) = before.rsplit_once("block ")?;
     digits(number)
 }
@@ -603,8 +695,16 @@ mod tests {
 
     #[test]
     fn blocks_of_an_index() {
-        assert_eq!(index_block("x (Lower index tid=(5,2) (points to heap tid=(8,1)) higher …)"), Some(5));
+        assert_eq!(
+            index_block("x (Lower index tid=(5,2) (points to heap tid=(8,1)) higher …)"),
+            Some(5)
+        );
         assert_eq!(index_block("corrupted page at block 3 in index \"a\""), Some(3));
-        assert_eq!(index_block("heap tuple (0,67) from table \"orders\" lacks matching index tuple within index \"orders_cust\""), None);
+        assert_eq!(
+            index_block(
+                "heap tuple (0,67) from table \"orders\" lacks matching index tuple within index \"orders_cust\""
+            ),
+            None
+        );
     }
 }

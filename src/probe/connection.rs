@@ -46,9 +46,9 @@ impl From<&PgError> for Connection {
                 message: e.to_string(),
             },
             PgError::Timeout { .. } => Self::Silent,
-            PgError::NoConnection { cause, .. } | PgError::Broken { cause, .. } => Self::Closed {
-                cause: cause.clone(),
-            },
+            PgError::NoConnection { cause, .. } | PgError::Broken { cause, .. } => {
+                Self::Closed { cause: cause.clone() }
+            }
         }
     }
 }

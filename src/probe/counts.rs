@@ -48,7 +48,9 @@ pub async fn compare(
 ) -> Result<CountReport, PgError> {
     let until = Instant::now() + deadline;
     let client = Client::connect(spec).await?;
-    let all = relations::list(&client).await?;
+    let mut all = relations::list(&client).await?;
+    // Many small ones rather than one large one, should the time not do for all.
+    all.sort_by_key(|r| r.bytes);
     let mut work = Work {
         client,
         all: &all,
@@ -57,10 +59,17 @@ pub async fn compare(
     };
     for r in &all {
         let named = tables.keys().any(|t| t.schema == r.schema && t.table == r.name);
-        if r.kind != RelationKind::Heap || r.system || r.access != "heap" || r.bytes.is_none() || !(named || deep) {
+        if r.kind != RelationKind::Heap
+            || r.system
+            || r.access != "heap"
+            || r.bytes.is_none()
+            || !(named || deep)
+        {
             continue;
         }
-        let rows = facts.and_then(|f| f.relation(&r.schema, &r.name)).and_then(|f| f.rows);
+        let rows = facts
+            .and_then(|f| f.relation(&r.schema, &r.name))
+            .and_then(|f| f.rows);
         if let Err(e) = work.table(r, rows, deep).await {
             work.report.not_examined.push((r.qualified(), e.to_string()));
             if !matches!(&e, PgError::Server { severity, .. } if severity == "ERROR") {
@@ -86,20 +95,26 @@ impl Work<'_> {
     }
 
     async fn ask(&self, sql: &str) -> Result<Vec<crate::postgres::Row>, PgError> {
-        self.client.within(self.left().max(Duration::from_millis(50)), sql).await
+        self.client
+            .within(self.left().max(Duration::from_millis(50)), sql)
+            .await
     }
 
     async fn count(&self, sql: &str) -> Result<u64, PgError> {
-        Ok(self.ask(sql).await?.first().and_then(|r| r.number(0)).unwrap_or_default())
+        Ok(self
+            .ask(sql)
+            .await?
+            .first()
+            .and_then(|r| r.number(0))
+            .unwrap_or_default())
     }
 
     /// Notes damage as a finding; anything else ends the look at this table.
     fn note(&mut self, r: &Relation, check: Check, e: PgError) -> Result<(), PgError> {
         if relations::is_damage(&e) {
-            self.report.findings.push(RelationFinding {
-                check,
-                ..relations::finding_of(self.all, r, check, &e)
-            });
+            self.report
+                .findings
+                .push(relations::finding_of(self.all, r, check, &e));
             Ok(())
         } else {
             Err(e)
@@ -108,9 +123,10 @@ impl Work<'_> {
 
     async fn table(&mut self, r: &Relation, rows: Option<u64>, deep: bool) -> Result<(), PgError> {
         if self.left().is_zero() {
-            self.report
-                .not_examined
-                .push((r.qualified(), "the time allowed ran out before it was compared with its index".into()));
+            self.report.not_examined.push((
+                r.qualified(),
+                "the time allowed ran out before it was compared with its index".into(),
+            ));
             return Ok(());
         }
         let missing = match self.index_against_table(r, rows).await {
@@ -146,7 +162,9 @@ impl Work<'_> {
             return Ok(Some(0));
         }
         // Rows may have come in between: only one snapshot can tell.
-        self.client.execute("begin isolation level repeatable read read only").await?;
+        self.client
+            .execute("begin isolation level repeatable read read only")
+            .await?;
         let both = async {
             let by_index = self.count(&sql).await?;
             self.client.execute(BY_TABLE).await?;
@@ -165,7 +183,10 @@ impl Work<'_> {
                 )
             });
         } else if by_index < by_table
-            && let Some(i) = self.all.iter().find(|i| i.name == index && i.table == r.qualified())
+            && let Some(i) = self
+                .all
+                .iter()
+                .find(|i| i.name == index && i.table == r.qualified())
         {
             self.report.findings.push(i.finding(
                 Check::IndexAgainstHeap,
@@ -184,7 +205,10 @@ impl Work<'_> {
         #[allow(clippy::cast_precision_loss)]
         let expected = blocks as f64 * SECONDS_PER_PAGE;
         let suspicious = missing.is_some_and(|m| m > 0);
-        if blocks < 2 || (!deep && !suspicious && expected > HEADER_LIMIT) || expected > self.left().as_secs_f64() {
+        if blocks < 2
+            || (!deep && !suspicious && expected > HEADER_LIMIT)
+            || expected > self.left().as_secs_f64()
+        {
             if blocks >= 2 {
                 self.report.not_examined.push((
                     r.qualified(),
@@ -250,7 +274,10 @@ fn sql_name(r: &Relation) -> String {
 fn used_index(line: &str) -> Option<String> {
     let (_, rest) = line.split_once("Index Only Scan using ")?;
     let (name, _) = rest.split_once(" on ")?;
-    let name = name.strip_prefix('"').and_then(|n| n.strip_suffix('"')).unwrap_or(name);
+    let name = name
+        .strip_prefix('"')
+        .and_then(|n| n.strip_suffix('"'))
+        .unwrap_or(name);
     Some(name.replace("\"\"", "\""))
 }
 
@@ -260,9 +287,13 @@ mod tests {
 
     #[test]
     fn the_index_of_a_plan() {
-        let line = "  ->  Parallel Index Only Scan using orders_pkey on orders  (cost=0.43..1 rows=1 width=0)";
+        let line =
+            "  ->  Parallel Index Only Scan using orders_pkey on orders  (cost=0.43..1 rows=1 width=0)";
         assert_eq!(used_index(line).as_deref(), Some("orders_pkey"));
-        assert_eq!(used_index("Index Only Scan using \"a b\" on t  (cost=1)").as_deref(), Some("a b"));
+        assert_eq!(
+            used_index("Index Only Scan using \"a b\" on t  (cost=1)").as_deref(),
+            Some("a b")
+        );
         assert_eq!(used_index("Seq Scan on orders  (cost=1)"), None);
     }
 }

@@ -6,7 +6,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::control::{self, ControlData};
+use super::logs::may_loop;
 use crate::system::{PostgresServer, System};
+use crate::workload::{HelperOutput, HelperSpec, Status};
 
 /// The data directory as it lies on disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,7 +68,7 @@ most=$(stat -c '%u:%g' -- * | sort | uniq -c | sort -rn | head -n 1 | sed 's/^ *
 case $most in 0:*|'') most=$(id -u postgres 2>/dev/null):$(id -g postgres 2>/dev/null) ;; esac
 printf 'user=%s\n' "$most"
 uid=${most%%:*}
-[ -z "$uid" ] || find . -path ./.drctl -prune -o \( ! -user "$uid" -o -type d ! -perm -700 -o -type f ! -perm -600 \) -print 2>/dev/null |
+[ -z "$uid" ] || timeout 2 find . -path ./.drctl -prune -o \( ! -user "$uid" -o -type d ! -perm -700 -o -type f ! -perm -600 \) -print 2>/dev/null |
   head -n 20 | while IFS= read -r f; do stat -c 'foreign=%n (%u:%g, mode %a)' -- "$f"; done
 for d in base global pg_wal pg_xact pg_multixact pg_notify pg_replslot pg_stat pg_stat_tmp pg_twophase pg_snapshots pg_logical \
   pg_logical/snapshots pg_logical/mappings pg_commit_ts pg_dynshmem pg_serial pg_subtrans pg_tblspc; do
@@ -74,8 +76,8 @@ for d in base global pg_wal pg_xact pg_multixact pg_notify pg_replslot pg_stat p
 done
 for f in pg_wal/*; do [ -f "$f" ] && echo "wal=${f#pg_wal/}"; done
 for f in pg_xact/*; do [ -f "$f" ] && echo "xact=${f#pg_xact/}"; done
-echo "kib=$(du -sk . 2>/dev/null | cut -f 1)"
-echo "kib-aside=$(du -sk .drctl 2>/dev/null | cut -f 1)"
+echo "kib=$(timeout 2 du -sk . 2>/dev/null | cut -f 1)"
+echo "kib-aside=$(timeout 1 du -sk .drctl 2>/dev/null | cut -f 1)"
 df -Pk . | tail -n 1 | { read -r _ total _ free _; echo "disk=$total $free"; }
 control() { pg_controldata -D "$PGDATA" 2>&1; }
 said=$(control)
@@ -97,22 +99,28 @@ hba=$(printf '%s\n' "$said" | tail -n 1)
 /// configuration when the server does not run. Each is ended after `deadline`.
 pub async fn look(system: &System, server: &PostgresServer, run: &str, deadline: Duration) -> Look {
     let helper = |purpose, script: &'static str| {
-        server.files_helper(system.deployment(), run, purpose, true, &["/bin/sh", "-c", script])
+        server.files_helper(
+            system.deployment(),
+            run,
+            purpose,
+            true,
+            &["/bin/sh", "-c", script],
+        )
     };
     let shm = shared_memory(system, server, deadline);
-    let spec = helper("look-at-files", LOOK);
-    let (output, shm) = tokio::join!(system.docker.run_helper(&spec, deadline), shm);
+    let (output, shm) = tokio::join!(run_helper(system, helper("look-at-files", LOOK), deadline), shm);
     let mut found = match output {
         Ok(output) if output.stdout.is_empty() => failed(&output.last_words()),
         Ok(output) => parse(&output.stdout),
-        Err(e) => failed(&e.to_string()),
+        Err(why) => failed(&why),
     };
     if let Ok(files) = &mut found.files {
         files.shm = shm;
-        if !server.container.is_running() && server.container.status != crate::workload::Status::Paused {
+        if may_loop(&server.container) || matches!(server.container.status, Status::Exited | Status::Created)
+        {
             let mut spec = helper("check-configuration", CONFIGURATION);
             spec.user = found.server_user.clone();
-            files.configuration_error = match system.docker.run_helper(&spec, deadline).await {
+            files.configuration_error = match run_helper(system, spec, deadline).await {
                 Ok(output) if output.exit_code == 0 => None,
                 Ok(output) => Some(output.last_words()).filter(|w| !w.is_empty()),
                 // Not looked at is not refused.
@@ -121,6 +129,19 @@ pub async fn look(system: &System, server: &PostgresServer, run: &str, deadline:
         }
     }
     found
+}
+
+/// Runs a helper, and waits no longer for the engine than for the helper. The task goes on when
+/// the wait is over: broken off in the middle it could leave a container behind.
+async fn run_helper(system: &System, spec: HelperSpec, deadline: Duration) -> Result<HelperOutput, String> {
+    let docker = system.docker.clone();
+    let task = tokio::spawn(async move { docker.run_helper(&spec, deadline).await });
+    match tokio::time::timeout(deadline + Duration::from_secs(1), task).await {
+        Ok(Ok(Ok(output))) => Ok(output),
+        Ok(Ok(Err(e))) => Err(e.to_string()),
+        Ok(Err(e)) => Err(e.to_string()),
+        Err(_) => Err("the engine did not start a helper container in time".to_owned()),
+    }
 }
 
 fn failed(why: &str) -> Look {
@@ -171,7 +192,10 @@ pub fn parse(output: &str) -> Look {
     wal.sort();
     let mut xact = all("xact");
     xact.sort();
-    let user = one("user").filter(|u| u.split_once(':').is_some_and(|(u, g)| !u.is_empty() && !g.is_empty()));
+    let user = one("user").filter(|u| {
+        u.split_once(':')
+            .is_some_and(|(u, g)| !u.is_empty() && !g.is_empty())
+    });
     let owner = one("owner").unwrap_or_default();
     Look {
         files: Ok(FileFacts {
@@ -179,12 +203,20 @@ pub fn parse(output: &str) -> Look {
             mode: one("mode").unwrap_or_default(),
             version: one("version").map(|v| v.trim().to_owned()),
             program_version: one("program").as_deref().and_then(major),
-            foreign: all("foreign").into_iter().map(|f| f.strip_prefix("./").map_or(f.clone(), str::to_owned)).collect(),
+            foreign: all("foreign")
+                .into_iter()
+                .map(|f| f.strip_prefix("./").map_or(f.clone(), str::to_owned))
+                .collect(),
             missing_directories: all("missing"),
             wal,
             xact,
             configuration_error: None,
-            data_bytes: kib(one("kib").as_deref()).saturating_sub(kib(one("kib-aside").as_deref())),
+            // Too large to be added up in time: then everything that the file system holds, which
+            // is too much rather than too little.
+            data_bytes: match one("kib") {
+                Some(all) => kib(Some(&all)).saturating_sub(kib(one("kib-aside").as_deref())),
+                None => kib(Some(total)).saturating_sub(kib(Some(free))),
+            },
             disk_free: kib(Some(free)),
             disk_total: kib(Some(total)),
             shm: None,
@@ -196,7 +228,9 @@ pub fn parse(output: &str) -> Look {
 
 /// `15` of `postgres (PostgreSQL) 15.20 (Debian 15.20-1)`; `9.6` of `… 9.6.24`.
 fn major(program: &str) -> Option<String> {
-    let number = program.split_whitespace().find(|w| w.starts_with(|c: char| c.is_ascii_digit()))?;
+    let number = program
+        .split_whitespace()
+        .find(|w| w.starts_with(|c: char| c.is_ascii_digit()))?;
     let mut parts = number.split('.');
     let first = parts.next()?;
     let digits: String = first.chars().take_while(char::is_ascii_digit).collect();
@@ -224,7 +258,10 @@ mod tests {
         assert_eq!(files.program_version.as_deref(), Some("15"));
         assert_eq!(files.foreign, [". (0:0, mode 755)", "base (0:0, mode 700)"]);
         assert_eq!(files.missing_directories, ["pg_notify"]);
-        assert_eq!(files.wal, ["000000010000000000000001", "000000010000000000000002"]);
+        assert_eq!(
+            files.wal,
+            ["000000010000000000000001", "000000010000000000000002"]
+        );
         assert_eq!(files.data_bytes, 1 << 20);
         assert_eq!((files.disk_total, files.disk_free), (100 << 10, 50 << 10));
         assert_eq!(look.server_user.as_deref(), Some("999:999"));
@@ -233,7 +270,10 @@ mod tests {
 
     #[test]
     fn a_directory_that_is_not_there() {
-        assert_eq!(parse("error=no data directory at /x\n").files.unwrap_err(), "no data directory at /x");
+        assert_eq!(
+            parse("error=no data directory at /x\n").files.unwrap_err(),
+            "no data directory at /x"
+        );
     }
 
     #[test]
@@ -241,7 +281,8 @@ mod tests {
         assert_eq!(major("postgres (PostgreSQL) 16beta1").as_deref(), Some("16"));
         assert_eq!(major("postgres (PostgreSQL) 9.6.24").as_deref(), Some("9.6"));
         assert_eq!(major(""), None);
-        let df = "Filesystem 1024-blocks Used Available Capacity Mounted on\nshm 65536 1024 64512 2% /dev/shm\n";
+        let df =
+            "Filesystem 1024-blocks Used Available Capacity Mounted on\nshm 65536 1024 64512 2% /dev/shm\n";
         assert_eq!(shm_line(df), Some((1 << 20, 64 << 20)));
     }
 }

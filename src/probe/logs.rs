@@ -15,6 +15,7 @@ use crate::workload::{ContainerInfo, Docker, LogLine, Status, WorkloadError};
 
 /// Lines of the log that are looked at.
 const TAIL: usize = 4000;
+const LINES_OF_A_FAILED_START: usize = 15;
 /// Lines that are kept.
 const LIMIT: usize = 50;
 /// Lines that are kept of one kind, so that a flood of one does not hide the others.
@@ -86,9 +87,12 @@ const TABLE: &[(LogPattern, &str)] = &[
     ),
     (
         LogPattern::SharedMemory,
-        r"could not (resize|map|open|create) (dynamic )?shared memory segment|could not map dynamic shared memory|/PostgreSQL\.\d+.*No space left on device",
+        r"could not resize (dynamic )?shared memory segment|/PostgreSQL\.\d+.*No space left on device",
     ),
-    (LogPattern::DiskFull, "No space left on device|could not extend file .*Check free disk space"),
+    (
+        LogPattern::DiskFull,
+        "No space left on device|could not extend file .*Check free disk space",
+    ),
     (
         LogPattern::Permission,
         "Permission denied|has invalid permissions|has wrong ownership|must be owned by|Operation not permitted",
@@ -103,7 +107,7 @@ const TABLE: &[(LogPattern, &str)] = &[
     ),
     (
         LogPattern::DamagedPage,
-        r#"invalid page in block|page verification failed|relation mapping file .* contains invalid data|unexpected chunk number|missing chunk number|invalid compression method id|invalid memory alloc request|item order invariant violated|lacks matching index tuple|found xmin .* from before relfrozenxid|could not read block \d+ in file|unexpected zero page at block|contains unexpected zero page|corrupted (page pointers|item pointer|line pointer)|is not a btree|could not find (parent of|left sibling of) block"#,
+        r"invalid page in block|page verification failed|relation mapping file .* contains invalid data|unexpected chunk number|missing chunk number|invalid compression method id|invalid memory alloc request|item order invariant violated|lacks matching index tuple|found xmin .* from before relfrozenxid|could not read block \d+ in file|unexpected zero page at block|contains unexpected zero page|corrupted (page pointers|item pointer|line pointer)|is not a btree|could not find (parent of|left sibling of) block",
     ),
     (
         LogPattern::MissingFile,
@@ -117,7 +121,10 @@ const TABLE: &[(LogPattern, &str)] = &[
         LogPattern::CrashRecovery,
         "redo starts at|redo done at|redo is not required|was not properly shut down|database system was interrupted|terminated by signal|all server processes terminated; reinitializing|last completed transaction was at log time",
     ),
-    (LogPattern::Ready, "database system is ready to accept (read.only )?connections"),
+    (
+        LogPattern::Ready,
+        "database system is ready to accept (read.only )?connections",
+    ),
 ];
 
 /// A record that replay could not read. The ordinary end of the log reads `invalid record
@@ -148,22 +155,36 @@ static PATTERNS: LazyLock<Patterns> = LazyLock::new(|| Patterns {
 /// The engine's trouble.
 pub async fn read(docker: &Docker, container: &ContainerInfo) -> Result<Vec<LogFinding>, WorkloadError> {
     let lines = docker.logs(&container.id, None, TAIL).await?;
-    let loops = container.status == Status::Restarting
-        || (container.restart_count > 0 && container.health.as_deref() != Some("healthy"));
-    Ok(classify(last_runs(&lines, container.started_at, loops)))
+    let found = classify(run(&lines, container.started_at, 0));
+    let tells = |f: &LogFinding| !matches!(f.pattern, LogPattern::Ready | LogPattern::CrashRecovery);
+    if found.iter().any(tells) || !may_loop(container) {
+        return Ok(found);
+    }
+    // This start has said nothing yet; the one before it failed for the same reason. It was
+    // short, and no line of its own marks its beginning.
+    Ok(classify(run(
+        &lines,
+        container.started_at,
+        LINES_OF_A_FAILED_START,
+    )))
 }
 
-/// Lines since `started_at`, with the run before it when the container loops.
-fn last_runs(lines: &[LogLine], started_at: Option<Timestamp>, loops: bool) -> &[LogLine] {
+/// Whether the container seems to be started again and again. One sample of its state can say
+/// that it runs.
+#[must_use]
+pub fn may_loop(container: &ContainerInfo) -> bool {
+    container.status == Status::Restarting
+        || (container.restart_count > 0 && container.health.as_deref() != Some("healthy"))
+}
+
+/// Lines since `started_at`, and so many before.
+fn run(lines: &[LogLine], started_at: Option<Timestamp>, before: usize) -> &[LogLine] {
     let Some(start) = started_at else { return lines };
-    let this = lines.iter().position(|l| l.at.is_some_and(|at| at >= start)).unwrap_or(lines.len());
-    let from = if loops || this == lines.len() {
-        // A failed start is short; its beginning is not marked by any line of its own.
-        this.saturating_sub(25)
-    } else {
-        this
-    };
-    lines.get(from..).unwrap_or_default()
+    let this = lines
+        .iter()
+        .position(|l| l.at.is_some_and(|at| at >= start))
+        .unwrap_or(lines.len());
+    lines.get(this.saturating_sub(before)..).unwrap_or_default()
 }
 
 /// The telling lines, in order, each text once (its last time), at most fifty.
@@ -172,7 +193,9 @@ pub fn classify(lines: &[LogLine]) -> Vec<LogFinding> {
     let mut found: Vec<(String, LogFinding)> = Vec::new();
     let mut replaying = false;
     for (i, line) in lines.iter().enumerate() {
-        let Some(message) = message(&line.text) else { continue };
+        let Some(message) = message(&line.text) else {
+            continue;
+        };
         if message.text.contains("redo starts at") {
             replaying = true;
         }
@@ -211,8 +234,20 @@ struct Message<'a> {
 /// The text after the severity. `None` for lines that quote what a client sent.
 fn message(line: &str) -> Option<Message<'_>> {
     const SEVERITIES: [&str; 14] = [
-        "LOG", "WARNING", "ERROR", "FATAL", "PANIC", "DETAIL", "HINT", "NOTICE", "INFO", "STATEMENT", "QUERY",
-        "CONTEXT", "LOCATION", "DEBUG",
+        "LOG",
+        "WARNING",
+        "ERROR",
+        "FATAL",
+        "PANIC",
+        "DETAIL",
+        "HINT",
+        "NOTICE",
+        "INFO",
+        "STATEMENT",
+        "QUERY",
+        "CONTEXT",
+        "LOCATION",
+        "DEBUG",
     ];
     let split = SEVERITIES
         .iter()
@@ -223,12 +258,24 @@ fn message(line: &str) -> Option<Message<'_>> {
         .min_by_key(|(at, ..)| *at);
     match split {
         Some((_, "STATEMENT" | "QUERY" | "CONTEXT" | "LOCATION" | "DEBUG" | "NOTICE" | "INFO", _)) => None,
-        Some((_, "LOG", text)) if text.starts_with("statement:") || text.starts_with("duration:") || text.starts_with("execute ") => None,
-        Some((_, severity, text)) => Some(Message { severity, text: text.trim() }),
+        Some((_, "LOG", text))
+            if text.starts_with("statement:")
+                || text.starts_with("duration:")
+                || text.starts_with("execute ") =>
+        {
+            None
+        }
+        Some((_, severity, text)) => Some(Message {
+            severity,
+            text: text.trim(),
+        }),
         // Said before logging is set up, as `postgres: could not access …`, or by the entrypoint. A
         // continued line of a statement begins with a tab.
         None if line.starts_with('\t') || line.trim().is_empty() => None,
-        None => Some(Message { severity: "", text: line.trim() }),
+        None => Some(Message {
+            severity: "",
+            text: line.trim(),
+        }),
     }
 }
 
@@ -238,14 +285,26 @@ fn pattern(message: &Message<'_>, next: &str, replaying: bool) -> Option<LogPatt
         return None;
     }
     if p.end_of_replay.as_ref().is_some_and(|r| r.is_match(message.text)) {
-        return Some(if replaying { LogPattern::ReplayEndedEarly } else { LogPattern::NoCheckpoint });
+        return Some(if replaying {
+            LogPattern::ReplayEndedEarly
+        } else {
+            LogPattern::NoCheckpoint
+        });
     }
     // The same words for a wrong image and for a control file of zeros: the detail tells.
-    if message.text.contains("database files are incompatible with server") && next.contains("PG_CONTROL_VERSION 0") {
+    if message
+        .text
+        .contains("database files are incompatible with server")
+        && next.contains("PG_CONTROL_VERSION 0")
+    {
         return Some(LogPattern::ControlFile);
     }
     let session = p.session_fatal.as_ref().is_some_and(|r| r.is_match(message.text));
-    let known = p.table.iter().find(|(_, r)| r.is_match(message.text)).map(|(k, _)| *k);
+    let known = p
+        .table
+        .iter()
+        .find(|(_, r)| r.is_match(message.text))
+        .map(|(k, _)| *k);
     match (known, message.severity) {
         // A client's own mistake, as `set nonsense = 1`, is not the server's configuration.
         (Some(LogPattern::Configuration), "ERROR") => None,
@@ -283,40 +342,126 @@ mod tests {
     fn one_line_each() {
         use LogPattern as P;
         for (text, expected) in [
-            ("2026-11-20 19:00:00.000 UTC [71] WARNING:  page verification failed, calculated checksum 48656 but expected 7179", Some(P::DamagedPage)),
-            ("2026-11-20 19:00:00.000 UTC [71] ERROR:  invalid page in block 100 of relation base/16396/16457", Some(P::DamagedPage)),
-            ("ERROR:  unexpected chunk number 2 (expected 1) for toast value 16478 in pg_toast_16471", Some(P::DamagedPage)),
-            ("FATAL:  relation mapping file \"global/pg_filenode.map\" contains invalid data", Some(P::DamagedPage)),
-            ("ERROR:  could not read block 1538 in file \"base/16396/16457\": read only 0 of 8192 bytes", Some(P::DamagedPage)),
+            (
+                "2026-11-20 19:00:00.000 UTC [71] WARNING:  page verification failed, calculated checksum 48656 but expected 7179",
+                Some(P::DamagedPage),
+            ),
+            (
+                "2026-11-20 19:00:00.000 UTC [71] ERROR:  invalid page in block 100 of relation base/16396/16457",
+                Some(P::DamagedPage),
+            ),
+            (
+                "ERROR:  unexpected chunk number 2 (expected 1) for toast value 16478 in pg_toast_16471",
+                Some(P::DamagedPage),
+            ),
+            (
+                "FATAL:  relation mapping file \"global/pg_filenode.map\" contains invalid data",
+                Some(P::DamagedPage),
+            ),
+            (
+                "ERROR:  could not read block 1538 in file \"base/16396/16457\": read only 0 of 8192 bytes",
+                Some(P::DamagedPage),
+            ),
             ("FATAL:  incorrect checksum in control file", Some(P::ControlFile)),
-            ("postgres: could not find the database system", Some(P::ControlFile)),
-            ("PANIC:  could not read file \"global/pg_control\": read 100 of 296", Some(P::ControlFile)),
+            (
+                "postgres: could not find the database system",
+                Some(P::ControlFile),
+            ),
+            (
+                "PANIC:  could not read file \"global/pg_control\": read 100 of 296",
+                Some(P::ControlFile),
+            ),
             ("LOG:  invalid primary checkpoint record", Some(P::NoCheckpoint)),
-            ("PANIC:  could not locate a valid checkpoint record", Some(P::NoCheckpoint)),
-            ("LOG:  record with incorrect prev-link 6D23BAAD/00 at 0/45CB8D0", Some(P::NoCheckpoint)),
-            ("FATAL:  could not access status of transaction 827", Some(P::TransactionStatus)),
-            ("DETAIL:  Could not open file \"pg_xact/0000\": No such file or directory.", None),
-            ("ERROR:  could not open file \"base/16396/16457\": No such file or directory", Some(P::MissingFile)),
-            ("postgres: could not access the server configuration file \"/x/postgresql.conf\": No such file or directory", Some(P::Configuration)),
-            ("2026-11-20 19:00:00.000 GMT [1] LOG:  unrecognized configuration parameter \"x\" in file \"/x/postgresql.conf\" line 818", Some(P::Configuration)),
-            ("2026-11-20 19:00:00.000 GMT [1] FATAL:  configuration file \"/x/postgresql.conf\" contains errors", Some(P::Configuration)),
-            ("FATAL:  could not map anonymous shared memory: Cannot allocate memory", Some(P::Configuration)),
+            (
+                "PANIC:  could not locate a valid checkpoint record",
+                Some(P::NoCheckpoint),
+            ),
+            (
+                "LOG:  record with incorrect prev-link 6D23BAAD/00 at 0/45CB8D0",
+                Some(P::NoCheckpoint),
+            ),
+            (
+                "FATAL:  could not access status of transaction 827",
+                Some(P::TransactionStatus),
+            ),
+            (
+                "DETAIL:  Could not open file \"pg_xact/0000\": No such file or directory.",
+                None,
+            ),
+            (
+                "ERROR:  could not open file \"base/16396/16457\": No such file or directory",
+                Some(P::MissingFile),
+            ),
+            (
+                "postgres: could not access the server configuration file \"/x/postgresql.conf\": No such file or directory",
+                Some(P::Configuration),
+            ),
+            (
+                "2026-11-20 19:00:00.000 GMT [1] LOG:  unrecognized configuration parameter \"x\" in file \"/x/postgresql.conf\" line 818",
+                Some(P::Configuration),
+            ),
+            (
+                "2026-11-20 19:00:00.000 GMT [1] FATAL:  configuration file \"/x/postgresql.conf\" contains errors",
+                Some(P::Configuration),
+            ),
+            (
+                "FATAL:  could not map anonymous shared memory: Cannot allocate memory",
+                Some(P::Configuration),
+            ),
             ("FATAL:  could not load /x/pg_hba.conf", Some(P::Configuration)),
-            ("initdb: error: directory \"/x\" exists but is not empty", Some(P::Configuration)),
-            ("LOG:  could not open directory \"base\": Permission denied", Some(P::Permission)),
-            ("FATAL:  data directory \"/x\" has invalid permissions", Some(P::Permission)),
-            ("FATAL:  database files are incompatible with server", Some(P::WrongVersion)),
-            ("PANIC:  could not write to file \"pg_wal/xlogtemp.138\": No space left on device", Some(P::DiskFull)),
-            ("ERROR:  could not resize shared memory segment \"/PostgreSQL.3685584176\" to 33554432 bytes: No space left on device", Some(P::SharedMemory)),
-            ("FATAL:  sorry, too many clients already", Some(P::TooManyConnections)),
-            ("FATAL:  remaining connection slots are reserved for non-replication superuser connections", Some(P::TooManyConnections)),
+            (
+                "initdb: error: directory \"/x\" exists but is not empty",
+                Some(P::Configuration),
+            ),
+            (
+                "LOG:  could not open directory \"base\": Permission denied",
+                Some(P::Permission),
+            ),
+            (
+                "FATAL:  data directory \"/x\" has invalid permissions",
+                Some(P::Permission),
+            ),
+            (
+                "FATAL:  database files are incompatible with server",
+                Some(P::WrongVersion),
+            ),
+            (
+                "PANIC:  could not write to file \"pg_wal/xlogtemp.138\": No space left on device",
+                Some(P::DiskFull),
+            ),
+            (
+                "ERROR:  could not resize shared memory segment \"/PostgreSQL.3685584176\" to 33554432 bytes: No space left on device",
+                Some(P::SharedMemory),
+            ),
+            (
+                "FATAL:  sorry, too many clients already",
+                Some(P::TooManyConnections),
+            ),
+            (
+                "FATAL:  remaining connection slots are reserved for non-replication superuser connections",
+                Some(P::TooManyConnections),
+            ),
             ("LOG:  redo starts at 0/45CB8D0", Some(P::CrashRecovery)),
-            ("LOG:  server process (PID 117) was terminated by signal 11: Segmentation fault", Some(P::CrashRecovery)),
-            ("LOG:  database system is ready to accept connections", Some(P::Ready)),
-            ("FATAL:  could not open directory \"pg_notify\": No such file or directory", Some(P::OtherFatal)),
+            (
+                "LOG:  server process (PID 117) was terminated by signal 11: Segmentation fault",
+                Some(P::CrashRecovery),
+            ),
+            (
+                "LOG:  database system is ready to accept connections",
+                Some(P::Ready),
+            ),
+            (
+                "FATAL:  could not open directory \"pg_notify\": No such file or directory",
+                Some(P::OtherFatal),
+            ),
+            // A parallel worker whose leader has failed says so; the segment is gone, not full.
+            ("ERROR:  could not map dynamic shared memory segment", None),
             // Nothing of the server's own.
             ("FATAL:  password authentication failed for user \"x\"", None),
-            ("FATAL:  terminating connection due to administrator command", None),
+            (
+                "FATAL:  terminating connection due to administrator command",
+                None,
+            ),
             ("FATAL:  the database system is starting up", None),
             ("ERROR:  unrecognized configuration parameter \"nonsense\"", None),
             ("LOG:  invalid record length at 0/45CB8D0: wanted 24, got 0", None),
@@ -340,7 +485,12 @@ mod tests {
         let patterns: Vec<LogPattern> = found.iter().map(|f| f.pattern).collect();
         assert_eq!(
             patterns,
-            [LogPattern::CrashRecovery, LogPattern::ReplayEndedEarly, LogPattern::CrashRecovery, LogPattern::Ready]
+            [
+                LogPattern::CrashRecovery,
+                LogPattern::ReplayEndedEarly,
+                LogPattern::CrashRecovery,
+                LogPattern::Ready
+            ]
         );
     }
 
@@ -350,7 +500,10 @@ mod tests {
             "FATAL:  database files are incompatible with server",
             "DETAIL:  The database cluster was initialized with PG_CONTROL_VERSION 0 (0x00000000), but the server was compiled with PG_CONTROL_VERSION 1300 (0x00000514).",
         ]));
-        assert!(found.iter().all(|f| f.pattern == LogPattern::ControlFile), "{found:?}");
+        assert!(
+            found.iter().all(|f| f.pattern == LogPattern::ControlFile),
+            "{found:?}"
+        );
     }
 
     #[test]
@@ -367,12 +520,20 @@ mod tests {
     #[test]
     fn only_the_last_run_counts() {
         let at = |s: &str| s.parse::<Timestamp>().ok();
-        let all: Vec<LogLine> = ["2026-11-20T10:00:00Z", "2026-11-20T11:00:00.5Z", "2026-11-20T11:00:01Z"]
-            .iter()
-            .map(|t| LogLine { at: at(t), text: String::new() })
-            .collect();
-        assert_eq!(last_runs(&all, at("2026-11-20T11:00:00.1Z"), false).len(), 2);
-        assert_eq!(last_runs(&all, at("2026-11-20T11:00:00.1Z"), true).len(), 3);
-        assert_eq!(last_runs(&all, None, false).len(), 3);
+        let all: Vec<LogLine> = [
+            "2026-11-20T10:00:00Z",
+            "2026-11-20T11:00:00.5Z",
+            "2026-11-20T11:00:01Z",
+        ]
+        .iter()
+        .map(|t| LogLine {
+            at: at(t),
+            text: String::new(),
+        })
+        .collect();
+        assert_eq!(run(&all, at("2026-11-20T11:00:00.1Z"), 0).len(), 2);
+        assert_eq!(run(&all, at("2026-11-20T11:00:00.1Z"), 25).len(), 3);
+        assert_eq!(run(&all, at("2026-11-20T12:00:00Z"), 0).len(), 0);
+        assert_eq!(run(&all, None, 0).len(), 3);
     }
 }

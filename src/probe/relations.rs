@@ -124,7 +124,7 @@ impl Relation {
 
 /// Takes no lock: `pg_relation_size` would wait for a table that is being altered, the
 /// files' own sizes do not.
-const LIST: &str = r#"
+const LIST: &str = r"
 with owner as (select oid, reltoastrelid as toast from pg_catalog.pg_class where reltoastrelid <> 0),
 found as (
   select c.oid, c.relnamespace, c.relname, c.relkind, c.relpages, c.reltuples, c.relam,
@@ -151,7 +151,7 @@ join pg_catalog.pg_class p on p.oid = f.parent
 join pg_catalog.pg_namespace pn on pn.oid = p.relnamespace
 left join pg_catalog.pg_am a on a.oid = f.relam
 where f.path is not null
-order by 1"#;
+order by 1";
 
 /// The relations of the session's database that have files.
 ///
@@ -213,7 +213,10 @@ pub fn short_files(relations: &[Relation]) -> Vec<RelationFinding> {
 /// True when an error speaks of damage, and not of time, locks, rights or connections.
 #[must_use]
 pub fn is_damage(e: &PgError) -> bool {
-    let PgError::Server { sqlstate, message, .. } = e else {
+    let PgError::Server {
+        sqlstate, message, ..
+    } = e
+    else {
         return false;
     };
     // Dropped between the list and the check.
@@ -226,7 +229,11 @@ pub fn is_damage(e: &PgError) -> bool {
 /// The relation that an error is about: the one whose file it names, else the one that was
 /// being looked at; with the block, when it names one of the relation's own.
 #[must_use]
-pub fn blame<'a>(relations: &'a [Relation], looked_at: &'a Relation, e: &PgError) -> (&'a Relation, Option<u64>) {
+pub fn blame<'a>(
+    relations: &'a [Relation],
+    looked_at: &'a Relation,
+    e: &PgError,
+) -> (&'a Relation, Option<u64>) {
     let text = e.to_string();
     let place = block_and_path(&text);
     let path = place.map(|(_, p)| p).or_else(|| file_path(&text));
@@ -241,12 +248,21 @@ pub fn blame<'a>(relations: &'a [Relation], looked_at: &'a Relation, e: &PgError
 
 /// A finding made of an error, about the relation that it names.
 #[must_use]
-pub fn finding_of(relations: &[Relation], looked_at: &Relation, check: Check, e: &PgError) -> RelationFinding {
+pub fn finding_of(
+    relations: &[Relation],
+    looked_at: &Relation,
+    check: Check,
+    e: &PgError,
+) -> RelationFinding {
     let (relation, block) = blame(relations, looked_at, e);
+    let text = e.to_string();
+    let short = file_path(&text).is_some() && (e.is("58P01") || text.contains("read only"));
     let check = match (relation.kind, check) {
-        (RelationKind::Heap | RelationKind::Toast, Check::IndexStructure) => Check::HeapStructure,
-        (RelationKind::Index | RelationKind::ToastIndex, Check::HeapStructure) => Check::IndexStructure,
-        (_, check) => check,
+        _ if short => Check::FileSize,
+        (_, Check::FullRead) => check,
+        // What a count stumbles over is told once, with what the structure check says.
+        (RelationKind::Heap | RelationKind::Toast, _) => Check::HeapStructure,
+        (RelationKind::Index | RelationKind::ToastIndex, _) => Check::IndexStructure,
     };
     RelationFinding {
         sqlstate: e.sqlstate().map(str::to_owned),
@@ -265,7 +281,9 @@ pub fn block_and_path(message: &str) -> Option<(u64, &str)> {
         let after = rest.strip_prefix('s').unwrap_or(rest).strip_prefix(' ');
         let Some(after) = after else { continue };
         let digits = after.len() - after.trim_start_matches(|c: char| c.is_ascii_digit()).len();
-        let Some(block) = after.get(..digits).and_then(|d| d.parse().ok()) else { continue };
+        let Some(block) = after.get(..digits).and_then(|d| d.parse().ok()) else {
+            continue;
+        };
         // `blocks 3..4` names a range: its beginning is enough.
         let tail = after.get(digits..)?;
         let tail = tail.trim_start_matches(|c: char| c == '.' || c.is_ascii_digit());
@@ -281,21 +299,30 @@ pub fn block_and_path(message: &str) -> Option<(u64, &str)> {
 /// `base/16396/16457` of `could not open file "base/16396/16457": No such file or directory`.
 #[must_use]
 pub fn file_path(message: &str) -> Option<&str> {
-    message.match_indices("file \"").find_map(|(at, m)| leading_path(message.get(at + m.len()..)?))
+    message
+        .match_indices("file \"")
+        .find_map(|(at, m)| leading_path(message.get(at + m.len()..)?))
 }
 
 fn leading_path(text: &str) -> Option<&str> {
     let text = text.trim_start_matches('"');
-    let end = text.find(|c: char| c == '"' || c == ';' || c == ',' || c == ')' || c.is_whitespace()).unwrap_or(text.len());
+    let end = text
+        .find(|c: char| c == '"' || c == ';' || c == ',' || c == ')' || c.is_whitespace())
+        .unwrap_or(text.len());
     let path = text.get(..end)?.trim_end_matches(':');
-    ["base/", "global/", "pg_tblspc/"].iter().any(|d| path.starts_with(d)).then_some(path)
+    ["base/", "global/", "pg_tblspc/"]
+        .iter()
+        .any(|d| path.starts_with(d))
+        .then_some(path)
 }
 
 /// The main fork's first file of any file of a relation, and whether it was another fork.
 fn main_file(path: &str) -> (&str, bool) {
     let (dir, name) = path.rsplit_once('/').unwrap_or(("", path));
     let end = name.find(['.', '_']).unwrap_or(name.len());
-    let main = path.get(..dir.len() + usize::from(!dir.is_empty()) + end).unwrap_or(path);
+    let main = path
+        .get(..dir.len() + usize::from(!dir.is_empty()) + end)
+        .unwrap_or(path);
     (main, name.contains('_'))
 }
 
@@ -305,7 +332,10 @@ fn main_file(path: &str) -> (&str, bool) {
 pub fn merge(findings: Vec<RelationFinding>) -> Vec<RelationFinding> {
     let mut merged: Vec<RelationFinding> = Vec::new();
     for finding in findings {
-        match merged.iter_mut().find(|m| m.relation == finding.relation && m.check == finding.check) {
+        match merged
+            .iter_mut()
+            .find(|m| m.relation == finding.relation && m.check == finding.check)
+        {
             None => merged.push(finding),
             Some(known) => {
                 known.blocks.extend(finding.blocks);
@@ -337,7 +367,12 @@ mod tests {
             bytes: Some(10 * PAGE),
             pages: 10,
             rows: 100.0,
-            access: if kind == RelationKind::Index { "btree" } else { "heap" }.into(),
+            access: if kind == RelationKind::Index {
+                "btree"
+            } else {
+                "heap"
+            }
+            .into(),
             usable: true,
             system: false,
         }
@@ -355,21 +390,45 @@ mod tests {
     #[test]
     fn places_in_messages() {
         for (text, expected) in [
-            ("invalid page in block 100 of relation base/16396/16457", Some((100, "base/16396/16457"))),
-            ("ERROR XX001: invalid page in block 0 of relation global/1262; zeroing", Some((0, "global/1262"))),
-            ("could not read block 1538 in file \"base/16396/16457.1\": read only 0 of 8192 bytes", Some((1538, "base/16396/16457.1"))),
-            ("could not read blocks 3..4 in file \"base/1/2\": read only 0", Some((3, "base/1/2"))),
-            ("invalid page in block 2 of relation pg_tblspc/99/PG_15_202209061/5/16", Some((2, "pg_tblspc/99/PG_15_202209061/5/16"))),
+            (
+                "invalid page in block 100 of relation base/16396/16457",
+                Some((100, "base/16396/16457")),
+            ),
+            (
+                "ERROR XX001: invalid page in block 0 of relation global/1262; zeroing",
+                Some((0, "global/1262")),
+            ),
+            (
+                "could not read block 1538 in file \"base/16396/16457.1\": read only 0 of 8192 bytes",
+                Some((1538, "base/16396/16457.1")),
+            ),
+            (
+                "could not read blocks 3..4 in file \"base/1/2\": read only 0",
+                Some((3, "base/1/2")),
+            ),
+            (
+                "invalid page in block 2 of relation pg_tblspc/99/PG_15_202209061/5/16",
+                Some((2, "pg_tblspc/99/PG_15_202209061/5/16")),
+            ),
             ("block 7 is bad", None),
             ("no place at all", None),
         ] {
             assert_eq!(block_and_path(text), expected, "{text}");
         }
-        assert_eq!(file_path("could not open file \"base/16396/16457\": No such file or directory"), Some("base/16396/16457"));
-        assert_eq!(file_path("Could not open file \"pg_xact/0F26\": No such file"), None);
+        assert_eq!(
+            file_path("could not open file \"base/16396/16457\": No such file or directory"),
+            Some("base/16396/16457")
+        );
+        assert_eq!(
+            file_path("Could not open file \"pg_xact/0F26\": No such file"),
+            None
+        );
         assert_eq!(main_file("base/1/2_vm"), ("base/1/2", true));
         assert_eq!(main_file("base/1/2.3"), ("base/1/2", false));
-        assert_eq!(main_file("pg_tblspc/9/PG_15_2/5/16"), ("pg_tblspc/9/PG_15_2/5/16", false));
+        assert_eq!(
+            main_file("pg_tblspc/9/PG_15_2/5/16"),
+            ("pg_tblspc/9/PG_15_2/5/16", false)
+        );
     }
 
     #[test]
@@ -378,11 +437,32 @@ mod tests {
             sample(1, "orders", RelationKind::Heap, "base/1/10"),
             sample(2, "orders_pkey", RelationKind::Index, "base/1/11"),
         ];
-        let heap = finding_of(&all, &all[1], Check::IndexStructure, &error("XX001", "invalid page in block 4 of relation base/1/10"));
-        assert_eq!((heap.relation.as_str(), heap.check, heap.blocks), ("public.orders", Check::HeapStructure, vec![4]));
-        let index = finding_of(&all, &all[1], Check::IndexStructure, &error("XX002", "item order invariant violated for index \"orders_pkey\""));
-        assert_eq!((index.relation.as_str(), index.kind), ("public.orders_pkey", RelationKind::Index));
-        let map = finding_of(&all, &all[0], Check::HeapStructure, &error("XX001", "invalid page in block 4 of relation base/1/10_vm"));
+        let heap = finding_of(
+            &all,
+            &all[1],
+            Check::IndexStructure,
+            &error("XX001", "invalid page in block 4 of relation base/1/10"),
+        );
+        assert_eq!(
+            (heap.relation.as_str(), heap.check, heap.blocks),
+            ("public.orders", Check::HeapStructure, vec![4])
+        );
+        let index = finding_of(
+            &all,
+            &all[1],
+            Check::IndexStructure,
+            &error("XX002", "item order invariant violated for index \"orders_pkey\""),
+        );
+        assert_eq!(
+            (index.relation.as_str(), index.kind),
+            ("public.orders_pkey", RelationKind::Index)
+        );
+        let map = finding_of(
+            &all,
+            &all[0],
+            Check::HeapStructure,
+            &error("XX001", "invalid page in block 4 of relation base/1/10_vm"),
+        );
         assert_eq!((map.relation.as_str(), map.blocks.len()), ("public.orders", 0));
     }
 
@@ -405,15 +485,24 @@ mod tests {
     fn what_is_damage() {
         assert!(is_damage(&error("XX001", "invalid page")));
         assert!(is_damage(&error("58P01", "could not open file")));
-        assert!(!is_damage(&error("57014", "canceling statement due to statement timeout")));
-        assert!(!is_damage(&error("55P03", "canceling statement due to lock timeout")));
+        assert!(!is_damage(&error(
+            "57014",
+            "canceling statement due to statement timeout"
+        )));
+        assert!(!is_damage(&error(
+            "55P03",
+            "canceling statement due to lock timeout"
+        )));
         assert!(!is_damage(&error("XX000", "could not open relation with OID 5")));
     }
 
     #[test]
     fn one_finding_for_one_relation_and_check() {
         let r = sample(1, "orders", RelationKind::Heap, "base/1/10");
-        let with = |blocks: &[u64]| RelationFinding { blocks: blocks.to_vec(), ..r.finding(Check::HeapStructure, "x") };
+        let with = |blocks: &[u64]| RelationFinding {
+            blocks: blocks.to_vec(),
+            ..r.finding(Check::HeapStructure, "x")
+        };
         let merged = merge(vec![with(&[5, 3]), with(&[3]), r.finding(Check::FileSize, "y")]);
         assert_eq!(merged.len(), 2);
         assert_eq!(merged[0].blocks, [3, 5]);

@@ -14,8 +14,9 @@
 
 use std::os::unix::fs::MetadataExt;
 
+use super::server::session_beside;
 use super::side_server::{NotStarted, SideServer};
-use super::{ActionContext, ActionError, Outcome, prove, salvage, succeeded};
+use super::{ActionContext, ActionError, Outcome, pg, prove, salvage, succeeded};
 use crate::event::bytes;
 use crate::plan::{RowFloor, SalvageTable};
 use crate::system::{PostgresServer, WORK_DIR};
@@ -540,6 +541,48 @@ pub(super) async fn salvage_rows(
     )
     .await?;
     Ok(salvage::outcome(cx, &done))
+}
+
+pub(super) async fn salvage_from_log(
+    cx: &ActionContext<'_>,
+    service: &str,
+    run: &str,
+    (base, first_segment): (&str, &str),
+    (from, into): (&str, &str),
+    tables: &[SalvageTable],
+) -> Result<Outcome, ActionError> {
+    let server = cx.system.postgres(service).await?;
+    let work = async {
+        // Ends the present segment, so that everything committed lies in whole ones.
+        let client = session_beside(cx, &server, from).await?;
+        client
+            .rows("select pg_catalog.pg_switch_wal()")
+            .await
+            .map_err(pg("ending the WAL segment"))?;
+        extract_base(cx, service, run, base, first_segment).await?;
+        let new = start_new(cx, &server, run).await?;
+        let salvaged = salvage::tables(
+            cx,
+            &new.admin.to_database(from),
+            &server.admin.to_database(into).writable(),
+            tables,
+        )
+        .await;
+        let _ = new.stop(cx.deadline).await;
+        salvaged
+    }
+    .await;
+    discard(cx, service, run).await?;
+    match work {
+        Ok(salvaged) => Ok(salvage::outcome(cx, &[(from.to_owned(), salvaged)])),
+        // A gift, like all salvage: without it the restore is what it was.
+        Err(e) => {
+            cx.warn(format!("the write-ahead log could not be used: {e}"));
+            Ok(Outcome::new(format!("nothing could be brought over: {e}"))
+                .fact("rows-salvaged", 0)
+                .fact("salvage-failed", e.to_string()))
+        }
+    }
 }
 
 pub(super) async fn switch(cx: &ActionContext<'_>, service: &str, run: &str) -> Result<Outcome, ActionError> {

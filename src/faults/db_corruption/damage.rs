@@ -4,7 +4,7 @@ use super::files::{Damage, saved_dir};
 use super::target::{self, Chosen, Place};
 use super::{After, Halt, Prepared, Request, Work};
 use crate::error::{Error, Kind, Result};
-use crate::faults::record::Heal;
+use crate::faults::record::{Heal, TableRef};
 use crate::faults::server::{asking, session};
 use crate::system::PostgresServer;
 
@@ -22,6 +22,7 @@ struct Worked {
     damage: Damage,
     halt: Halt,
     after: After,
+    reindex: Option<TableRef>,
 }
 
 /// Works out one of the faults of this file; `None` for a name that is none of them.
@@ -31,11 +32,19 @@ pub(super) async fn prepare(
     request: &Request,
     id: &str,
 ) -> Result<Option<Prepared>> {
+    // Of a server that is down already nobody knows what else is wrong with it.
+    if !server.container.is_running() {
+        return Err(not_running(server));
+    }
+    drop(session(server, &server.admin.database).await?);
     let worked = match variant {
         "heap-page" => {
             let chosen = choose(server, request, false).await?;
             let place = chosen.live_block(server, &chosen.quoted).await?;
-            scramble(format!("table {}", chosen.table), &place)
+            Worked {
+                reindex: Some(chosen.reference()),
+                ..scramble(&format!("table {}", chosen.table), &place)
+            }
         }
         "zero-page" => {
             let chosen = choose(server, request, false).await?;
@@ -51,19 +60,20 @@ pub(super) async fn prepare(
                 },
                 halt: Halt::Clean,
                 after: After::Serves,
+                reindex: Some(chosen.reference()),
             }
         }
         "index-page" => {
             let chosen = choose(server, request, false).await?;
             let index = chosen.index(server).await?;
             let place = chosen.index_block(server, &index).await?;
-            scramble(format!("index {index} of table {}", chosen.table), &place)
+            scramble(&format!("index {index} of table {}", chosen.table), &place)
         }
         "toast" => {
             let chosen = choose(server, request, true).await?;
             let toast = chosen.toast(server).await?;
             let place = chosen.live_block(server, &toast).await?;
-            scramble(format!("{toast} of table {}", chosen.table), &place)
+            scramble(&format!("{toast} of table {}", chosen.table), &place)
         }
         "missing-segment" | "truncated-segment" => segment(server, variant, request).await?,
         "pg-control" => Worked {
@@ -76,21 +86,23 @@ pub(super) async fn prepare(
             },
             halt: Halt::Crash,
             after: After::Fails,
+            reindex: None,
         },
         "wal" => Worked {
             target: "the checkpoint record in pg_wal, after a crash".into(),
             damage: Damage::Checkpoint,
             halt: Halt::Crash,
             after: After::Fails,
+            reindex: None,
         },
         "pg-xact" => commit_log(server).await?,
-        "permissions" => live_files(
+        "permissions" => plain(
             "the directory base",
             Damage::Owner { path: "base".into() },
             Halt::Running,
             After::Stays,
         ),
-        "config" => live_files(
+        "config" => plain(
             "postgresql.auto.conf",
             Damage::Config {
                 path: "postgresql.auto.conf".into(),
@@ -102,16 +114,13 @@ pub(super) async fn prepare(
         "wrong-major" => wrong_major(server).await?,
         _ => return Ok(None),
     };
-    // Of a server that is down already nobody knows what else is wrong with it.
-    if !server.container.is_running() {
-        return Err(not_running(server));
-    }
     Ok(Some(Prepared {
         target: worked.target,
         heal: Heal::Files {
             damage: worked.damage,
             saved: saved_dir(server, id),
             offline: worked.halt != Halt::Running,
+            reindex: worked.reindex,
         },
         work: Work::Files {
             halt: worked.halt,
@@ -142,7 +151,7 @@ async fn choose(server: &PostgresServer, request: &Request, with_toast: bool) ->
     .await
 }
 
-fn scramble(what: String, place: &Place) -> Worked {
+fn scramble(what: &str, place: &Place) -> Worked {
     Worked {
         target: format!("block {} of {what} ({})", place.number, place.path),
         damage: Damage::Scramble {
@@ -153,6 +162,7 @@ fn scramble(what: String, place: &Place) -> Worked {
         },
         halt: Halt::Clean,
         after: After::Serves,
+        reindex: None,
     }
 }
 
@@ -184,6 +194,7 @@ async fn segment(server: &PostgresServer, variant: &str, request: &Request) -> R
         damage,
         halt: Halt::Clean,
         after: After::Serves,
+        reindex: None,
     })
 }
 
@@ -204,6 +215,7 @@ async fn commit_log(server: &PostgresServer) -> Result<Worked> {
         damage: Damage::Remove { path },
         halt: Halt::Clean,
         after: After::Fails,
+        reindex: None,
     })
 }
 
@@ -216,7 +228,7 @@ async fn wrong_major(server: &PostgresServer) -> Result<Worked> {
         .and_then(|t| t.parse().ok())
         .unwrap_or_default();
     let major = (number / 10_000).saturating_sub(1).to_string();
-    Ok(live_files(
+    Ok(plain(
         &format!("PG_VERSION says {major}"),
         Damage::Version {
             path: "PG_VERSION".into(),
@@ -227,12 +239,13 @@ async fn wrong_major(server: &PostgresServer) -> Result<Worked> {
     ))
 }
 
-fn live_files(target: &str, damage: Damage, halt: Halt, after: After) -> Worked {
+fn plain(target: &str, damage: Damage, halt: Halt, after: After) -> Worked {
     Worked {
         target: target.to_owned(),
         damage,
         halt,
         after,
+        reindex: None,
     }
 }
 

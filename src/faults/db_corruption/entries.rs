@@ -9,7 +9,7 @@
 use super::target::{self, Chosen, regclass};
 use super::{Prepared, Request, Work};
 use crate::error::{Error, Kind, Result};
-use crate::faults::record::Heal;
+use crate::faults::record::{Heal, TableRef};
 use crate::faults::server::{asking, session};
 use crate::postgres::{quote_ident, quote_literal};
 use crate::system::{PostgresServer, System};
@@ -75,8 +75,12 @@ impl Entries {
             .map(|r| quote_ident(r.text(0)))
             .collect::<Vec<_>>()
             .join(", ");
-        let mark =
-            |ready: bool| format!("update pg_index set indisready = {ready} where indexrelid = {}", regclass(index));
+        let mark = |ready: bool| {
+            format!(
+                "update pg_index set indisready = {ready} where indexrelid = {}",
+                regclass(index)
+            )
+        };
         // As a replica: no trigger fires and no foreign key is followed. A cascading
         // delete would take other rows along.
         let sql = format!(
@@ -89,7 +93,7 @@ impl Entries {
             self.from,
             mark(true),
         );
-        let done = self.chosen.client.within(self.chosen.patience(), &sql).await;
+        let done = self.chosen.client.within(target::PATIENCE, &sql).await;
         if done.is_err() {
             let _ = self.chosen.client.execute("rollback").await;
         }
@@ -121,13 +125,39 @@ pub async fn reindex(
         return Ok(false);
     }
     client
-        .within(
-            system.runbook.deadlines.step,
-            &format!("reindex index {index}"),
-        )
+        .within(system.runbook.deadlines.step, &format!("reindex index {index}"))
         .await
         .map_err(|e| {
-            Error::new(Kind::FailedUndone, format!("index {index} could not be built again")).because(&e)
+            Error::new(
+                Kind::FailedUndone,
+                format!("index {index} could not be built again"),
+            )
+            .because(&e)
         })?;
     Ok(true)
+}
+
+/// Builds all indexes of a table again.
+///
+/// # Errors
+/// The server's error.
+pub async fn reindex_table(system: &System, server: &PostgresServer, table: &TableRef) -> Result<()> {
+    let client = session(server, &table.database).await?;
+    client
+        .within(
+            system.runbook.deadlines.step,
+            &format!("reindex table {}", table.table),
+        )
+        .await
+        .map(drop)
+        .map_err(|e| {
+            Error::new(
+                Kind::FailedChanged,
+                format!(
+                    "the original is back, and the indexes of {} could not be built again",
+                    table.table
+                ),
+            )
+            .because(&e)
+        })
 }

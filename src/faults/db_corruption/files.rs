@@ -14,7 +14,11 @@ const SCRIPT: &str = include_str!("files.sh");
 /// One piece of damage. Paths are relative to the data directory, blocks are counted
 /// from the beginning of that file and are 8192 bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", rename_all_fields = "kebab-case", deny_unknown_fields)]
+#[serde(
+    rename_all = "kebab-case",
+    rename_all_fields = "kebab-case",
+    deny_unknown_fields
+)]
 pub enum Damage {
     /// Random bytes inside one block.
     Scramble {

@@ -33,11 +33,10 @@ fn file(id: &str) -> String {
 pub(super) fn prepare(server: &PostgresServer, request: &Request, id: &str) -> Result<Prepared> {
     let info = &server.container;
     if !info.is_running() {
-        return Err(Error::new(
-            Kind::Refused,
-            format!("container {} does not run", info.name),
-        )
-        .untouched("everything"));
+        return Err(
+            Error::new(Kind::Refused, format!("container {} does not run", info.name))
+                .untouched("everything"),
+        );
     }
     // Shared memory counts as the container's own: filling it could get the server killed.
     if info.memory_limit != 0 && info.shm_size > info.memory_limit / 2 {

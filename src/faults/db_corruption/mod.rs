@@ -225,6 +225,6 @@ impl Prepared {
     }
 }
 
-pub use entries::reindex;
+pub use entries::{reindex, reindex_table};
 pub use memory::free;
 pub use sessions::end;

@@ -136,12 +136,9 @@ impl Sessions {
     }
 
     /// Until all slots but the administrators' are taken: the last one was refused.
-    async fn wait_full(
-        &self,
-        server: &PostgresServer,
-        client: &crate::postgres::Client,
-    ) -> Result<String> {
+    async fn wait_full(&self, server: &PostgresServer, client: &crate::postgres::Client) -> Result<String> {
         let end = tokio::time::Instant::now() + Duration::from_secs(60);
+        let mut full = 0;
         loop {
             let rows = client
                 .rows(&format!(
@@ -152,11 +149,13 @@ impl Sessions {
                 ))
                 .await
                 .map_err(asking(server, "the count of sessions"))?;
-            let (free, held) = rows
-                .first()
-                .map(|r| (r.number::<i64>(0).unwrap_or(1), r.number::<i64>(1).unwrap_or(0)))
-                .unwrap_or((1, 0));
-            if free <= 0 && held > 0 {
+            let (free, held) = rows.first().map_or((1, 0), |r| {
+                (r.number::<i64>(0).unwrap_or(1), r.number::<i64>(1).unwrap_or(0))
+            });
+            // A session of the application that ends leaves a gap until the helper looks
+            // again: full is what stays full for longer than that.
+            full = if free <= 0 && held > 0 { full + 1 } else { 0 };
+            if full >= 8 {
                 return Ok(format!("{held} sessions of {} hold what was free", self.role));
             }
             if tokio::time::Instant::now() >= end {

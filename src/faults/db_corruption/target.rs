@@ -1,12 +1,18 @@
 //! What a fault hits: chosen from the catalogue so that the damage touches real rows.
 
+use std::time::Duration;
+
 use crate::error::{Error, Kind, Result};
+use crate::faults::record::TableRef;
 use crate::faults::server::{asking, session};
 use crate::postgres::{Client, Row, quote_ident, quote_literal, quote_qualified};
 use crate::system::PostgresServer;
 
 /// Blocks in one file of a relation: 1 GiB of 8 KiB blocks (PostgreSQL manual, 73.1).
 const SEGMENT_BLOCKS: u64 = 131_072;
+
+/// How long a statement that reads or writes rows may take.
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A database and a table in it, with a session to look further.
 pub struct Chosen {
@@ -132,10 +138,7 @@ async fn default_table(
     found.ok_or_else(|| {
         Error::new(
             Kind::Refused,
-            format!(
-                "database {database} on {} has no table to damage",
-                server.service
-            ),
+            format!("database {database} on {} has no table to damage", server.service),
         )
         .untouched("everything")
         .next("drctl drill inject … --table TABLE")
@@ -143,6 +146,15 @@ async fn default_table(
 }
 
 impl Chosen {
+    /// The table as a fault's record keeps it.
+    #[must_use]
+    pub fn reference(&self) -> TableRef {
+        TableRef {
+            database: self.database.clone(),
+            table: self.quoted.clone(),
+        }
+    }
+
     /// The file of a relation and its size in blocks.
     ///
     /// # Errors
@@ -173,7 +185,7 @@ impl Chosen {
             let block = self
                 .client
                 .within(
-                    self.patience(),
+                    PATIENCE,
                     &format!("select (ctid::text::point)[0]::bigint from {relation} where ctid >= '({from},0)' limit 1"),
                 )
                 .await
@@ -255,12 +267,6 @@ impl Chosen {
             .into_iter()
             .next()
             .ok_or_else(|| self.nothing("is not in the catalogue any more"))
-    }
-
-    /// How long a statement that reads or writes rows may take.
-    #[must_use]
-    pub fn patience(&self) -> std::time::Duration {
-        std::time::Duration::from_secs(60)
     }
 
     /// The refusal for a table that the fault cannot hit.

@@ -9,8 +9,8 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::evidence::{
-    BackupEvidence, BaseEvidence, Check, Connection, DatabaseEvidence, EVIDENCE_FORMAT, Evidence, RelationFinding,
-    RelationKind, SlotFacts,
+    BackupEvidence, BaseEvidence, Check, Connection, DatabaseEvidence, EVIDENCE_FORMAT, Evidence,
+    RelationFinding, RelationKind, SlotFacts,
 };
 use crate::backup::{Catalogue, Entry, Manifest};
 use crate::error::Error;
@@ -18,7 +18,7 @@ use crate::event::{Event, SharedReporter};
 use crate::postgres::PgError;
 use crate::probe::amcheck::{self, AmcheckOptions};
 use crate::probe::facts::DatabaseFacts;
-use crate::probe::relations::{PAGE, merge};
+use crate::probe::relations::{block_and_path, file_path, is_damage, merge};
 use crate::probe::{connection, counts, facts, files, logs, slots};
 use crate::runbook::Database;
 use crate::system::{PostgresServer, System};
@@ -42,20 +42,28 @@ pub struct DetectOptions {
 /// # Errors
 /// No such service, an engine that cannot be reached, a service without a container, a secret
 /// that cannot be read. A server that is down is not an error.
-pub async fn detect(system: &System, options: &DetectOptions, reporter: &SharedReporter) -> Result<Evidence, Error> {
+pub async fn detect(
+    system: &System,
+    options: &DetectOptions,
+    reporter: &SharedReporter,
+) -> Result<Evidence, Error> {
     let taken_at = Timestamp::now();
     let began = Instant::now();
     let service = system.postgres_service(options.service.as_deref())?.to_string();
     let server = system.postgres(&service).await?;
     let probe = system.runbook.deadlines.probe;
-    let deadline = if options.deep { system.runbook.deadlines.step } else { probe };
+    let deadline = if options.deep {
+        system.runbook.deadlines.step
+    } else {
+        probe
+    };
     reporter.event(&Event::Note {
         text: format!("container {} is {}", server.container.name, status_word(&server)),
     });
 
     let run = format!("detect-{}-{}", std::process::id(), taken_at.as_second());
     // A helper is a container of its own: on a busy engine it takes longer than a question.
-    let helper_deadline = probe.max(Duration::from_secs(3)) * 2;
+    let helper_deadline = probe.max(Duration::from_secs(3)) + Duration::from_secs(4);
     let (log, look, (connection, slots, databases), (backups, unusable_backups)) = tokio::join!(
         logs::read(&system.docker, &server.container),
         files::look(system, &server, &run, helper_deadline),
@@ -100,7 +108,12 @@ fn status_word(server: &PostgresServer) -> String {
 type Sessions = (Connection, Option<SlotFacts>, BTreeMap<String, DatabaseEvidence>);
 
 /// Everything that needs a session.
-async fn sessions(server: &PostgresServer, deep: bool, deadline: Duration, reporter: &SharedReporter) -> Sessions {
+async fn sessions(
+    server: &PostgresServer,
+    deep: bool,
+    deadline: Duration,
+    reporter: &SharedReporter,
+) -> Sessions {
     let (connection, client) = connection::question(server.connect().await).await;
     let slots = match &client {
         Some(client) => slots::read(client).await.ok(),
@@ -159,10 +172,21 @@ async fn database(
     let spec = server.admin.to_database(name);
     let (connection, client) = connection::question(server.connect_to(&spec).await).await;
     let mut found = nothing(connection);
-    let Some(client) = client else { return found };
+    let Some(client) = client else {
+        // No session comes about on a catalogue that cannot be read.
+        if let Connection::Refused { sqlstate, message } = &found.connection {
+            found.findings.extend(catalogue_damage(sqlstate, message));
+        }
+        return found;
+    };
     let failures = "select checksum_failures from pg_catalog.pg_stat_database \
                     where datname = pg_catalog.current_database()";
-    found.checksum_failures = client.value(failures).await.ok().flatten().and_then(|v| v.parse().ok());
+    found.checksum_failures = client
+        .value(failures)
+        .await
+        .ok()
+        .flatten()
+        .and_then(|v| v.parse().ok());
     drop(client);
 
     // The quick look must be over before the deadline, and not just its last statement.
@@ -176,7 +200,8 @@ async fn database(
     };
     let rows = async {
         let until = Instant::now() + budget;
-        let collected = tokio::time::timeout(budget, facts::collect(server, name, &config.tables, deep, budget)).await;
+        let collected =
+            tokio::time::timeout(budget, facts::collect(server, name, &config.tables, deep, budget)).await;
         let collected = collected.unwrap_or_else(|_| {
             Err(PgError::Timeout {
                 address: format!("{}:{}", spec.host, spec.port),
@@ -184,13 +209,16 @@ async fn database(
                 deadline: budget,
             })
         });
-        let left = until.saturating_duration_since(Instant::now()).max(Duration::from_millis(200));
+        let left = until
+            .saturating_duration_since(Instant::now())
+            .max(Duration::from_millis(200));
         let compared = counts::compare(&spec, &config.tables, collected.as_ref().ok(), deep, left);
         // A server that stops answering in the middle of it.
         let compared = tokio::time::timeout(left + Duration::from_secs(1), compared).await;
         (collected, compared)
     };
-    let (checked, (collected, compared)) = tokio::join!(amcheck::check_database(server, name, &structure), rows);
+    let (checked, (collected, compared)) =
+        tokio::join!(amcheck::check_database(server, name, &structure), rows);
 
     match checked {
         Ok(report) => {
@@ -200,7 +228,11 @@ async fn database(
         }
         Err(e) => {
             found.not_examined.push(("every relation".into(), e.to_string()));
-            found.findings.extend(catalogue_damage(&e));
+            if is_damage(&e) {
+                found
+                    .findings
+                    .extend(catalogue_damage(e.sqlstate().unwrap_or_default(), &e.to_string()));
+            }
         }
     }
     match compared {
@@ -208,10 +240,13 @@ async fn database(
             found.findings.extend(report.findings);
             found.not_examined.extend(report.not_examined);
         }
-        Ok(Err(e)) => found.not_examined.push(("rows against indexes".into(), e.to_string())),
-        Err(_) => found
+        Ok(Err(e)) => found
             .not_examined
-            .push(("rows against indexes".into(), "the server stopped answering".into())),
+            .push(("rows against indexes".into(), e.to_string())),
+        Err(_) => found.not_examined.push((
+            "rows against indexes".into(),
+            "the server stopped answering".into(),
+        )),
     }
     match collected {
         Ok(facts) => {
@@ -226,14 +261,15 @@ async fn database(
 
 /// The catalogue itself cannot be read. Its relations have fixed numbers, so that a few can be
 /// named although they cannot be looked up (`pg_class.h` and its like in the server's sources).
-fn catalogue_damage(e: &PgError) -> Option<RelationFinding> {
-    if !crate::probe::relations::is_damage(e) {
+fn catalogue_damage(sqlstate: &str, message: &str) -> Option<RelationFinding> {
+    // 58030 and 58P01: a file; without one named it is something else's.
+    let names_a_file = sqlstate.starts_with("58") && file_path(message).is_some();
+    if !names_a_file && !sqlstate.starts_with("XX") {
         return None;
     }
-    let message = e.to_string();
-    let (block, path) = crate::probe::relations::block_and_path(&message)
+    let (block, path) = block_and_path(message)
         .map(|(b, p)| (Some(b), p.to_owned()))
-        .or_else(|| Some((None, crate::probe::relations::file_path(&message)?.to_owned())))
+        .or_else(|| Some((None, file_path(message)?.to_owned())))
         .unwrap_or_default();
     let (relation, kind) = match path.rsplit('/').next() {
         Some("1259") => ("pg_catalog.pg_class".to_owned(), RelationKind::Heap),
@@ -248,8 +284,8 @@ fn catalogue_damage(e: &PgError) -> Option<RelationFinding> {
         relation,
         kind,
         check: Check::FullRead,
-        sqlstate: e.sqlstate().map(str::to_owned),
-        message,
+        sqlstate: Some(sqlstate.to_owned()),
+        message: message.to_owned(),
         blocks: block.into_iter().collect(),
         rows_missing: None,
     })
@@ -266,25 +302,39 @@ fn unreadable(facts: &DatabaseFacts, found: &mut DatabaseEvidence) {
             .and_then(|(_, rest)| rest.split_once(':'))
             .map(|(code, _)| code.to_owned())
             .filter(|code| code.len() == 5);
-        let damage = sqlstate.as_deref().is_some_and(|c| c.starts_with("XX") || c.starts_with("58"));
+        let damage = sqlstate
+            .as_deref()
+            .is_some_and(|c| c.starts_with("XX") || c.starts_with("58"));
         if !damage {
             found.not_examined.push((table, problem.clone()));
-        } else if !found.findings.iter().any(|f| f.table == table && f.kind == RelationKind::Heap) {
-            found.findings.push(RelationFinding {
-                relation: table.clone(),
-                kind: RelationKind::Heap,
-                table,
-                check: Check::FullRead,
-                sqlstate,
-                message: problem.clone(),
-                blocks: crate::probe::relations::block_and_path(problem)
-                    .filter(|(_, path)| fact.path.as_deref() == Some(path) && fact.bytes >= PAGE)
-                    .map(|(block, _)| block)
-                    .into_iter()
-                    .collect(),
-                rows_missing: None,
-            });
+            continue;
         }
+        let place = block_and_path(problem);
+        let path = place.map(|(_, path)| path).or_else(|| file_path(problem));
+        // A lost index keeps its table from being read at all: the planner opens every index.
+        let culprit = facts
+            .relations
+            .iter()
+            .find(|r| r.path.is_some() && r.path.as_deref() == path)
+            .unwrap_or(fact);
+        let relation = culprit.qualified();
+        if found.findings.iter().any(|f| f.relation == relation) {
+            continue;
+        }
+        found.findings.push(RelationFinding {
+            relation,
+            kind: match culprit.kind {
+                facts::RelationKind::Index => RelationKind::Index,
+                facts::RelationKind::Toast => RelationKind::Toast,
+                _ => RelationKind::Heap,
+            },
+            table,
+            check: Check::FullRead,
+            sqlstate,
+            message: problem.clone(),
+            blocks: place.map(|(block, _)| block).into_iter().collect(),
+            rows_missing: None,
+        });
     }
 }
 
@@ -307,7 +357,10 @@ async fn backups(system: &System, service: &str) -> Backups {
         let label = entry.label().to_string();
         match entry {
             Entry::Set(set) if set.manifest.deployment != system.deployment() => {
-                unusable.push((label, format!("it belongs to deployment {}", set.manifest.deployment)));
+                unusable.push((
+                    label,
+                    format!("it belongs to deployment {}", set.manifest.deployment),
+                ));
             }
             Entry::Set(set) => match backup(&label, &set.path, &set.manifest, service) {
                 Some(evidence) => usable.push(evidence),
@@ -324,16 +377,30 @@ async fn backups(system: &System, service: &str) -> Backups {
     (usable, unusable)
 }
 
-fn backup(label: &str, directory: &std::path::Path, manifest: &Manifest, service: &str) -> Option<BackupEvidence> {
+fn backup(
+    label: &str,
+    directory: &std::path::Path,
+    manifest: &Manifest,
+    service: &str,
+) -> Option<BackupEvidence> {
     let part = manifest.postgres.get(service)?;
     let below = |path: &str| directory.join(path).display().to_string();
     Some(BackupEvidence {
         label: label.to_owned(),
         path: directory.display().to_string(),
-        taken_at: part.logical.values().map(|l| l.snapshot_at).min().unwrap_or(manifest.started),
+        taken_at: part
+            .logical
+            .values()
+            .map(|l| l.snapshot_at)
+            .min()
+            .unwrap_or(manifest.started),
         version: part.server_version_number,
         system_identifier: part.system_identifier.clone(),
-        dumps: part.logical.iter().map(|(db, l)| (db.clone(), (below(&l.path), l.bytes))).collect(),
+        dumps: part
+            .logical
+            .iter()
+            .map(|(db, l)| (db.clone(), (below(&l.path), l.bytes)))
+            .collect(),
         base: part.physical.as_ref().map(|p| BaseEvidence {
             path: below(&p.path),
             bytes: p.bytes,
@@ -343,7 +410,8 @@ fn backup(label: &str, directory: &std::path::Path, manifest: &Manifest, service
             timeline: p.timeline,
         }),
         facts: part.facts.clone(),
-        dump_seconds: Some(part.logical.values().map(|l| l.seconds).sum()).filter(|_| !part.logical.is_empty()),
+        dump_seconds: Some(part.logical.values().map(|l| l.seconds).sum())
+            .filter(|_| !part.logical.is_empty()),
         base_seconds: part.physical.as_ref().map(|p| p.seconds),
     })
 }
@@ -354,20 +422,22 @@ mod tests {
 
     #[test]
     fn damage_of_the_catalogue_is_named_by_its_number() {
-        let e = PgError::Server {
-            severity: "ERROR".into(),
-            sqlstate: "XX001".into(),
-            message: "invalid page in block 0 of relation base/16396/1259".into(),
-            detail: None,
-        };
-        let finding = catalogue_damage(&e).unwrap();
-        assert_eq!((finding.relation.as_str(), finding.blocks), ("pg_catalog.pg_class", vec![0]));
-        let slow = PgError::Server {
-            severity: "ERROR".into(),
-            sqlstate: "57014".into(),
-            message: "canceling statement due to statement timeout".into(),
-            detail: None,
-        };
-        assert!(catalogue_damage(&slow).is_none());
+        let finding = catalogue_damage(
+            "XX001",
+            "FATAL XX001: invalid page in block 0 of relation base/16396/1259",
+        )
+        .unwrap();
+        assert_eq!(
+            (finding.relation.as_str(), finding.blocks),
+            ("pg_catalog.pg_class", vec![0])
+        );
+        assert!(catalogue_damage("57014", "canceling statement due to statement timeout").is_none());
+        assert!(
+            catalogue_damage(
+                "42501",
+                "could not access directory \"base/5\": Permission denied"
+            )
+            .is_none()
+        );
     }
 }

@@ -219,7 +219,7 @@ fn from_log(ev: &Evidence) -> Option<Finding> {
             &[
                 format!("# start it with an image of PostgreSQL {data}, if that is what the data is"),
                 format!(
-                    "# if only the file PG_VERSION is wrong: docker run --rm -v {volume}:/d IMAGE sh -c 'echo {program} > /d/PG_VERSION'"
+                    "# if only the file PG_VERSION is wrong: docker run --rm -v {volume}:/d {image} sh -c 'echo {program} > /d/PG_VERSION'"
                 ),
             ],
         ));
@@ -237,7 +237,7 @@ fn from_log(ev: &Evidence) -> Option<Finding> {
             "files of the data directory belong to the wrong user or have the wrong mode",
             reasons,
             &[
-                format!("docker run --rm -v {volume}:/d IMAGE chown -R {owner} /d"),
+                format!("docker run --rm -v {volume}:/d {image} chown -R {owner} /d"),
                 format!("docker start {name}"),
             ],
         ));
@@ -338,14 +338,16 @@ fn refused(ev: &Evidence, code: &str, message: &str) -> Finding {
     let reasons = vec![message.to_owned()];
     match code {
         // Between two crashes it is "starting up" too; then its last words count.
-        sqlstate::CANNOT_CONNECT_NOW => from_log(ev).unwrap_or_else(|| Finding::look_alike(
-            "starting",
-            "the server is starting up, shutting down or replaying its log",
-            reasons,
-            &[format!(
-                "docker logs --tail 20 {name}    # watch it finish, then run this again"
-            )],
-        ),
+        sqlstate::CANNOT_CONNECT_NOW => from_log(ev).unwrap_or_else(|| {
+            Finding::look_alike(
+                "starting",
+                "the server is starting up, shutting down or replaying its log",
+                reasons,
+                &[format!(
+                    "docker logs --tail 20 {name}    # watch it finish, then run this again"
+                )],
+            )
+        }),
         sqlstate::TOO_MANY_CONNECTIONS => slots(ev, reasons),
         sqlstate::INVALID_PASSWORD | sqlstate::INVALID_AUTHORIZATION => Finding::look_alike(
             "wrong-password",
@@ -376,7 +378,7 @@ fn refused(ev: &Evidence, code: &str, message: &str) -> Finding {
                 "files of the data directory belong to the wrong user or have the wrong mode",
                 all,
                 &[format!(
-                    "docker run --rm -v {volume}:/d IMAGE chown -R {owner} /d    # heals it live"
+                    "docker run --rm -v {volume}:/d {image} chown -R {owner} /d    # heals it live"
                 )],
             )
         }
@@ -509,7 +511,8 @@ fn losses(ev: &Evidence, rb: &Runbook) -> Vec<(String, Loss)> {
         .flat_map(|(_, _, p)| &p.databases)
     {
         if let Some(evidence) = ev.databases.get(name.as_str()) {
-            let control = ev.control.as_ref().ok();
+            // A control file that fails its checksum says nothing true.
+            let control = ev.control.as_ref().ok().filter(|c| !c.checksum_mismatch);
             all.extend(
                 silent::losses(name.as_str(), evidence, config, &ev.backups, control)
                     .into_iter()

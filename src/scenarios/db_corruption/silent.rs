@@ -3,10 +3,8 @@
 
 use super::evidence::{BackupEvidence, ControlData, DatabaseEvidence};
 use crate::probe::facts::{DatabaseFacts, RelationFact, RelationKind};
+use crate::probe::relations::PAGE;
 use crate::runbook::{Database, Table};
-
-/// Pages in a page-sized unit of the default build.
-const PAGE: u64 = 8192;
 
 /// What the comparison of then and now shows.
 #[derive(Debug, Clone, PartialEq, Eq)]

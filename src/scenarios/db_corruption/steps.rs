@@ -10,6 +10,7 @@ use crate::plan::{
     Action, ClusterAction, Expectation, PostgresAction, Remedy, Risk, RowFloor, SalvageTable, Step, Undo,
     WorkloadAction,
 };
+use crate::probe::relations::{Check, PAGE};
 use crate::runbook::{Database, Salvage};
 
 /// Rows written while the backup ran may carry an earlier time stamp than its snapshot: a
@@ -94,7 +95,7 @@ fn restore_database(ground: &Ground<'_>) -> Draft {
     let label = ground.backup.map_or("", |b| b.label.as_str());
     let floors = floors(ground, &database);
     let sql = |a| Action::Postgres(a);
-    let steps = vec![
+    let mut steps = vec![
         step(
             ground,
             format!("Restore backup {label} into side database {side}"),
@@ -173,6 +174,17 @@ fn restore_database(ground: &Ground<'_>) -> Draft {
             })),
         ),
     ];
+    let mut discard = vec![sql(PostgresAction::DropDatabase {
+        service: service.clone(),
+        database: kept.clone(),
+    })];
+    if let Some(hidden) = salvage_from_log(ground, &database, &side_names(&database, &ground.request.run).0) {
+        discard.push(Action::Cluster(ClusterAction::Discard {
+            service: service.clone(),
+            run: ground.request.run.clone(),
+        }));
+        steps.insert(3, hidden);
+    }
     let dump_seconds = ground.backup.and_then(|b| b.dump_seconds).unwrap_or(10.0);
     Draft {
         steps,
@@ -181,11 +193,73 @@ fn restore_database(ground: &Ground<'_>) -> Draft {
         kept: format!(
             "the damaged database, as {kept}, with connections refused; an undo swaps it back, without what was written after the swap"
         ),
-        discard: vec![sql(PostgresAction::DropDatabase {
-            service,
-            database: kept,
-        })],
+        discard,
     }
+}
+
+/// Rows that were written since the backup and that the damage hides are still in the
+/// write-ahead log. Worth a copy of the server only where there may be such rows.
+fn salvage_from_log(ground: &Ground<'_>, database: &str, side: &str) -> Option<Step> {
+    if !may_hide_new_rows(ground, database) || !wal_is_complete(ground) {
+        return None;
+    }
+    let base = ground.backup.and_then(|b| b.base.clone())?;
+    let free = ground.ev.files.as_ref().ok()?.disk_free;
+    if base.bytes * 2 > free {
+        return None;
+    }
+    let service = ground.ev.service.clone();
+    let run = ground.request.run.clone();
+    let tables: Vec<SalvageTable> = salvage_tables(ground, database)
+        .into_iter()
+        .filter(|t| t.merge)
+        .collect();
+    if tables.is_empty() {
+        return None;
+    }
+    Some(step(
+        ground,
+        "Bring rows over that the damage hides, from the write-ahead log".to_owned(),
+        "the log since the backup is complete: replayed on a copy of the base backup it shows every committed row",
+        Risk::Reversible,
+        Action::Cluster(ClusterAction::SalvageFromLog {
+            service: service.clone(),
+            run: run.clone(),
+            base: base.path,
+            first_segment: base.first_segment,
+            from: database.to_owned(),
+            into: side.to_owned(),
+            tables,
+        }),
+        Undo::Action(Action::Cluster(ClusterAction::Discard { service, run })),
+    ))
+}
+
+/// Whether damaged pages may hold rows that the backup lacks. Rows are added at the end of
+/// a table that only grows; anywhere in another.
+fn may_hide_new_rows(ground: &Ground<'_>, database: &str) -> bool {
+    let (Some(evidence), Class::Tables { tables, .. }) = (ground.ev.databases.get(database), ground.class)
+    else {
+        return false;
+    };
+    let then = ground.backup.and_then(|b| b.facts.get(database));
+    tables.iter().any(|table| {
+        let Some(before) = then.and_then(|f| f.relations.iter().find(|r| &r.qualified() == table)) else {
+            return true;
+        };
+        let append_only = config(ground, database).is_some_and(|c| {
+            c.tables
+                .iter()
+                .any(|(n, t)| n.schema == before.schema && n.table == before.name && t.append_only)
+        });
+        let old_pages = (before.bytes / PAGE).saturating_sub(1);
+        let of_table: Vec<_> = evidence.findings.iter().filter(|f| &f.table == table).collect();
+        !append_only
+            || of_table.is_empty()
+            || of_table.iter().any(|f| {
+                f.check == Check::FileSize || f.blocks.is_empty() || f.blocks.iter().any(|b| *b >= old_pages)
+            })
+    })
 }
 
 fn restore_cluster(ground: &Ground<'_>) -> Draft {

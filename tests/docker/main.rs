@@ -1,0 +1,13 @@
+//! Tests on a real engine and real servers. Skipped, and said so, where no engine answers; a failure there with
+//! `DRCTL_REQUIRE_DOCKER=1`.
+#![allow(
+    clippy::print_stderr,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::missing_panics_doc,
+    reason = "tests talk and panic"
+)]
+
+mod faults;
+mod stack;
