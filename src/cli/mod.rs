@@ -2,8 +2,10 @@
 //! comments of the arguments are the help texts.
 
 mod backup;
+mod completions;
 mod drill;
 mod incident;
+mod man;
 mod recover;
 mod runbook;
 
@@ -100,6 +102,10 @@ enum Verb {
     Drill(drill::DrillArgs),
     /// Check, print or describe runbooks
     Runbook(runbook::RunbookArgs),
+    /// Print the script that makes a shell complete drctl's commands
+    Completions(completions::CompletionsArgs),
+    /// Print the manual page, or write those of all commands into a directory
+    Man(man::ManArgs),
 }
 
 /// What a verb gets: the global options, resolved.
@@ -163,6 +169,8 @@ pub async fn run(cli: Cli) -> ExitCode {
         Verb::Backup(args) => backup::run(&cx, args).await,
         Verb::Drill(args) => drill::run(&cx, args).await,
         Verb::Runbook(args) => runbook::run(&cx, args),
+        Verb::Completions(args) => completions::run(&args),
+        Verb::Man(args) => man::run(&args, cx.global.dry_run),
     };
     match result {
         Ok(code) => code,

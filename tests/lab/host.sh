@@ -70,8 +70,8 @@ install_missing() {
     host_say "installing with apt-get: ${wanted[*]}"
     retry as_root env DEBIAN_FRONTEND=noninteractive apt-get update -qq
     # Ubuntu's package of the plain name is the old Compose; Debian has but one.
-    if [[ " ${wanted[*]} " == *' docker-compose '* ]] && apt-cache show docker-compose-v2 >/dev/null 2>&1; then
-        wanted=("${wanted[@]/#%docker-compose/docker-compose-v2}")
+    if apt-cache show docker-compose-v2 >/dev/null 2>&1; then
+        mapfile -t wanted < <(printf '%s\n' "${wanted[@]}" | sed 's/^docker-compose$/&-v2/')
     fi
     retry as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${wanted[@]}" >/dev/null
 }
