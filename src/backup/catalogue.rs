@@ -189,7 +189,11 @@ impl Catalogue {
         }
         let label: Label = name.parse().ok()?;
         Some(match read_manifest(&path, &label) {
-            Ok(manifest) => Entry::Set(Box::new(Set { label, path, manifest })),
+            Ok(manifest) => Entry::Set(Box::new(Set {
+                label,
+                path,
+                manifest,
+            })),
             Err(why) => Entry::Damaged { label, path, why },
         })
     }
@@ -255,6 +259,18 @@ impl Catalogue {
         Ok(self.sets()?.into_iter().rfind(|s| &s.label < label))
     }
 
+    /// The set that a dump made as `label` is measured against: the newest good one before it
+    /// that holds a dump. A set of a server's copy alone has nothing to compare.
+    ///
+    /// # Errors
+    /// As [`Self::list`].
+    pub fn baseline(&self, label: &Label) -> Result<Option<Set>, CatalogueError> {
+        Ok(self
+            .sets()?
+            .into_iter()
+            .rfind(|s| &s.label < label && s.manifest.dumps().next().is_some()))
+    }
+
     /// A label for `now` that nothing in the directory has.
     ///
     /// # Errors
@@ -283,7 +299,8 @@ fn read_manifest(path: &Path, label: &Label) -> Result<Manifest, String> {
         return Err(format!("manifest.json is {size} bytes long: that is no manifest"));
     }
     let text = fs::read(&file).map_err(|e| format!("manifest.json: {e}"))?;
-    let value: serde_json::Value = serde_json::from_slice(&text).map_err(|e| format!("manifest.json: {e}"))?;
+    let value: serde_json::Value =
+        serde_json::from_slice(&text).map_err(|e| format!("manifest.json: {e}"))?;
     // Said before the shape is looked at: a newer format has fields that are unknown here.
     match value.get("format").and_then(serde_json::Value::as_u64) {
         Some(format) if format == u64::from(manifest::FORMAT) => {}
@@ -300,4 +317,88 @@ fn read_manifest(path: &Path, label: &Label) -> Result<Manifest, String> {
         return Err(format!("its manifest is that of {}", manifest.label));
     }
     Ok(manifest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn manifest(label: &str) -> String {
+        format!(
+            r#"{{"format":1,"deployment":"d","label":"{label}","started":"2026-11-20T02:00:00Z",
+            "finished":"2026-11-20T02:01:00Z","drctl-version":"0.1.0","bytes":1,"skew-seconds":0.5,
+            "postgres":{{}},"files":[]}}"#
+        )
+    }
+
+    fn put(dir: &Path, name: &str, content: Option<String>) {
+        fs::create_dir(dir.join(name)).unwrap();
+        if let Some(content) = content {
+            fs::write(dir.join(name).join(manifest::FILE_NAME), content).unwrap();
+        }
+    }
+
+    #[test]
+    fn only_a_directory_with_its_own_manifest_is_a_set() {
+        let dir = tempfile::tempdir().unwrap();
+        let (good, newer) = ("20261120T020000Z", "20261121T020000Z");
+        put(dir.path(), good, Some(manifest(good)));
+        put(dir.path(), newer, None);
+        put(dir.path(), "20261122T020000Z", Some(manifest(good)));
+        put(
+            dir.path(),
+            "20261123T020000Z",
+            Some(manifest("20261123T020000Z").replace(":1,", ":2,")),
+        );
+        put(
+            dir.path(),
+            "20261124T020000Z",
+            Some(manifest("20261124T020000Z").replace("\"bytes\"", "\"weight\":1,\"bytes\"")),
+        );
+        put(dir.path(), "20261125T020000Z.partial", None);
+        put(
+            dir.path(),
+            "20261126T020000Z.suspect",
+            Some(manifest("20261126T020000Z")),
+        );
+        put(dir.path(), "lost+found", None);
+        fs::write(dir.path().join("20261127T020000Z"), "a file").unwrap();
+
+        let catalogue = Catalogue::open(dir.path());
+        let states: Vec<&str> = catalogue.list().unwrap().iter().map(Entry::state).collect();
+        assert_eq!(
+            states,
+            [
+                "good", "damaged", "damaged", "damaged", "damaged", "partial", "suspect"
+            ]
+        );
+        assert_eq!(catalogue.find("latest").unwrap().label.to_string(), good);
+        assert_eq!(catalogue.find(good).unwrap().path, dir.path().join(good));
+        assert!(catalogue.find(newer).unwrap_err().is_damage());
+        assert!(matches!(
+            catalogue.find("../etc"),
+            Err(CatalogueError::NotALabel(_))
+        ));
+        assert!(matches!(
+            catalogue.find("20200101T000000Z"),
+            Err(CatalogueError::Absent { .. })
+        ));
+        assert!(catalogue.before(&newer.parse().unwrap()).unwrap().is_some());
+        assert!(catalogue.before(&good.parse().unwrap()).unwrap().is_none());
+        let taken = catalogue
+            .fresh_label("2026-11-20T02:00:00Z".parse().unwrap())
+            .unwrap();
+        assert_eq!(taken.to_string(), "20261120T020000Z-2");
+    }
+
+    #[test]
+    fn an_absent_directory_holds_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let catalogue = Catalogue::open(&dir.path().join("none"));
+        assert!(catalogue.list().unwrap().is_empty());
+        assert!(matches!(
+            catalogue.find("latest"),
+            Err(CatalogueError::Empty { .. })
+        ));
+    }
 }

@@ -53,7 +53,12 @@ pub async fn forecast(system: &System, options: Options) -> Result<Forecast> {
     let directory = &system.runbook.backup.directory;
     let previous = Catalogue::open(directory).sets().map_err(catalogue_error)?.pop();
     let servers = survey(system).await?;
-    let room = preflight::room(directory, &servers, previous.as_ref().map(|s| &s.manifest), options)?;
+    let room = preflight::room(
+        directory,
+        &servers,
+        previous.as_ref().map(|s| &s.manifest),
+        options,
+    )?;
     let mut parts = Vec::new();
     for s in &servers {
         for (database, size) in s.databases.iter().filter(|_| options.logical) {
@@ -90,13 +95,19 @@ pub async fn create(
     interrupt: impl Future<Output = ()>,
 ) -> Result<Set> {
     preflight::engine_is_local(system)?;
-    let lock = Lock::acquire(state, &format!("backup-{}", system.deployment()), "backup").map_err(|e| locked(&e))?;
+    let lock =
+        Lock::acquire(state, &format!("backup-{}", system.deployment()), "backup").map_err(|e| locked(&e))?;
     let directory = &system.runbook.backup.directory;
     let servers = survey(system).await?;
     let catalogue = Catalogue::open(directory);
     let room = {
         let previous = catalogue.sets().map_err(catalogue_error)?.pop();
-        preflight::room(directory, &servers, previous.as_ref().map(|s| &s.manifest), options)?
+        preflight::room(
+            directory,
+            &servers,
+            previous.as_ref().map(|s| &s.manifest),
+            options,
+        )?
     };
     files::make_private_dir(directory).map_err(|e| unwritable(directory, &e))?;
     // A run with another state directory would not see our lock, and would take our
@@ -159,7 +170,11 @@ async fn discard(run: &Run<'_>) {
 }
 
 async fn survey(system: &System) -> Result<Vec<Surveyed>> {
-    let names: Vec<String> = system.runbook.postgres_services().map(|(n, ..)| n.to_string()).collect();
+    let names: Vec<String> = system
+        .runbook
+        .postgres_services()
+        .map(|(n, ..)| n.to_string())
+        .collect();
     let mut servers = Vec::new();
     for name in &names {
         // The contract's path is for the one server that most deployments have.
@@ -173,7 +188,10 @@ async fn survey(system: &System) -> Result<Vec<Surveyed>> {
     if servers.is_empty() {
         return Err(Error::new(
             Kind::Refused,
-            format!("the runbook of {} names nothing that can be backed up", system.deployment()),
+            format!(
+                "the runbook of {} names nothing that can be backed up",
+                system.deployment()
+            ),
         )
         .untouched("everything"));
     }
@@ -206,7 +224,10 @@ async fn remove_helpers(system: &System) -> Result<()> {
         // `spawn_helper` names a helper after its deployment and its purpose.
         if name.starts_with(&prefix) {
             system.docker.remove(&id).await?;
-            system.docker.wait_stopped(&id, std::time::Duration::from_secs(10)).await?;
+            system
+                .docker
+                .wait_stopped(&id, std::time::Duration::from_secs(10))
+                .await?;
         }
     }
     Ok(())
@@ -214,12 +235,15 @@ async fn remove_helpers(system: &System) -> Result<()> {
 
 /// From the empty staging directory to the set.
 async fn make(run: &Run<'_>, catalogue: &Catalogue, servers: &[Surveyed], options: Options) -> Result<Set> {
-    let previous = catalogue.before(&run.label).map_err(catalogue_error)?.map(|s| s.manifest);
+    let previous = catalogue
+        .baseline(&run.label)
+        .map_err(catalogue_error)?
+        .map(|s| s.manifest);
     let started = Timestamp::now();
     let mut postgres = BTreeMap::new();
     let mut steps = Steps::new(run, servers, options);
     for surveyed in servers {
-        let part = save_server(run, surveyed, previous.as_ref(), options, &mut steps).await?;
+        let part = Box::pin(save_server(run, surveyed, previous.as_ref(), options, &mut steps)).await?;
         postgres.insert(surveyed.server.service.clone(), part);
     }
     let mut manifest = Manifest {
@@ -239,11 +263,23 @@ async fn make(run: &Run<'_>, catalogue: &Catalogue, servers: &[Surveyed], option
     let path = run.staging.join("RESTORE.md");
     files::write_private(&path, text.as_bytes()).map_err(|e| run.io(&path, &e))?;
     manifest.files = digests(run, &manifest).await?;
+    // The same once more in the form that `sha256sum --check` reads.
+    let sums: Vec<String> = manifest
+        .files
+        .iter()
+        .map(|f| format!("{}  {}", f.sha256, f.path))
+        .collect();
+    let path = run.staging.join("SHA256SUMS");
+    files::write_private(&path, (sums.join("\n") + "\n").as_bytes()).map_err(|e| run.io(&path, &e))?;
     manifest.bytes = files::measure(&run.staging).0;
     let problems = shape::problems(&manifest, previous.as_ref(), &run.system.runbook);
     let believed = problems.is_empty() || options.accept_shrink;
     let set = seal(run, catalogue.directory(), manifest, believed)?;
-    steps.finish(&format!("{} in {}", event::bytes(set.manifest.bytes), set.path.display()));
+    steps.finish(&format!(
+        "{} in {}",
+        event::bytes(set.manifest.bytes),
+        set.path.display()
+    ));
     if problems.is_empty() {
         return Ok(set);
     }
@@ -288,7 +324,7 @@ async fn save_server(
     if options.logical {
         for (database, size) in &surveyed.databases {
             steps.start(&format!("dump of database {database}"));
-            let dumped = logical::dump(run, surveyed, database, *size, previous).await?;
+            let dumped = Box::pin(logical::dump(run, surveyed, database, *size, previous)).await?;
             steps.finish(&logical::summary(&dumped.part));
             logical.insert(database.clone(), dumped.part);
             facts.insert(database.clone(), dumped.facts);
@@ -389,21 +425,28 @@ async fn digests(run: &Run<'_>, manifest: &Manifest) -> Result<Vec<manifest::Fil
         for base in &bases {
             all.push(base.join("backup_manifest"));
             let wal = base.join("pg_wal");
-            all.extend(files::list(&root.join(&wal), &|_| true)?.iter().map(|f| wal.join(f)));
+            all.extend(
+                files::list(&root.join(&wal), &|_| true)?
+                    .iter()
+                    .map(|f| wal.join(f)),
+            );
         }
         all.sort();
         // Two cores are common and a digest uses one.
         let (left, right) = all.split_at(all.len() / 2);
-        let digest_all =
-            |part: &[PathBuf]| part.iter().map(|p| files::digest(&root, p)).collect::<std::io::Result<Vec<_>>>();
+        let digest_all = |part: &[PathBuf]| {
+            part.iter()
+                .map(|p| files::digest(&root, p))
+                .collect::<std::io::Result<Vec<_>>>()
+        };
         std::thread::scope(|scope| {
             let other = scope.spawn(|| digest_all(right));
             let mut done = digest_all(left)?;
-            done.extend(
-                other
-                    .join()
-                    .unwrap_or_else(|_| Err(std::io::Error::other("the thread that computes digests ended early")))?,
-            );
+            done.extend(other.join().unwrap_or_else(|_| {
+                Err(std::io::Error::other(
+                    "the thread that computes digests ended early",
+                ))
+            })?);
             Ok(done)
         })
     };
@@ -419,17 +462,10 @@ fn seal(run: &Run<'_>, directory: &Path, manifest: Manifest, believed: bool) -> 
     let file = run.staging.join(manifest::FILE_NAME);
     let fail = |e: &std::io::Error| run.io(&file, e);
     let text = serde_json::to_vec_pretty(&manifest).map_err(|e| fail(&e.into()))?;
-    // pg_dump and pg_basebackup wait for their own files, `write_private` for ours.
-    let mut inner = vec![run.staging.clone()];
-    inner.extend(
-        fs::read_dir(&run.staging)
-            .map_err(|e| fail(&e))?
-            .filter_map(|e| e.ok().map(|e| e.path()).filter(|p| p.is_dir())),
-    );
+    // Everything that the manifest vouches for is on disk before the manifest exists.
+    files::sync_file_system(&run.staging).map_err(|e| fail(&e))?;
     files::write_private(&file, &text).map_err(|e| fail(&e))?;
-    for path in &inner {
-        files::sync_dir(path).map_err(|e| fail(&e))?;
-    }
+    files::sync_dir(&run.staging).map_err(|e| fail(&e))?;
     let name = if believed {
         run.label.to_string()
     } else {
@@ -448,14 +484,16 @@ fn seal(run: &Run<'_>, directory: &Path, manifest: Manifest, believed: bool) -> 
 fn lock_directory(directory: &Path) -> Result<File> {
     let file = File::open(directory).map_err(|e| unwritable(directory, &e))?;
     match file.try_lock() {
-        Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => Err(Error::new(
             Kind::Locked,
-            format!("another run, with another state directory, is writing to {}", directory.display()),
+            format!(
+                "another run, with another state directory, is writing to {}",
+                directory.display()
+            ),
         )
         .untouched("everything")),
         // A network file system without locks: the state directory's lock has to do.
-        Err(TryLockError::Error(_)) => Ok(file),
+        Ok(()) | Err(TryLockError::Error(_)) => Ok(file),
     }
 }
 
@@ -464,19 +502,22 @@ fn locked(e: &LockError) -> Error {
         LockError::State(_) => Error::new(Kind::Internal, e.to_string())
             .untouched("everything: nothing was written")
             .next("drctl --state-dir DIR backup    # a directory that can be written"),
-        _ => Error::new(Kind::Locked, e.to_string())
-            .untouched("everything: the other run goes on"),
+        _ => Error::new(Kind::Locked, e.to_string()).untouched("everything: the other run goes on"),
     }
 }
 
 fn unwritable(path: &Path, e: &std::io::Error) -> Error {
-    Error::new(Kind::Refused, format!("{} cannot be written: {e}", path.display()))
-        .untouched("the server and every older backup")
-        .next(format!("ls -ld {}", path.parent().unwrap_or(path).display()))
+    Error::new(
+        Kind::Refused,
+        format!("{} cannot be written: {e}", path.display()),
+    )
+    .untouched("the server and every older backup")
+    .next(format!("ls -ld {}", path.parent().unwrap_or(path).display()))
 }
 
 /// A catalogue's error at the boundary.
 #[must_use]
+#[expect(clippy::needless_pass_by_value, reason = "used as a function in map_err")]
 pub fn catalogue_error(e: CatalogueError) -> Error {
     let kind = match &e {
         CatalogueError::NotALabel(_) | CatalogueError::Absent { .. } => Kind::Usage,

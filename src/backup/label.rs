@@ -114,9 +114,18 @@ mod tests {
             assert_eq!(good.parse::<Label>().unwrap().to_string(), good);
         }
         for bad in [
-            "", "latest", "..", "../20261120T020000Z", "20261120T020000Z/..", "20261120T020000Z-1",
-            "20261120T020000Z-02", "20261320T020000Z", "20261120T020000Z.partial", "20261120T020000Z-+2",
-            " 20261120T020000Z", "2026-1120T02000Z",
+            "",
+            "latest",
+            "..",
+            "../20261120T020000Z",
+            "20261120T020000Z/..",
+            "20261120T020000Z-1",
+            "20261120T020000Z-02",
+            "20261320T020000Z",
+            "20261120T020000Z.partial",
+            "20261120T020000Z-+2",
+            " 20261120T020000Z",
+            "2026-1120T02000Z",
         ] {
             assert!(bad.parse::<Label>().is_err(), "{bad}");
         }
@@ -124,13 +133,26 @@ mod tests {
 
     #[test]
     fn labels_sort_by_time_then_number() {
-        let mut labels: Vec<Label> = ["20261120T020000Z-10", "20261120T020001Z", "20261120T020000Z-2", "20261120T020000Z"]
-            .iter()
-            .map(|l| l.parse().unwrap())
-            .collect();
+        let mut labels: Vec<Label> = [
+            "20261120T020000Z-10",
+            "20261120T020001Z",
+            "20261120T020000Z-2",
+            "20261120T020000Z",
+        ]
+        .iter()
+        .map(|l| l.parse().unwrap())
+        .collect();
         labels.sort();
         let text: Vec<String> = labels.iter().map(ToString::to_string).collect();
-        assert_eq!(text, ["20261120T020000Z", "20261120T020000Z-2", "20261120T020000Z-10", "20261120T020001Z"]);
+        assert_eq!(
+            text,
+            [
+                "20261120T020000Z",
+                "20261120T020000Z-2",
+                "20261120T020000Z-10",
+                "20261120T020001Z"
+            ]
+        );
         let at: Timestamp = "2026-11-20T02:00:00Z".parse().unwrap();
         assert_eq!(labels[0], Label::new(at, 1));
         assert_eq!(labels[0].at(), Some(at));

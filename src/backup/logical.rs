@@ -25,9 +25,10 @@ const MARK: &str = "==== drctl: properties of the database ====";
 
 /// Dumps, then reads the dump's table of contents and the properties of the database that
 /// a restore into another database leaves out. `$1` jobs, `$2` snapshot, `$3` compression.
+/// Not synced file by file: see [`files::sync_file_system`].
 const DUMP: &str = r#"
-pg_dump --format=directory --compress="$3" --jobs="$1" --snapshot="$2" --lock-wait-timeout=60s --no-password --file=/backup || exit 41
-toc=$(pg_restore --list /backup) || exit 42
+pg_dump --format=directory --compress="$3" --jobs="$1" --snapshot="$2" --lock-wait-timeout=60s --no-sync --no-password --file=/backup || exit 41
+toc=$(pg_restore --create --list /backup) || exit 42
 wanted='^[0-9]+; [0-9]+ [0-9]+ '
 printf '%s\n' "$toc" | grep -E "$wanted"'TABLE DATA '
 echo "$4"
@@ -93,7 +94,16 @@ pub async fn dump(
         run,
         server,
         "backup-dump",
-        &["sh", "-c", DUMP, "dump", &jobs.to_string(), &id, COMPRESSION, MARK],
+        &[
+            "sh",
+            "-c",
+            DUMP,
+            "dump",
+            &jobs.to_string(),
+            &id,
+            COMPRESSION,
+            MARK,
+        ],
     );
     // By environment: as an argument, a name with `=` in it would be connection parameters.
     spec.env.push(("PGDATABASE".into(), database.to_owned()));
@@ -102,7 +112,11 @@ pub async fn dump(
         target: "/backup".into(),
         read_only: false,
     });
-    let named = server.config.databases.iter().find(|(n, _)| n.as_str() == database);
+    let named = server
+        .config
+        .databases
+        .iter()
+        .find(|(n, _)| n.as_str() == database);
     let none = std::collections::BTreeMap::new();
     let facts = snapshot.read(
         named.map_or(&none, |(_, d)| &d.tables),
@@ -119,7 +133,10 @@ pub async fn dump(
         42 | 43 => {
             return Err(Error::new(
                 Kind::BackupDamaged,
-                format!("the dump of {subject} cannot be read back: {}", output.last_words()),
+                format!(
+                    "the dump of {subject} cannot be read back: {}",
+                    output.last_words()
+                ),
             )
             .untouched("the server and every older backup; what this run had written was removed"));
         }
@@ -136,15 +153,25 @@ pub async fn dump(
     if !missing.is_empty() {
         return Err(Error::new(
             Kind::BackupDamaged,
-            format!("the dump of {subject} lacks tables that the database has: {}", missing.join(", ")),
+            format!(
+                "the dump of {subject} lacks tables that the database has: {}",
+                missing.join(", ")
+            ),
         )
         .untouched("the server and every older backup; what this run had written was removed"));
     }
     let (header, locale) = properties_header(server, database).await.map_err(fail)?;
-    let settings = format!("{}/{}.settings.sql", surveyed.directory, files::component(database));
+    let settings = format!(
+        "{}/{}.settings.sql",
+        surveyed.directory,
+        files::component(database)
+    );
     let path = run.staging.join(&settings);
-    files::write_private(&path, format!("{header}{}\n", properties.trim_start()).as_bytes())
-        .map_err(|e| run.io(&path, &e))?;
+    files::write_private(
+        &path,
+        format!("{header}{}", only_properties(properties)).as_bytes(),
+    )
+    .map_err(|e| run.io(&path, &e))?;
     let (bytes, count) = files::measure(&target);
     let [encoding, collate, ctype, owner] = locale;
     Ok(Dumped {
@@ -185,8 +212,35 @@ async fn tables(server: &PostgresServer, database: &str) -> Result<BTreeSet<Stri
     Ok(rows.iter().map(|r| r.text(0).to_owned()).collect())
 }
 
+/// The statements after `CREATE DATABASE` of a `pg_restore --create` script: that one creates
+/// and connects whatever its list says. The guard against meta-commands in names
+/// (`\restrict`, 15.14 and later) is kept, once around all.
+fn only_properties(script: &str) -> String {
+    let after_create = script.split_once("\n\\connect ").map_or("", |(_, rest)| rest);
+    let token = script.lines().find_map(|l| l.strip_prefix("\\restrict "));
+    let body: Vec<&str> = after_create
+        .lines()
+        .skip(1)
+        .filter(|l| {
+            !["\\connect ", "\\restrict ", "\\unrestrict "]
+                .iter()
+                .any(|m| l.starts_with(m))
+        })
+        .collect();
+    let body = body.join("\n");
+    match token {
+        Some(token) if !body.trim().is_empty() => {
+            format!("\\restrict {token}\n{body}\n\\unrestrict {token}\n")
+        }
+        _ => format!("{body}\n"),
+    }
+}
+
 /// What `CREATE DATABASE` needs, as a comment for a person and as values for the manifest.
-async fn properties_header(server: &PostgresServer, database: &str) -> Result<(String, [String; 4]), PgError> {
+async fn properties_header(
+    server: &PostgresServer,
+    database: &str,
+) -> Result<(String, [String; 4]), PgError> {
     let client = server.connect().await?;
     let rows = client
         .rows(&format!(
@@ -215,8 +269,16 @@ pub async fn globals(run: &Run<'_>, surveyed: &Surveyed) -> Result<String> {
         .docker
         .run_helper(&spec, run.system.runbook.deadlines.step)
         .await?;
-    if output.exit_code != 0 || !output.stdout.contains("PostgreSQL database cluster dump complete") {
-        return Err(run.tool_failed("pg_dumpall", &format!("the roles of {}", surveyed.server.service), &output));
+    if output.exit_code != 0
+        || !output
+            .stdout
+            .contains("PostgreSQL database cluster dump complete")
+    {
+        return Err(run.tool_failed(
+            "pg_dumpall",
+            &format!("the roles of {}", surveyed.server.service),
+            &output,
+        ));
     }
     if !output.stderr.trim().is_empty() {
         run.warn(format!("pg_dumpall: {}", output.last_words()));
@@ -236,4 +298,21 @@ pub fn summary(part: &LogicalPart) -> String {
         event::bytes(part.bytes),
         event::bytes(part.database_bytes)
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_properties_come_without_create_and_connect() {
+        let script = "\\restrict T\nSET x = 0;\nCREATE DATABASE a;\nALTER DATABASE a OWNER TO b;\n\\unrestrict T\n\
+                      \\connect a\n\\restrict T\nSET x = 0;\nALTER DATABASE a SET work_mem TO '6MB';\n\
+                      \\unrestrict T\n\\connect a\n\\restrict T\nREVOKE ALL ON DATABASE a FROM PUBLIC;\n\\unrestrict T\n";
+        assert_eq!(
+            only_properties(script),
+            "\\restrict T\nSET x = 0;\nALTER DATABASE a SET work_mem TO '6MB';\nREVOKE ALL ON DATABASE a FROM PUBLIC;\n\\unrestrict T\n"
+        );
+        assert_eq!(only_properties("").trim(), "");
+    }
 }

@@ -171,7 +171,11 @@ impl Manifest {
     /// Bytes of all base backups.
     #[must_use]
     pub fn physical_bytes(&self) -> u64 {
-        self.postgres.values().filter_map(|p| p.physical.as_ref()).map(|p| p.bytes).sum()
+        self.postgres
+            .values()
+            .filter_map(|p| p.physical.as_ref())
+            .map(|p| p.bytes)
+            .sum()
     }
 
     /// `dump`, `base`, `dump+base`: what the set holds.

@@ -18,9 +18,10 @@ use crate::error::{Error, Kind, Result};
 use crate::postgres::Lsn;
 use crate::workload::HelperMount;
 
-/// Copies, then compares what is on disk with PostgreSQL's own manifest and reads the WAL.
+/// Copies, then compares what was written with PostgreSQL's own manifest and reads the WAL.
+/// Not synced file by file: see [`files::sync_file_system`].
 const COPY: &str = r#"
-pg_basebackup --pgdata=/backup --format=plain --wal-method=stream --checkpoint=fast --label="$1" --no-password || exit 41
+pg_basebackup --pgdata=/backup --format=plain --wal-method=stream --checkpoint=fast --label="$1" --no-sync --no-password || exit 41
 pg_verifybackup --quiet /backup || exit 42
 "#;
 /// The WAL ranges stand at the end of the manifest, whose length grows with the cluster.
@@ -73,7 +74,10 @@ pub async fn copy(run: &Run<'_>, surveyed: &Surveyed) -> Result<PhysicalPart> {
         42 => {
             return Err(Error::new(
                 Kind::BackupDamaged,
-                format!("the base backup of {subject} does not hold: {}", output.last_words()),
+                format!(
+                    "the base backup of {subject} does not hold: {}",
+                    output.last_words()
+                ),
             )
             .untouched("the server and every older backup; what this run had written was removed")
             .next("drctl backup    # again")
@@ -82,7 +86,8 @@ pub async fn copy(run: &Run<'_>, surveyed: &Surveyed) -> Result<PhysicalPart> {
         _ => return Err(run.tool_failed("pg_basebackup", &subject, &output)),
     }
     let finished = Timestamp::now();
-    let ranges = wal_ranges(&target.join("backup_manifest")).map_err(|e| run.io(&target.join("backup_manifest"), &e))?;
+    let ranges = wal_ranges(&target.join("backup_manifest"))
+        .map_err(|e| run.io(&target.join("backup_manifest"), &e))?;
     let (Some(first), Some(last)) = (ranges.first(), ranges.last()) else {
         return Err(Error::new(
             Kind::BackupDamaged,
@@ -97,7 +102,9 @@ pub async fn copy(run: &Run<'_>, surveyed: &Surveyed) -> Result<PhysicalPart> {
         start_lsn: first.start,
         end_lsn: last.end,
         timeline: last.timeline,
-        start_segment: first.start.segment_name(first.timeline, surveyed.wal_segment_size),
+        start_segment: first
+            .start
+            .segment_name(first.timeline, surveyed.wal_segment_size),
         finished,
         seconds: began.elapsed().as_secs_f64(),
     })

@@ -60,13 +60,23 @@ pub fn server_error(service: &str, doing: &str, e: &PgError) -> Error {
             Error::new(Kind::Unreachable, format!("{doing} on {service}: {e}")).next("drctl recover db-down")
         }
         PgError::Server { sqlstate: code, .. }
-            if [sqlstate::DATA_CORRUPTED, sqlstate::INDEX_CORRUPTED, sqlstate::UNDEFINED_FILE]
-                .contains(&code.as_str()) =>
+            if [
+                sqlstate::DATA_CORRUPTED,
+                sqlstate::INDEX_CORRUPTED,
+                sqlstate::UNDEFINED_FILE,
+            ]
+            .contains(&code.as_str()) =>
         {
             Error::new(Kind::FailedUndone, format!("{doing} on {service}: {e}"))
                 .next("drctl recover db-corruption    # the server's own words speak of damaged data")
         }
-        PgError::Server { sqlstate: code, .. } if code.starts_with("08") || code.starts_with("57P") || code.starts_with("53") || code.starts_with("28") || code.starts_with("3D") => {
+        PgError::Server { sqlstate: code, .. }
+            if code.starts_with("08")
+                || code.starts_with("57P")
+                || code.starts_with("53")
+                || code.starts_with("28")
+                || code.starts_with("3D") =>
+        {
             Error::new(Kind::Unreachable, format!("{doing} on {service}: {e}")).next("drctl diagnose")
         }
         PgError::Server { .. } => Error::new(Kind::FailedUndone, format!("{doing} on {service}: {e}")),
@@ -113,7 +123,12 @@ pub async fn survey(system: &System, service: &str, directory: String) -> Result
         )
         .await
         .map_err(fail)?;
-    let incomplete = || Error::new(Kind::CouldNotVerify, format!("{service} does not tell its own version"));
+    let incomplete = || {
+        Error::new(
+            Kind::CouldNotVerify,
+            format!("{service} does not tell its own version"),
+        )
+    };
     let row = rows.first().ok_or_else(incomplete)?;
     if row.number::<u32>(7) != Some(0) {
         return Err(Error::new(
@@ -125,7 +140,10 @@ pub async fn survey(system: &System, service: &str, directory: String) -> Result
     }
     let mut databases = Vec::new();
     for name in server.config.databases.keys() {
-        let size = sizes.iter().find(|r| r.text(0) == name.as_str()).and_then(|r| r.number(1));
+        let size = sizes
+            .iter()
+            .find(|r| r.text(0) == name.as_str())
+            .and_then(|r| r.number(1));
         let Some(size) = size else {
             return Err(Error::new(
                 Kind::BackupDamaged,
@@ -153,7 +171,12 @@ pub async fn survey(system: &System, service: &str, directory: String) -> Result
     if owner.is_empty() {
         return Err(Error::new(
             Kind::CouldNotVerify,
-            format!("the owner of {} in {} cannot be found: {}", server.data_dir, server.container.name, found.stderr.trim()),
+            format!(
+                "the owner of {} in {} cannot be found: {}",
+                server.data_dir,
+                server.container.name,
+                found.stderr.trim()
+            ),
         )
         .untouched("everything: nothing was written"));
     }
@@ -191,13 +214,22 @@ pub fn room(
     options: Options,
 ) -> Result<Room> {
     // The directory need not exist yet.
-    let existing = directory.ancestors().find(|p| p.exists()).unwrap_or(Path::new("/"));
+    let existing = directory
+        .ancestors()
+        .find(|p| p.exists())
+        .unwrap_or(Path::new("/"));
     let free = files::free_space(existing).map_err(|e| {
-        Error::new(Kind::Refused, format!("{} cannot be asked for free space: {e}", existing.display()))
-            .untouched("everything: nothing was written")
+        Error::new(
+            Kind::Refused,
+            format!("{} cannot be asked for free space: {e}", existing.display()),
+        )
+        .untouched("everything: nothing was written")
     })?;
     let physical = if options.physical {
-        servers.iter().map(|s| s.cluster_bytes + WAL_MARGIN + 4 * s.wal_segment_size).sum()
+        servers
+            .iter()
+            .map(|s| s.cluster_bytes + WAL_MARGIN + 4 * s.wal_segment_size)
+            .sum()
     } else {
         0
     };
@@ -213,7 +245,11 @@ pub fn room(
     } else {
         0
     };
-    let room = Room { physical, logical, free };
+    let room = Room {
+        physical,
+        logical,
+        free,
+    };
     if physical + logical <= free {
         return Ok(room);
     }
@@ -232,5 +268,7 @@ pub fn room(
     if physical > 0 && logical > 0 && logical <= free {
         error = error.next("drctl backup --logical-only");
     }
-    Err(error.next(format!("df -h {}", existing.display())).next("drctl backup list"))
+    Err(error
+        .next(format!("df -h {}", existing.display()))
+        .next("drctl backup list"))
 }

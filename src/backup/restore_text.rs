@@ -11,14 +11,14 @@ use super::preflight::Surveyed;
 pub fn render(manifest: &Manifest, servers: &[Surveyed]) -> String {
     let mut text = format!(
         "# Restore of {deployment} from backup {label}\n\n\
-         Made by drctl {version} from {started} to {finished} (UTC). Only ordinary tools are needed here:\n\
+         Made by drctl {version} from {started:.0} to {finished:.0} (UTC). Only ordinary tools are needed here:\n\
          `docker`, and the PostgreSQL tools that are in the server's own image. With drctl the same is done\n\
          by `drctl recover`, which first looks whether so much is needed.\n\n\
          Run the commands as root in the directory of this file. They ask for the administrator's password\n\
          in `PGPASSWORD`; set it first:\n\n\
          ```sh\nread -rs PGPASSWORD && export PGPASSWORD\n```\n\n\
          First check what is here:\n\n\
-         ```sh\npython3 -c 'import json; [print(f[\"sha256\"] + \"  \" + f[\"path\"]) for f in json.load(open(\"manifest.json\"))[\"files\"]]' | sha256sum --check --quiet\n```\n",
+         ```sh\nsha256sum --check --quiet SHA256SUMS\n```\n",
         deployment = manifest.deployment,
         label = manifest.label,
         version = manifest.drctl_version,
@@ -38,7 +38,17 @@ pub fn render(manifest: &Manifest, servers: &[Surveyed]) -> String {
             .iter()
             .find(|s| &s.server.service == service)
             .map_or("postgres", |s| s.server.config.admin_database.as_str());
-        server(&mut text, service, part, &Names { container, user, admin_database, label: &manifest.label.to_string() });
+        server(
+            &mut text,
+            service,
+            part,
+            &Names {
+                container,
+                user,
+                admin_database,
+                label: &manifest.label.to_string(),
+            },
+        );
     }
     text
 }
@@ -67,7 +77,11 @@ fn server(text: &mut String, service: &str, part: &PostgresPart, names: &Names<'
 
 /// Quotes for the shell, and for use inside a line of `sh -c '…'`-free text.
 fn sh(word: &str) -> String {
-    if !word.is_empty() && word.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-./:@%+,".contains(&b)) {
+    if !word.is_empty()
+        && word
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"_-./:@%+,".contains(&b))
+    {
         word.to_owned()
     } else {
         format!("'{}'", word.replace('\'', r"'\''"))
@@ -84,7 +98,7 @@ fn one_database(text: &mut String, part: &PostgresPart, database: &str, dump: &L
         r#"
 ### Database {database} alone, while the server runs
 
-The dump shows the moment {at} (WAL position {lsn}). It is restored beside the damaged database, looked
+The dump shows the moment {at:.0} (WAL position {lsn}). It is restored beside the damaged database, looked
 at, and then takes its name; the old one stays as `{old}` until you drop it.
 
 ```sh
@@ -141,7 +155,7 @@ fn whole_server(text: &mut String, part: &PostgresPart, base: &PhysicalPart, n: 
         r#"
 ### The whole server, when it does not start
 
-The base backup shows the moment {at} (WAL position {end}); everything after it is lost. The old files stay
+The base backup shows the moment {at:.0} (WAL position {end}); everything after it is lost. The old files stay
 in `{data}/.before-restore-{label}` until you remove them.
 
 ```sh
@@ -158,7 +172,7 @@ docker run --rm -i --network none --user 0:0 --volumes-from {container} -v "$PWD
   chmod 0700 .
   sync'
 docker start {container}
-docker logs --tail 20 {container}    # must say: consistent recovery state reached, ready to accept connections
+sleep 5; docker logs --tail 20 {container}    # must say: consistent recovery state reached, ready to accept connections
 ```
 
 Do not remove `backup_label` from the restored files: the server would start and show damaged data.

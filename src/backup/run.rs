@@ -52,11 +52,22 @@ impl Run<'_> {
         expected: u64,
     ) -> Result<HelperOutput, WorkloadError> {
         let deadline = self.system.runbook.deadlines.step;
-        self.watched(what, growing, expected, self.system.docker.run_helper(spec, deadline))
-            .await
+        self.watched(
+            what,
+            growing,
+            expected,
+            self.system.docker.run_helper(spec, deadline),
+        )
+        .await
     }
 
-    async fn watched<T>(&self, what: &str, growing: &Path, expected: u64, work: impl Future<Output = T>) -> T {
+    async fn watched<T>(
+        &self,
+        what: &str,
+        growing: &Path,
+        expected: u64,
+        work: impl Future<Output = T>,
+    ) -> T {
         let mut work = std::pin::pin!(work);
         loop {
             tokio::select! {
@@ -87,11 +98,15 @@ impl Run<'_> {
         }
         let mut error = Error::new(
             Kind::FailedUndone,
-            format!("{tool} of {subject} ended with exit code {}: {words}", output.exit_code),
+            format!(
+                "{tool} of {subject} ended with exit code {}: {words}",
+                output.exit_code
+            ),
         )
         .untouched("the server and every older backup; what this run had written was removed");
         if looks_damaged(&words) {
-            error = error.next("drctl recover db-corruption    # the server's own words speak of damaged data");
+            error =
+                error.next("drctl recover db-corruption    # the server's own words speak of damaged data");
         }
         error.next("drctl backup    # again, when the cause is gone")
     }
@@ -101,7 +116,12 @@ impl Run<'_> {
     pub fn full(&self, doing: &str, words: &str) -> Error {
         let (written, _) = files::measure(&self.staging);
         let free = files::free_space(&self.staging).unwrap_or_default();
-        let directory = self.staging.parent().unwrap_or(&self.staging).display().to_string();
+        let directory = self
+            .staging
+            .parent()
+            .unwrap_or(&self.staging)
+            .display()
+            .to_string();
         Error::new(
             Kind::FailedUndone,
             format!(
@@ -162,9 +182,13 @@ mod tests {
 
     #[test]
     fn words_are_told_apart() {
-        assert!(looks_damaged("pg_dump: error: invalid page in block 100 of relation base/16384/16390"));
+        assert!(looks_damaged(
+            "pg_dump: error: invalid page in block 100 of relation base/16384/16390"
+        ));
         assert!(looks_damaged("pg_basebackup: error: checksum error occurred"));
-        assert!(!looks_damaged("FATAL: password authentication failed for user \"x\""));
+        assert!(!looks_damaged(
+            "FATAL: password authentication failed for user \"x\""
+        ));
         assert!(is_full("could not write to file: No space left on device"));
         assert!(!is_full(
             "could not resize shared memory segment \"/PostgreSQL.1\" to 8 bytes: No space left on device"

@@ -24,7 +24,9 @@ pub fn problems(new: &Manifest, previous: Option<&Manifest>, runbook: &Runbook) 
         for name in named.iter().flat_map(|d| d.tables.keys()) {
             let qualified = format!("{}.{}", name.schema, name.table);
             let Some(fact) = facts.and_then(|f| f.relation(&name.schema, &name.table)) else {
-                found.push(format!("database {database} has no table {qualified}, which the runbook names"));
+                found.push(format!(
+                    "database {database} has no table {qualified}, which the runbook names"
+                ));
                 continue;
             };
             if let Some(problem) = &fact.problem {
@@ -73,7 +75,11 @@ pub fn data_entries(toc: &str) -> Vec<&str> {
 #[must_use]
 pub fn missing_tables<'a>(toc: &str, expected: &'a [String]) -> Vec<&'a str> {
     let present: std::collections::HashSet<&str> = data_entries(toc).into_iter().collect();
-    expected.iter().map(String::as_str).filter(|t| !present.contains(t)).collect()
+    expected
+        .iter()
+        .map(String::as_str)
+        .filter(|t| !present.contains(t))
+        .collect()
 }
 
 #[cfg(test)]
@@ -102,7 +108,10 @@ mod tests {
             3385; 0 16390 TABLE DATA public orders simgen\n\
             3386; 0 16399 TABLE DATA public order lines simgen\n\
             3400; 0 0 SEQUENCE SET public orders_id_seq simgen\n";
-        assert_eq!(data_entries(toc), ["public orders simgen", "public order lines simgen"]);
+        assert_eq!(
+            data_entries(toc),
+            ["public orders simgen", "public order lines simgen"]
+        );
         let expected = ["public orders simgen".to_owned(), "public gone simgen".to_owned()];
         assert_eq!(missing_tables(toc, &expected), ["public gone simgen"]);
         assert!(data_entries("").is_empty());

@@ -89,7 +89,14 @@ pub async fn verify(
             add(match engine {
                 Err(why) => could_not(&what, why),
                 Ok(system) => {
-                    let spec = helper(system, set, part, "verify-dump", &["sh", "-c", READ_DUMP], &dump.path);
+                    let spec = helper(
+                        system,
+                        set,
+                        part,
+                        "verify-dump",
+                        &["sh", "-c", READ_DUMP],
+                        &dump.path,
+                    );
                     judge_dump(&what, run(system, service, spec).await, dump.tables)
                 }
             });
@@ -109,7 +116,11 @@ pub async fn verify(
     let problems = shape::problems(&set.manifest, previous, runbook);
     add(match (problems.is_empty(), previous) {
         (true, Some(p)) => check("shape", Verdict::Pass, format!("not smaller than {}", p.label)),
-        (true, None) => check("shape", Verdict::Pass, "there is no older set to compare with".into()),
+        (true, None) => check(
+            "shape",
+            Verdict::Pass,
+            "there is no older set to compare with".into(),
+        ),
         (false, _) => check("shape", Verdict::Fail, problems.join("; ")),
     });
     Verification {
@@ -165,11 +176,10 @@ fn digests(root: &Path, listed: &[FileDigest]) -> Check {
     }
     let more = bad.len().saturating_sub(NAMED);
     bad.truncate(NAMED);
-    let mut found = bad.join("; ");
     if more > 0 {
-        found.push_str(&format!("; and {more} more"));
+        bad.push(format!("and {more} more"));
     }
-    check("digests", Verdict::Fail, found)
+    check("digests", Verdict::Fail, bad.join("; "))
 }
 
 fn helper(

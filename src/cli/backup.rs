@@ -75,8 +75,8 @@ struct VerifyArgs {
 /// Those of the verb.
 pub async fn run(cx: &Context, args: BackupArgs) -> Result<ExitCode> {
     match args.verb {
-        None => create(cx, &args.create).await,
-        Some(BackupVerb::Create(args)) => create(cx, &args).await,
+        None => Box::pin(create(cx, &args.create)).await,
+        Some(BackupVerb::Create(args)) => Box::pin(create(cx, &args)).await,
         Some(BackupVerb::List) => list(cx),
         Some(BackupVerb::Show { label }) => show(cx, &label),
         Some(BackupVerb::Verify(args)) => verify(cx, &args).await,
@@ -96,7 +96,8 @@ async fn create(cx: &Context, args: &CreateArgs) -> Result<ExitCode> {
     }
     let began = Instant::now();
     let code = Arc::new(AtomicU8::new(Kind::Interrupted.exit_code()));
-    let made = backup::create(&system, &cx.state, options, &cx.reporter, interrupt(code.clone())).await;
+    let work = backup::create(&system, &cx.state, options, &cx.reporter, interrupt(code.clone()));
+    let made = Box::pin(work).await;
     let set = match made {
         Err(e) if e.kind == Kind::Interrupted => {
             let _ = ui::error(&e, cx.global.json);
@@ -127,7 +128,11 @@ async fn dry_run(cx: &Context, system: &System, options: Options) -> Result<Exit
         }));
         return Ok(ExitCode::SUCCESS);
     }
-    ui::line(&format!("A backup of {} would be written to {}:", system.deployment(), plan.directory.display()));
+    ui::line(&format!(
+        "A backup of {} would be written to {}:",
+        system.deployment(),
+        plan.directory.display()
+    ));
     for part in &plan.parts {
         ui::line(&format!("  {part}"));
     }
@@ -163,11 +168,19 @@ fn summary(set: &Set, took: Duration) -> String {
     let mut parts = Vec::new();
     let seconds = |s: f64| event::seconds(Duration::try_from_secs_f64(s).unwrap_or_default());
     for (_, database, dump) in m.dumps() {
-        parts.push(format!("dump of {database} {} in {}", event::bytes(dump.bytes), seconds(dump.seconds)));
+        parts.push(format!(
+            "dump of {database} {} in {}",
+            event::bytes(dump.bytes),
+            seconds(dump.seconds)
+        ));
     }
     for (service, part) in &m.postgres {
         if let Some(base) = &part.physical {
-            parts.push(format!("base of {service} {} in {}", event::bytes(base.bytes), seconds(base.seconds)));
+            parts.push(format!(
+                "base of {service} {} in {}",
+                event::bytes(base.bytes),
+                seconds(base.seconds)
+            ));
         }
     }
     format!(
@@ -203,7 +216,10 @@ fn list(cx: &Context) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     if entries.is_empty() {
-        ui::line(&format!("There is no backup in {}.", catalogue.directory().display()));
+        ui::line(&format!(
+            "There is no backup in {}.",
+            catalogue.directory().display()
+        ));
         return Ok(ExitCode::SUCCESS);
     }
     let now = Timestamp::now();
@@ -278,10 +294,17 @@ fn show(cx: &Context, label: &str) -> Result<ExitCode> {
         .map_err(catalogue_error)?;
     let m = &set.manifest;
     if cx.global.json {
-        ui::json(&json!({ "event": "backup-manifest", "version": EVENT_VERSION, "path": set.path, "manifest": m }));
+        ui::json(
+            &json!({ "event": "backup-manifest", "version": EVENT_VERSION, "path": set.path, "manifest": m }),
+        );
         return Ok(ExitCode::SUCCESS);
     }
-    ui::line(&format!("Backup {} of {} at {}", m.label, m.deployment, set.path.display()));
+    ui::line(&format!(
+        "Backup {} of {} at {}",
+        m.label,
+        m.deployment,
+        set.path.display()
+    ));
     ui::line(&format!(
         "  made {} to {} by drctl {}, {}, parts {:.1} s apart",
         m.started,
@@ -340,7 +363,9 @@ async fn verify(cx: &Context, args: &VerifyArgs) -> Result<ExitCode> {
         // Not the newest good one: when the newest is damaged, that is the answer.
         entries.into_iter().next_back().into_iter().collect()
     } else {
-        vec![Entry::Set(Box::new(catalogue.find(&args.label).map_err(catalogue_error)?))]
+        vec![Entry::Set(Box::new(
+            catalogue.find(&args.label).map_err(catalogue_error)?,
+        ))]
     };
     if chosen.is_empty() {
         return Err(catalogue_error(backup::CatalogueError::Empty {
@@ -348,7 +373,11 @@ async fn verify(cx: &Context, args: &VerifyArgs) -> Result<ExitCode> {
         }));
     }
     let system = System::open(runbook.clone()).await;
-    let why = system.as_ref().err().map(|e| e.message.clone()).unwrap_or_default();
+    let why = system
+        .as_ref()
+        .err()
+        .map(|e| e.message.clone())
+        .unwrap_or_default();
     let mut worst = Verdict::Pass;
     for entry in &chosen {
         cx.reporter.event(&Event::Phase {
@@ -357,7 +386,10 @@ async fn verify(cx: &Context, args: &VerifyArgs) -> Result<ExitCode> {
         });
         let verdict = match entry {
             Entry::Set(set) => {
-                let previous = catalogue.before(&set.label).map_err(catalogue_error)?.map(|s| s.manifest);
+                let previous = catalogue
+                    .baseline(&set.label)
+                    .map_err(catalogue_error)?
+                    .map(|s| s.manifest);
                 let engine = system.as_ref().map_err(|_| why.as_str());
                 let found = backup::verify(&runbook, engine, set, previous.as_ref(), &cx.reporter).await;
                 result_line(cx, &found.label, found.verdict(), &json!(found.checks));

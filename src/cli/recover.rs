@@ -118,9 +118,10 @@ pub async fn run(cx: &Context, args: RecoverArgs) -> Result<ExitCode> {
         acknowledged: numbers,
         ..recovery(cx, &system, consent(cx))
     };
-    let ended = recover::<DbCorruption, _>(&request, async || {
+    // On the heap: it holds a whole recovery.
+    let ended = Box::pin(recover::<DbCorruption, _>(&request, async || {
         db_corruption::detect(&system, &options, &cx.reporter).await
-    })
+    }))
     .await?;
     if !cx.global.json && !cx.global.quiet {
         match ended {

@@ -120,7 +120,7 @@ impl<H: Hands, L: Log> Run<'_, H, L> {
             // notice is short, and is let finish: cut off, it would be harder to take back.
             let may_cut = step.risk <= Risk::Reversible;
             let applied = self
-                .apply(&step.action, step.timeout(), if may_cut { 0 } else { 1 })
+                .apply(&step.action, step.timeout(), u32::from(!may_cut))
                 .await;
             match applied {
                 Applied::Cut(which) if may_cut => return self.interrupted(which),

@@ -125,12 +125,12 @@ pub async fn carry_out(
         _ => Ok(()),
     };
     incident.progress = run.progress;
-    ended.map_err(|(first, second)| explain(incident, first, second))
+    ended.map_err(|(first, second)| explain(incident, first.as_ref(), second.as_ref()))
 }
 
 /// What the operator reads when a run ended early. `first` made it turn back, `second`
 /// stopped it on the way.
-fn explain(incident: &Incident, first: Option<Stop>, second: Option<Stop>) -> Error {
+fn explain(incident: &Incident, first: Option<&Stop>, second: Option<&Stop>) -> Error {
     let id = incident.id();
     let title = |step: usize| {
         incident.plan.steps.get(step.wrapping_sub(1)).map_or_else(
@@ -139,7 +139,7 @@ fn explain(incident: &Incident, first: Option<Stop>, second: Option<Stop>) -> Er
         )
     };
     let mut causes = Vec::new();
-    let mut message = match &first {
+    let mut message = match first {
         Some(Stop::Step { step, cause }) => {
             causes.push(cause.clone());
             format!("{} failed", title(*step))
@@ -148,7 +148,7 @@ fn explain(incident: &Incident, first: Option<Stop>, second: Option<Stop>) -> Er
         _ => format!("incident {id} is not finished"),
     };
     let changed = !incident.progress.to_undo().is_empty();
-    let kind = match (&first, &second) {
+    let kind = match (first, second) {
         (_, Some(Stop::Journal(e))) => {
             causes.push(e.to_string());
             message.push_str(", and the journal cannot be written, so nothing more was begun");
@@ -160,19 +160,16 @@ fn explain(incident: &Incident, first: Option<Stop>, second: Option<Stop>) -> Er
         }
         (_, Some(Stop::Undo { step, cause })) => {
             causes.push(cause.clone());
-            message.push_str(&format!(", and {} could not be taken back", title(*step)));
+            message += &format!(", and {} could not be taken back", title(*step));
             Kind::FailedChanged
         }
         (_, Some(Stop::Now(signal))) => {
-            message.push_str(&format!(
-                ", and a second signal ({}) stopped it half-way",
-                signal.name()
-            ));
+            message += &format!(", and a second signal ({}) stopped it half-way", signal.name());
             Kind::FailedChanged
         }
         (_, Some(Stop::Step { step, cause })) => {
             causes.push(cause.clone());
-            message.push_str(&format!(": {} failed", title(*step)));
+            message += &format!(": {} failed", title(*step));
             Kind::FailedChanged
         }
         (_, None | Some(Stop::Interrupted(_))) if !incident.progress.left.is_empty() => {

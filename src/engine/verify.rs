@@ -506,7 +506,7 @@ async fn sound(
     }
     let mut found = format!("amcheck examined {} relations", report.examined);
     if !beyond.is_empty() {
-        found.push_str(&format!(", {} are of kinds it cannot check", beyond.len()));
+        found += &format!(", {} are of kinds it cannot check", beyond.len());
     }
     answer(what, Verdict::Pass, found)
 }

@@ -286,11 +286,12 @@ pub fn writable(state: &StateDir) -> Result<(StateDir, Option<StateError>), Stat
         return Ok((state.clone(), None));
     };
     let fallback = StateDir::resolve(Some(&fallback_path()));
-    let made = fs::DirBuilder::new().mode(0o700).create(fallback.path());
+    // It may be there from an earlier run.
+    let _ = fs::DirBuilder::new().mode(0o700).create(fallback.path());
     // /dev/shm is everybody's: a directory that someone else made there is not used.
     let ours = fs::symlink_metadata(fallback.path())
-        .is_ok_and(|m| m.is_dir() && m.uid() == rustix::process::geteuid().as_raw() && m.mode() & 0o077 == 0);
-    if (made.is_ok() || ours) && ours && try_write(&fallback).is_ok() {
+        .is_ok_and(|m| m.is_dir() && m.uid() == rustix::process::geteuid().as_raw() && m.mode().trailing_zeros() >= 6);
+    if ours && try_write(&fallback).is_ok() {
         return Ok((fallback, Some(first)));
     }
     Err(first)

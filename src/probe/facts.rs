@@ -107,7 +107,9 @@ impl DatabaseFacts {
     /// The relation `schema.name`.
     #[must_use]
     pub fn relation(&self, schema: &str, name: &str) -> Option<&RelationFact> {
-        self.relations.iter().find(|r| r.schema == schema && r.name == name)
+        self.relations
+            .iter()
+            .find(|r| r.schema == schema && r.name == name)
     }
 
     /// Exact row counts by `schema.table`, of those that were counted.
@@ -188,7 +190,9 @@ impl Snapshot {
                  set jit = off; set idle_in_transaction_session_timeout = 0",
             )
             .await?;
-        client.execute("begin isolation level repeatable read read only").await?;
+        client
+            .execute("begin isolation level repeatable read read only")
+            .await?;
         Ok(Self { client })
     }
 
@@ -198,7 +202,10 @@ impl Snapshot {
     /// # Errors
     /// [`PgError`].
     pub async fn export(&self) -> Result<String, PgError> {
-        let id = self.client.value("select pg_catalog.pg_export_snapshot()").await?;
+        let id = self
+            .client
+            .value("select pg_catalog.pg_export_snapshot()")
+            .await?;
         Ok(id.unwrap_or_default())
     }
 
