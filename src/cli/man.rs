@@ -57,7 +57,10 @@ pub fn run(args: &ManArgs, dry_run: bool) -> Result<ExitCode> {
 /// The command and all below it.
 fn commands(command: &clap::Command) -> Vec<clap::Command> {
     let mut all = vec![command.clone()];
-    for below in command.get_subcommands().filter(|c| !c.is_hide_set() && c.get_name() != "help") {
+    for below in command
+        .get_subcommands()
+        .filter(|c| !c.is_hide_set() && c.get_name() != "help")
+    {
         all.extend(commands(below));
     }
     all
