@@ -1,3 +1,5 @@
 //! Tests that need no server.
 
+mod help;
+mod readme;
 mod runbook;
