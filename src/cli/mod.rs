@@ -2,8 +2,10 @@
 //! comments of the arguments are the help texts.
 
 mod backup;
+mod completions;
 mod drill;
 mod incident;
+mod man;
 mod recover;
 mod runbook;
 
@@ -30,9 +32,9 @@ use crate::ui;
     disable_help_subcommand = true
 )]
 #[command(
-    after_help = "Exit codes: 0 pass, 2 usage, 3 runbook invalid, 4 refused (nothing changed), 5 declined, \
+    after_help = "Exit codes: 0 pass, 1 internal error, 2 usage, 3 runbook invalid, 4 refused (nothing changed), 5 declined, \
 6 locked, 7 unreachable, 8 failed and undone, 9 failed and left changed (resume or undo), 10 verification failed, \
-11 backup damaged, 12 could not verify, 130 interrupted."
+11 backup damaged, 12 could not verify, 130 and 143 interrupted, state safe."
 )]
 pub struct Cli {
     #[command(flatten)]
@@ -46,10 +48,23 @@ pub struct Cli {
 #[command(next_help_heading = "Options of every command")]
 pub struct Global {
     /// The runbook. Default: ./drctl.yaml, then $XDG_CONFIG_HOME/drctl/runbook.yaml, then /etc/drctl/runbook.yaml
-    #[arg(short, long, global = true, env = "DRCTL_RUNBOOK", value_name = "PATH")]
+    #[arg(
+        short,
+        long,
+        global = true,
+        env = "DRCTL_RUNBOOK",
+        hide_env_values = true,
+        value_name = "PATH"
+    )]
     pub runbook: Option<PathBuf>,
     /// Where drctl keeps incidents and locks. Default: $XDG_STATE_HOME/drctl, /var/lib/drctl for root
-    #[arg(long, global = true, env = "DRCTL_STATE_DIR", value_name = "DIR")]
+    #[arg(
+        long,
+        global = true,
+        env = "DRCTL_STATE_DIR",
+        hide_env_values = true,
+        value_name = "DIR"
+    )]
     pub state_dir: Option<PathBuf>,
     /// Print JSON lines on standard output instead of text
     #[arg(long, global = true)]
@@ -57,7 +72,7 @@ pub struct Global {
     /// Show what would be done and stop; nothing is changed, nothing is written
     #[arg(short = 'n', long, global = true)]
     pub dry_run: bool,
-    /// Answer yes to every question below the irreversible ones
+    /// Answer yes to every question, but not to irreversible steps: those need --confirm
     #[arg(short, long, global = true)]
     pub yes: bool,
     /// The deployment's name: the typed agreement to an irreversible step
@@ -69,8 +84,15 @@ pub struct Global {
     /// Say more; twice for debugging
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub verbose: u8,
-    /// Colours in the output
-    #[arg(long, global = true, value_name = "WHEN", default_value = "auto")]
+    /// Colours in the output: auto (on a terminal, unless NO_COLOR is set), always or never
+    // With the values listed below it, the help of every command would take twice the lines.
+    #[arg(
+        long,
+        global = true,
+        value_name = "WHEN",
+        default_value = "auto",
+        hide_possible_values = true
+    )]
     pub color: Color,
     /// No progress bars
     #[arg(long, global = true)]
@@ -100,6 +122,10 @@ enum Verb {
     Drill(drill::DrillArgs),
     /// Check, print or describe runbooks
     Runbook(runbook::RunbookArgs),
+    /// Print the script that makes a shell complete drctl's commands
+    Completions(completions::CompletionsArgs),
+    /// Print the manual page, or write those of all commands into a directory
+    Man(man::ManArgs),
 }
 
 /// What a verb gets: the global options, resolved.
@@ -165,6 +191,8 @@ pub async fn run(cli: Cli) -> ExitCode {
         Verb::Backup(args) => backup::run(&cx, args).await,
         Verb::Drill(args) => drill::run(&cx, args).await,
         Verb::Runbook(args) => runbook::run(&cx, args),
+        Verb::Completions(args) => completions::run(&args),
+        Verb::Man(args) => man::run(&args, cx.global.dry_run),
     };
     match result {
         Ok(code) => code,

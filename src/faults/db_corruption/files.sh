@@ -1,3 +1,4 @@
+# shellcheck shell=sh
 # Damages the files of a PostgreSQL cluster on purpose, and puts them right again.
 #
 #   damage DIR KIND [ARGUMENTS]    saves the original in DIR, then damages
