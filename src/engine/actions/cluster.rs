@@ -76,6 +76,18 @@ chown -R "$(stat -c %u:%g "$D")" "$W"
 echo "segments $(ls "$W/wal" | grep -vc history || true)"
 "#;
 
+const LIVE_WAL: &str = r#"
+if [ -e "$W/log-used" ]; then echo done; exit 0; fi
+[ -d "$W/new" ] || fail "there is no copy of the base backup in $W"
+keep_wal
+chown -R "$(stat -c %u:%g "$D")" "$W/wal" "$W/restore-wal"
+"#;
+
+const LOG_USED: &str = r#"
+: > "$W/log-used"
+rm -rf "$W/new" "$W/wal"
+"#;
+
 const COPY_DAMAGED: &str = r#"
 owner=$(stat -c %u:%g "$D")
 mkdir -p "$W"; chmod 700 "$D/.drctl" "$W"
@@ -163,6 +175,8 @@ move "$W/old" "$D"
 sync
 [ ! -e "$W/old/global" ] || mv "$W/old/global" "$D/"
 sync
+# What served until now may hold work that users did since: it is not the undo's to drop.
+[ ! -e "$W/switched" ] || [ ! -d "$W/new" ] || mv "$W/new" "$W-undone"
 rm -f "$W/switched" "$W/old-complete" "$W/new-back"
 rmdir "$W/old"
 sync
@@ -547,7 +561,7 @@ pub(super) async fn salvage_from_log(
     cx: &ActionContext<'_>,
     service: &str,
     run: &str,
-    (base, first_segment): (&str, &str),
+    first_segment: &str,
     (from, into): (&str, &str),
     tables: &[SalvageTable],
 ) -> Result<Outcome, ActionError> {
@@ -559,7 +573,19 @@ pub(super) async fn salvage_from_log(
             .rows("select pg_catalog.pg_switch_wal()")
             .await
             .map_err(pg("ending the WAL segment"))?;
-        extract_base(cx, service, run, base, first_segment).await?;
+        let kept = script(
+            cx,
+            &server,
+            run,
+            "keep-wal",
+            LIVE_WAL,
+            &[("FIRST", first_segment)],
+            Vec::new(),
+        )
+        .await?;
+        if kept.stdout.contains("done") {
+            return Ok(Vec::new());
+        }
         let new = start_new(cx, &server, run).await?;
         let salvaged = salvage::tables(
             cx,
@@ -572,9 +598,11 @@ pub(super) async fn salvage_from_log(
         salvaged
     }
     .await;
-    discard(cx, service, run).await?;
     match work {
-        Ok(salvaged) => Ok(salvage::outcome(cx, &[(from.to_owned(), salvaged)])),
+        Ok(salvaged) => {
+            script(cx, &server, run, "drop-copy", LOG_USED, &[], Vec::new()).await?;
+            Ok(salvage::outcome(cx, &[(from.to_owned(), salvaged)]))
+        }
         // A gift, like all salvage: without it the restore is what it was.
         Err(e) => {
             cx.warn(format!("the write-ahead log could not be used: {e}"));
@@ -607,7 +635,7 @@ pub(super) async fn switch_back(
     Ok(Outcome::new(if output.stdout.contains("nothing") {
         "the old data was still in place".to_owned()
     } else {
-        format!("the old data is back; the restored is in {WORK_DIR}/{run}/new")
+        format!("the old data is back; what served until now is kept in {WORK_DIR}/{run}-undone")
     }))
 }
 

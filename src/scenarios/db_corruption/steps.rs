@@ -86,7 +86,8 @@ fn reindex(ground: &Ground<'_>) -> Draft {
 fn restore_database(ground: &Ground<'_>) -> Draft {
     let service = ground.ev.service.clone();
     let database = damaged_database(ground.class).unwrap_or_default().to_owned();
-    let (side, kept) = side_names(&database, &ground.request.run);
+    let names = SideNames::new(&database, &ground.request.run);
+    let (side, kept) = (names.side.clone(), names.kept.clone());
     let dump = ground
         .backup
         .and_then(|b| b.dumps.get(&database))
@@ -169,21 +170,27 @@ fn restore_database(ground: &Ground<'_>) -> Draft {
             Undo::Action(sql(PostgresAction::SwapBack {
                 service: service.clone(),
                 database: database.clone(),
-                side,
+                side: side.clone(),
                 kept: kept.clone(),
+                undone: names.undone.clone(),
             })),
         ),
     ];
-    let mut discard = vec![sql(PostgresAction::DropDatabase {
-        service: service.clone(),
-        database: kept.clone(),
-    })];
-    if let Some(hidden) = salvage_from_log(ground, &database, &side_names(&database, &ground.request.run).0) {
+    let drop = |database: &str| {
+        sql(PostgresAction::DropDatabase {
+            service: service.clone(),
+            database: database.to_owned(),
+        })
+    };
+    let mut discard = vec![drop(&kept), drop(&names.undone)];
+    if let Some([extract, replay]) = salvage_from_log(ground, &database, &side) {
+        // The copy before the fence: users wait for the replay only.
+        steps.insert(3, replay);
+        steps.insert(1, extract);
         discard.push(Action::Cluster(ClusterAction::Discard {
             service: service.clone(),
             run: ground.request.run.clone(),
         }));
-        steps.insert(3, hidden);
     }
     let dump_seconds = ground.backup.and_then(|b| b.dump_seconds).unwrap_or(10.0);
     Draft {
@@ -191,7 +198,8 @@ fn restore_database(ground: &Ground<'_>) -> Draft {
         expect: expectations(ground, &database, &floors),
         estimate_seconds: estimate(dump_seconds * RESTORE_OVER_DUMP, 5),
         kept: format!(
-            "the damaged database, as {kept}, with connections refused; an undo swaps it back, without what was written after the swap"
+            "the damaged database, as {kept}, with connections refused; an undo swaps it back and keeps what was written after the swap as {}",
+            names.undone
         ),
         discard,
     }
@@ -199,7 +207,7 @@ fn restore_database(ground: &Ground<'_>) -> Draft {
 
 /// Rows that were written since the backup and that the damage hides are still in the
 /// write-ahead log. Worth a copy of the server only where there may be such rows.
-fn salvage_from_log(ground: &Ground<'_>, database: &str, side: &str) -> Option<Step> {
+fn salvage_from_log(ground: &Ground<'_>, database: &str, side: &str) -> Option<[Step; 2]> {
     if !may_hide_new_rows(ground, database) || !wal_is_complete(ground) {
         return None;
     }
@@ -217,22 +225,26 @@ fn salvage_from_log(ground: &Ground<'_>, database: &str, side: &str) -> Option<S
     if tables.is_empty() {
         return None;
     }
-    Some(step(
-        ground,
-        "Bring rows over that the damage hides, from the write-ahead log".to_owned(),
-        "the log since the backup is complete: replayed on a copy of the base backup it shows every committed row",
-        Risk::Reversible,
-        Action::Cluster(ClusterAction::SalvageFromLog {
-            service: service.clone(),
-            run: run.clone(),
-            base: base.path,
-            first_segment: base.first_segment,
-            from: database.to_owned(),
-            into: side.to_owned(),
-            tables,
-        }),
-        Undo::Action(Action::Cluster(ClusterAction::Discard { service, run })),
-    ))
+    Some([
+        extract_base(ground),
+        step(
+            ground,
+            "Bring rows over that the damage hides, from the write-ahead log".to_owned(),
+            "the log since the backup is complete: replayed on the copy of the base backup it shows every committed row",
+            Risk::Reversible,
+            Action::Cluster(ClusterAction::SalvageFromLog {
+                service,
+                run,
+                first_segment: base.first_segment,
+                from: database.to_owned(),
+                into: side.to_owned(),
+                tables,
+            }),
+            Undo::NotNeeded(
+                "only side copies were written, and they go with the undo of their own steps".into(),
+            ),
+        ),
+    ])
 }
 
 /// Whether damaged pages may hold rows that the backup lacks. Rows are added at the end of
@@ -266,28 +278,10 @@ fn restore_cluster(ground: &Ground<'_>) -> Draft {
     let service = ground.ev.service.clone();
     let run = ground.request.run.clone();
     let base = ground.backup.and_then(|b| b.base.clone());
-    let label = ground.backup.map_or("", |b| b.label.as_str());
-    let (path, size, first_segment) = base
-        .map(|b| (b.path, b.bytes, b.first_segment))
-        .unwrap_or_default();
+    let (size, first_segment) = base.map(|b| (b.bytes, b.first_segment)).unwrap_or_default();
     let files = |a| Action::Cluster(a);
     let mut steps = vec![
-        step(
-            ground,
-            format!("Copy the base backup of {label} beside the data of {service}"),
-            "the old data stays where it is until its replacement is proven",
-            Risk::Reversible,
-            files(ClusterAction::ExtractBase {
-                service: service.clone(),
-                run: run.clone(),
-                base: path,
-                first_segment: first_segment.clone(),
-            }),
-            Undo::Action(files(ClusterAction::Discard {
-                service: service.clone(),
-                run: run.clone(),
-            })),
-        ),
+        extract_base(ground),
         stop(ground),
         step(
             ground,
@@ -330,7 +324,7 @@ fn restore_cluster(ground: &Ground<'_>) -> Draft {
         expect: cluster_expectations(ground),
         estimate_seconds: 8 + 2 * copies,
         kept: kept_directory(&run),
-        discard: vec![files(ClusterAction::Discard { service, run })],
+        discard: discard_directories(&service, &run),
     }
 }
 
@@ -367,8 +361,29 @@ fn salvage(ground: &Ground<'_>) -> Draft {
         expect: cluster_expectations(ground),
         estimate_seconds: 10 + 2 * data_bytes(ground) / COPY_SPEED,
         kept: kept_directory(&run),
-        discard: vec![files(ClusterAction::Discard { service, run })],
+        discard: discard_directories(&service, &run),
     }
+}
+
+fn extract_base(ground: &Ground<'_>) -> Step {
+    let service = ground.ev.service.clone();
+    let run = ground.request.run.clone();
+    let label = ground.backup.map_or("", |b| b.label.as_str());
+    let base = ground.backup.and_then(|b| b.base.clone());
+    let (base, first_segment) = base.map(|b| (b.path, b.first_segment)).unwrap_or_default();
+    step(
+        ground,
+        format!("Copy the base backup of {label} beside the data of {service}"),
+        "the old data stays where it is until its replacement is proven",
+        Risk::Reversible,
+        Action::Cluster(ClusterAction::ExtractBase {
+            service: service.clone(),
+            run: run.clone(),
+            base,
+            first_segment,
+        }),
+        Undo::Action(Action::Cluster(ClusterAction::Discard { service, run })),
+    )
 }
 
 fn stop(ground: &Ground<'_>) -> Step {
@@ -432,9 +447,22 @@ fn prove_switch_start(ground: &Ground<'_>) -> Vec<Step> {
     ]
 }
 
+/// The work directory, and what an undo left beside it.
+fn discard_directories(service: &str, run: &str) -> Vec<Action> {
+    [run.to_owned(), format!("{run}-undone")]
+        .into_iter()
+        .map(|run| {
+            Action::Cluster(ClusterAction::Discard {
+                service: service.to_owned(),
+                run,
+            })
+        })
+        .collect()
+}
+
 fn kept_directory(run: &str) -> String {
     format!(
-        "the old data, in .drctl/{run}/old of the data volume; an undo puts it back, without what was written after the switch"
+        "the old data, in .drctl/{run}/old of the data volume; an undo puts it back and keeps what was written after the switch in .drctl/{run}-undone"
     )
 }
 
@@ -571,25 +599,33 @@ fn cluster_expectations(ground: &Ground<'_>) -> Vec<Expectation> {
     expect
 }
 
-/// Names of the side database and of the one that is kept; at most 63 bytes, the longest
-/// identifier that PostgreSQL stores.
-fn side_names(database: &str, run: &str) -> (String, String) {
-    let mut base = database;
-    while base.len() > 28 {
-        base = base.get(..base.len() - 1).unwrap_or_else(|| {
-            let mut end = base.len() - 1;
-            while !base.is_char_boundary(end) {
-                end -= 1;
-            }
-            &base[..end]
-        });
+/// Names of databases that a restore makes; at most 63 bytes, the longest identifier that
+/// PostgreSQL stores.
+struct SideNames {
+    /// The restored one, before the swap.
+    side: String,
+    /// The damaged one, after the swap.
+    kept: String,
+    /// The restored one, after an undo.
+    undone: String,
+}
+
+impl SideNames {
+    fn new(database: &str, run: &str) -> Self {
+        let mut end = database.len().min(28);
+        while !database.is_char_boundary(end) {
+            end -= 1;
+        }
+        let base = database.get(..end).unwrap_or_default();
+        let time: String = run.chars().take(16).collect::<String>().to_lowercase();
+        let salt = run.rsplit('-').next().unwrap_or_default();
+        let name = |word: &str| format!("{base}_drctl_{word}_{time}_{salt}");
+        Self {
+            side: name("new"),
+            kept: name("old"),
+            undone: name("undone"),
+        }
     }
-    let time: String = run.chars().take(16).collect::<String>().to_lowercase();
-    let salt = run.rsplit('-').next().unwrap_or_default();
-    (
-        format!("{base}_drctl_new_{time}_{salt}"),
-        format!("{base}_drctl_old_{time}_{salt}"),
-    )
 }
 
 #[allow(
