@@ -1,9 +1,4 @@
 //! Everything that is printed. Standard output is data, standard error is talk.
-#![allow(
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "the one place that prints"
-)]
 
 pub mod preview;
 pub mod prompt;
@@ -32,7 +27,7 @@ impl Reporter for JsonLines {
             object.insert("version".into(), EVENT_VERSION.into());
             object.insert("at".into(), jiff::Timestamp::now().to_string().into());
         }
-        println!("{value}");
+        line(&value.to_string());
     }
 }
 
@@ -60,27 +55,31 @@ pub fn set_color(color: Color) {
     console::set_colors_enabled_stderr(on);
 }
 
+/// A reader that went away (`drctl … | head`) must not end a recovery half-way: what
+/// cannot be printed is dropped.
+fn write(mut to: impl std::io::Write, text: &str) {
+    let _ = to.write_all(text.as_bytes()).and_then(|()| to.flush());
+}
+
 /// Prints data as it is on standard output.
 pub fn data(text: &str) {
-    print!("{text}");
-    if !text.ends_with('\n') {
-        println!();
-    }
+    let end = if text.ends_with('\n') { "" } else { "\n" };
+    write(std::io::stdout(), &format!("{text}{end}"));
 }
 
 /// Prints one result line on standard output.
 pub fn line(text: &str) {
-    println!("{text}");
+    write(std::io::stdout(), &format!("{text}\n"));
 }
 
 /// Prints a JSON value as one line on standard output.
 pub fn json(value: &serde_json::Value) {
-    println!("{value}");
+    line(&value.to_string());
 }
 
 /// Prints a line of talk on standard error.
 pub fn talk(text: &str) {
-    eprintln!("{text}");
+    write(std::io::stderr(), &format!("{text}\n"));
 }
 
 /// Prints the boundary error, once, and gives its exit code.
@@ -98,15 +97,19 @@ pub fn error(e: &Error, as_json: bool) -> ExitCode {
         } else {
             "error:"
         };
-        eprintln!("{} {}", style(word).red().bold().for_stderr(), e.message);
+        talk(&format!(
+            "{} {}",
+            style(word).red().bold().for_stderr(),
+            e.message
+        ));
         for (i, cause) in e.causes.iter().enumerate() {
-            eprintln!("  {}. {cause}", i + 1);
+            talk(&format!("  {}. {cause}", i + 1));
         }
         if let Some(text) = &e.untouched {
-            eprintln!("{} {text}", style("Not touched:").bold().for_stderr());
+            talk(&format!("{} {text}", style("Not touched:").bold().for_stderr()));
         }
         for text in &e.next {
-            eprintln!("{} {text}", style("Next:").bold().for_stderr());
+            talk(&format!("{} {text}", style("Next:").bold().for_stderr()));
         }
     }
     ExitCode::from(e.kind.exit_code())
@@ -115,6 +118,6 @@ pub fn error(e: &Error, as_json: bool) -> ExitCode {
 /// An error before there is anything to work with.
 #[must_use]
 pub fn fatal(text: &str) -> ExitCode {
-    eprintln!("error: {text}");
+    talk(&format!("error: {text}"));
     ExitCode::FAILURE
 }

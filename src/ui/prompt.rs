@@ -15,12 +15,11 @@ impl Ask for Terminal {
     }
 
     fn ask(&self, question: &str) -> Option<String> {
-        eprint!("{question}");
-        std::io::stderr().flush().ok()?;
+        super::write(std::io::stderr(), question);
         let mut line = String::new();
         match std::io::stdin().lock().read_line(&mut line) {
             Ok(0) | Err(_) => {
-                eprintln!();
+                super::talk("");
                 None
             }
             Ok(_) => Some(line),

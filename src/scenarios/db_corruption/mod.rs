@@ -46,3 +46,6 @@ impl Scenario for DbCorruption {
         plan::plan(evidence, runbook, request)
     }
 }
+
+#[cfg(test)]
+mod tests;
