@@ -4,6 +4,7 @@
 pub mod acknowledged;
 pub mod actions;
 pub mod approve;
+mod endpoints;
 mod execute;
 mod interrupt;
 #[cfg(test)]

@@ -4,19 +4,13 @@
 use std::time::{Duration, Instant};
 
 use super::actions::Checked;
+use super::endpoints::{RETRY, SETTLE, endpoints, write_check};
 use crate::event::{Event, SharedReporter, Verdict};
 use crate::plan::{Expectation, RowFloor};
 use crate::postgres::{Client, PgError, quote_literal, quote_qualified};
 use crate::probe::amcheck::{AmcheckOptions, check_database};
-use crate::probe::http::Http;
-use crate::runbook::{Database, Endpoint, Runbook};
+use crate::runbook::{Database, Runbook};
 use crate::system::{PostgresServer, System};
-
-/// How long an endpoint may take to answer well again: connection pools of the
-/// application notice a new server only when they try.
-const SETTLE: Duration = Duration::from_secs(15);
-/// Time between two attempts.
-const RETRY: Duration = Duration::from_millis(250);
 
 /// What an expectation says, in words.
 #[must_use]
@@ -77,7 +71,7 @@ pub async fn verify<E>(
     Ok(all)
 }
 
-fn answer(what: impl Into<String>, verdict: Verdict, found: impl Into<String>) -> Checked {
+pub(super) fn answer(what: impl Into<String>, verdict: Verdict, found: impl Into<String>) -> Checked {
     Checked {
         what: what.into(),
         verdict,
@@ -201,7 +195,13 @@ fn failed(e: &PgError) -> Verdict {
     }
 }
 
-async fn rows(client: &Client, database: &str, floors: &[RowFloor], deadline: Duration) -> Vec<Checked> {
+/// Whether tables hold at least the rows they must. Leaves the session without index scans.
+pub(super) async fn rows(
+    client: &Client,
+    database: &str,
+    floors: &[RowFloor],
+    deadline: Duration,
+) -> Vec<Checked> {
     // An index-only scan believes the visibility map and counts rows that are gone.
     let prepared = client
         .execute("set enable_indexscan = off; set enable_indexonlyscan = off; set enable_bitmapscan = off; set jit = off")
@@ -235,7 +235,8 @@ async fn rows(client: &Client, database: &str, floors: &[RowFloor], deadline: Du
     all
 }
 
-async fn validations(client: &Client, config: &Database, deadline: Duration) -> Vec<Checked> {
+/// The runbook's questions, and whether their answers are those of a sound database.
+pub(super) async fn validations(client: &Client, config: &Database, deadline: Duration) -> Vec<Checked> {
     let mut all = Vec::new();
     for validation in &config.validation {
         let what = validation.name.clone();
@@ -317,150 +318,6 @@ async fn application_role(
     )
 }
 
-async fn endpoints(runbook: &Runbook, what: &str) -> Vec<Checked> {
-    if runbook.endpoints.is_empty() {
-        return vec![answer(
-            what,
-            Verdict::NotConfigured,
-            "the runbook names no endpoint",
-        )];
-    }
-    let http = match Http::new() {
-        Ok(http) => http,
-        Err(e) => return vec![answer(what, Verdict::CouldNotVerify, e.to_string())],
-    };
-    // Together: each may have to wait for a pool to notice.
-    let asked = runbook.endpoints.iter().map(|(name, e)| endpoint(&http, name, e));
-    futures_util::future::join_all(asked).await
-}
-
-async fn endpoint(http: &Http, name: &str, endpoint: &Endpoint) -> Checked {
-    let what = format!("endpoint {name} answers {}", endpoint.expect_status);
-    let (began, mut tries) = (Instant::now(), 0);
-    loop {
-        tries += 1;
-        let found = match http.get(endpoint.url.as_str(), timeout(endpoint.timeout)).await {
-            Ok(a) if a.status == endpoint.expect_status => {
-                let took = crate::event::seconds(a.took);
-                return answer(
-                    what,
-                    Verdict::Pass,
-                    format!("{} in {took}{}", a.status, attempts(tries)),
-                );
-            }
-            Ok(a) => format!("{} {}", a.status, first_words(&a.body)),
-            Err(e) => e.to_string(),
-        };
-        if began.elapsed() > SETTLE {
-            return answer(what, Verdict::Fail, format!("{found}{}", attempts(tries)));
-        }
-        tokio::time::sleep(RETRY).await;
-    }
-}
-
-fn timeout(configured: Option<Duration>) -> Duration {
-    configured.unwrap_or(Duration::from_secs(3))
-}
-
-fn attempts(tries: u32) -> String {
-    if tries > 1 {
-        format!(", attempt {tries}")
-    } else {
-        String::new()
-    }
-}
-
-fn first_words(body: &str) -> String {
-    body.split_whitespace()
-        .collect::<Vec<_>>()
-        .join(" ")
-        .chars()
-        .take(80)
-        .collect()
-}
-
-/// Makes a write as a user would and reads it back.
-async fn write_check(runbook: &Runbook, what: String) -> Checked {
-    let Some(config) = &runbook.write_check else {
-        return answer(what, Verdict::NotConfigured, "the runbook has no write-check");
-    };
-    let http = match Http::new() {
-        Ok(http) => http,
-        Err(e) => return answer(what, Verdict::CouldNotVerify, e.to_string()),
-    };
-    let began = Instant::now();
-    let body = config.write.body.as_deref().unwrap_or_default();
-    let written = loop {
-        let sent = http
-            .write(
-                config.write.method,
-                config.write.url.as_str(),
-                body,
-                timeout(config.write.timeout),
-            )
-            .await;
-        let problem = match sent {
-            Ok(a) if a.status == config.write.expect_status => break a,
-            // A refusal by the client's fault does not get better.
-            Ok(a) if (400..500).contains(&a.status) => {
-                return answer(
-                    what,
-                    Verdict::Fail,
-                    format!("the write got {} {}", a.status, first_words(&a.body)),
-                );
-            }
-            Ok(a) => format!("the write got {} {}", a.status, first_words(&a.body)),
-            Err(e) => format!("the write: {e}"),
-        };
-        if began.elapsed() > SETTLE {
-            return answer(what, Verdict::Fail, problem);
-        }
-        tokio::time::sleep(RETRY).await;
-    };
-    let Some(id) = identity(&written.body, &config.id_field) else {
-        return answer(
-            what,
-            Verdict::CouldNotVerify,
-            format!("the write's answer has no field {:?}", config.id_field),
-        );
-    };
-    let url = config
-        .read
-        .url
-        .as_str()
-        .replace("{id}", &id)
-        .replace("%7Bid%7D", &id);
-    match http.get(&url, timeout(config.read.timeout)).await {
-        Ok(a) if a.status == config.read.expect_status => answer(
-            what,
-            Verdict::Pass,
-            format!("written as {} {id}, and read back", config.id_field),
-        ),
-        Ok(a) => answer(
-            what,
-            Verdict::Fail,
-            format!(
-                "written as {id}, reading it got {} {}",
-                a.status,
-                first_words(&a.body)
-            ),
-        ),
-        Err(e) => answer(what, Verdict::Fail, format!("written as {id}, reading it: {e}")),
-    }
-}
-
-/// A field of a JSON object, for use in a URL: only what cannot change its meaning.
-fn identity(body: &str, field: &str) -> Option<String> {
-    let value: serde_json::Value = serde_json::from_str(body).ok()?;
-    let text = match value.get(field)? {
-        serde_json::Value::String(s) => s.clone(),
-        serde_json::Value::Number(n) => n.to_string(),
-        _ => return None,
-    };
-    let safe = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    (!text.is_empty() && text.chars().all(safe)).then_some(text)
-}
-
 /// Has amcheck look at the relations, or at everything: structure, and every row of each
 /// table in each of its indexes.
 async fn sound(
@@ -529,22 +386,6 @@ mod tests {
         ] {
             let checks: Vec<Checked> = verdicts.iter().map(|v| answer("x", *v, "y")).collect();
             assert_eq!(overall(&checks), expected, "{verdicts:?}");
-        }
-    }
-
-    #[test]
-    fn an_identity_cannot_change_the_address() {
-        for (body, id) in [
-            (r#"{"id": 42}"#, Some("42")),
-            (r#"{"id": "a-1_b.c"}"#, Some("a-1_b.c")),
-            (r#"{"id": "../admin"}"#, None),
-            (r#"{"id": "1?x=2"}"#, None),
-            (r#"{"id": ""}"#, None),
-            (r#"{"id": null}"#, None),
-            (r#"{"other": 1}"#, None),
-            ("oops", None),
-        ] {
-            assert_eq!(identity(body, "id").as_deref(), id, "{body}");
         }
     }
 }

@@ -3,6 +3,7 @@
 
 mod journal;
 mod lock;
+mod markdown;
 mod progress;
 mod report;
 mod state;
@@ -11,8 +12,9 @@ mod timeline;
 
 pub use journal::{Entry, JOURNAL_FILE, Journal, JournalError, Log, Record};
 pub use lock::{Holder, Lock, LockError};
+pub use markdown::{fact_text, is_plain, markdown, rpo_line, rto_line};
 pub use progress::{Progress, Stage};
-pub use report::{Phases, Report, fact_text, is_plain, markdown, rpo_line, rto_line};
+pub use report::{Phases, Report};
 pub use state::{StateDir, StateError, fresh_id, write_atomically};
 pub use store::{CASE_FORMAT, Case, Incident, IncidentError, Listing, fallback_path, writable, write_json};
 pub use timeline::{Moment, timeline};

@@ -289,8 +289,9 @@ pub fn writable(state: &StateDir) -> Result<(StateDir, Option<StateError>), Stat
     // It may be there from an earlier run.
     let _ = fs::DirBuilder::new().mode(0o700).create(fallback.path());
     // /dev/shm is everybody's: a directory that someone else made there is not used.
-    let ours = fs::symlink_metadata(fallback.path())
-        .is_ok_and(|m| m.is_dir() && m.uid() == rustix::process::geteuid().as_raw() && m.mode().trailing_zeros() >= 6);
+    let ours = fs::symlink_metadata(fallback.path()).is_ok_and(|m| {
+        m.is_dir() && m.uid() == rustix::process::geteuid().as_raw() && m.mode().trailing_zeros() >= 6
+    });
     if ours && try_write(&fallback).is_ok() {
         return Ok((fallback, Some(first)));
     }

@@ -135,10 +135,13 @@ pub enum PostgresAction {
         service: String,
         /// The name that users know.
         database: String,
-        /// What the restored one is called again.
+        /// What the restored one was called before the swap.
         side: String,
         /// What the damaged one is called now.
         kept: String,
+        /// What the restored one is called from then on: it may hold work that users did
+        /// since the swap, and stays until the incident is closed.
+        undone: String,
     },
     /// Drops a database whose name carries the run. Again: gone is gone.
     #[serde(rename_all = "kebab-case")]
@@ -208,17 +211,15 @@ pub enum ClusterAction {
         /// Per database, the tables.
         tables: Vec<(String, Vec<SalvageTable>)>,
     },
-    /// Restores a base backup beside the data of the running server, replays the log on it
-    /// up to now in a side server, brings rows over that the damage no longer shows, and
-    /// removes it all again. Again: starts over.
+    /// Replays the log of the running server on the extracted base backup in a side server,
+    /// brings rows over that the damage no longer shows, and removes `new` again. Again: a
+    /// marker tells whether it was done; otherwise the replay goes on where it stopped.
     #[serde(rename_all = "kebab-case")]
     SalvageFromLog {
         /// Service.
         service: String,
         /// Run.
         run: String,
-        /// Directory of the base backup on the engine's host.
-        base: String,
         /// First WAL segment that the backup needs.
         first_segment: String,
         /// Damaged database.
@@ -237,7 +238,9 @@ pub enum ClusterAction {
         /// Run.
         run: String,
     },
-    /// The switch backwards. Again: goes on where it stopped.
+    /// The switch backwards. What was in service until then, with the work that users did
+    /// since, stays as `.drctl/RUN-undone` until the incident is closed. Again: goes on
+    /// where it stopped.
     #[serde(rename_all = "kebab-case")]
     SwitchBack {
         /// Service.
@@ -293,9 +296,12 @@ impl Action {
                     format!("rename {database} to {kept} and {side} to {database}")
                 }
                 PostgresAction::SwapBack {
-                    database, side, kept, ..
+                    database,
+                    undone,
+                    kept,
+                    ..
                 } => {
-                    format!("rename {database} to {side} and {kept} to {database}")
+                    format!("rename {database} to {undone} and {kept} to {database}")
                 }
                 PostgresAction::DropDatabase { database, .. } => format!("drop database {database}"),
             },

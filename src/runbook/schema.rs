@@ -228,5 +228,7 @@ mod tests {
 #[cfg(test)]
 mod tmpgen {
     #[test]
-    fn tmpgen() { std::fs::write("runbooks/schema.json", super::schema()).unwrap(); }
+    fn tmpgen() {
+        std::fs::write("runbooks/schema.json", super::schema()).unwrap();
+    }
 }

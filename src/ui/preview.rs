@@ -212,6 +212,7 @@ mod tests {
                     database,
                     side,
                     kept,
+                    undone: "simgen_drctl_undone_1f3a".to_owned(),
                 }
             } else {
                 PostgresAction::SwapDatabases {

@@ -105,7 +105,12 @@ impl Reporter for Terminal {
             super::data(&text);
             return;
         }
-        if self.quiet && !matches!(event, Event::Warning { .. } | Event::StepFailed { .. } | Event::UndoFailed { .. }) {
+        if self.quiet
+            && !matches!(
+                event,
+                Event::Warning { .. } | Event::StepFailed { .. } | Event::UndoFailed { .. }
+            )
+        {
             return;
         }
         match event {

@@ -14,6 +14,9 @@
 
 use std::os::unix::fs::MetadataExt;
 
+use super::scripts::{
+    COPY_DAMAGED, DISCARD, EXTRACT, KEEP_WAL, LIVE_WAL, LOG_USED, PRELUDE, RESET_COPY, SWITCH, SWITCH_BACK,
+};
 use super::server::session_beside;
 use super::side_server::{NotStarted, SideServer};
 use super::{ActionContext, ActionError, Outcome, pg, prove, salvage, succeeded};
@@ -21,158 +24,6 @@ use crate::event::bytes;
 use crate::plan::{RowFloor, SalvageTable};
 use crate::system::{PostgresServer, WORK_DIR};
 use crate::workload::{HelperMount, HelperOutput};
-
-/// Common to all scripts: `$W` is the run's directory, `$D` the data directory.
-const PRELUDE: &str = r#"set -eu
-export LC_ALL=C
-D="$PGDATA"; W="$D/.drctl/$RUN"
-fail() { echo "$*" >&2; exit 1; }
-# Everything in a directory, hidden names too, one per line; .drctl never.
-entries() { ls -A "$1" | grep -vx -e .drctl || true; }
-# Segments and histories of pg_wal from segment $FIRST on. Timelines (the first eight
-# digits) do not order segments, the rest does.
-keep_wal() {
-  mkdir -p "$W/wal"
-  ls "$D/pg_wal" 2>/dev/null | awk -v first="x$FIRST" '
-    /\.history$/ { print }
-    length($0) == 24 && !/[^0-9A-F]/ && ("x" substr($0, 9)) >= ("x" substr(first, 10)) { print }
-  ' | while read -r name; do cp -a "$D/pg_wal/$name" "$W/wal/$name"; done
-  # A segment of another length would end the replay with an error instead of at its end.
-  cat > "$W/restore-wal" <<'END'
-file="${0%/*}/wal/$1"
-case "$1" in
-*.history) [ -f "$file" ] || exit 1 ;;
-*) [ -f "$file" ] && [ "$(wc -c < "$file")" -eq "$3" ] || exit 1 ;;
-esac
-# More than 125 ends the recovery instead of ending the replay (manual, 26.3.4).
-cp "$file" "$2" || exit 200
-END
-}
-"#;
-
-const EXTRACT: &str = r#"
-owner=$(stat -c %u:%g "$D")
-mkdir -p "$W"; chmod 700 "$D/.drctl" "$W"
-rm -rf "$W/new"
-cp -a /drctl/base "$W/new"
-rm -rf "$W/new/.drctl"
-[ -f "$W/new/PG_VERSION" ] && [ -f "$W/new/global/pg_control" ] && [ -f "$W/new/backup_label" ] ||
-  fail "the base backup is not complete: PG_VERSION, global/pg_control or backup_label is missing"
-pg_controldata "$W/new" | awk '/^Bytes per WAL segment/ { print $NF }' > "$W/segment-size"
-keep_wal
-# Without this file the server would stop replaying at the end of the backup, silently.
-: > "$W/new/recovery.signal"
-for f in postgresql.conf postgresql.auto.conf pg_hba.conf pg_ident.conf; do
-  [ ! -f "$D/$f" ] || cmp -s "$D/$f" "$W/new/$f" || echo "differs $f"
-done
-chown -R "$owner" "$D/.drctl"
-chmod 700 "$W/new"
-echo "bytes $(du -sk "$W/new" | cut -f1)"
-"#;
-
-const KEEP_WAL: &str = r#"
-keep_wal
-chown -R "$(stat -c %u:%g "$D")" "$W"
-echo "segments $(ls "$W/wal" | grep -vc history || true)"
-"#;
-
-const COPY_DAMAGED: &str = r#"
-owner=$(stat -c %u:%g "$D")
-mkdir -p "$W"; chmod 700 "$D/.drctl" "$W"
-rm -rf "$W/$TO"; mkdir "$W/$TO"
-entries "$D" | while read -r e; do cp -a "$D/$e" "$W/$TO/"; done
-rm -f "$W/$TO/postmaster.pid"
-chown -R "$owner" "$D/.drctl"
-chmod 700 "$W/$TO"
-"#;
-
-/// Makes a copy start that does not: the control file and the WAL are made anew
-/// (`pg_resetwal`), missing transaction status is filled in as committed. Never run on
-/// anything but a copy. The next transaction is taken from the newest pg_xact segment
-/// when the control file has nothing to say (PostgreSQL manual, pg_resetwal).
-const RESET_COPY: &str = r#"
-cd "$W/$TO"
-[ -s global/pg_control ] || : > global/pg_control
-last=$(ls pg_xact 2>/dev/null | sort | tail -n 1)
-first=$(ls pg_xact 2>/dev/null | sort | head -n 1)
-if [ -z "$last" ]; then last=0000; fi
-set -- -f -D .
-if ! pg_controldata . 2>/dev/null | grep -q 'NextXID' || pg_controldata . 2>&1 | grep -qi 'WARNING.*CRC'; then
-  next=$(( (0x$last + 1) * 1048576 ))
-  set -- "$@" -x "$next" -o "$next"
-  echo "control"
-fi
-pg_resetwal "$@" >/dev/null
-# 0x55 is four committed transactions to the byte. The alternative, zeros, would make every
-# row that was not yet marked vanish.
-if [ ! -e "pg_xact/$last" ]; then
-  head -c 262144 /dev/zero | tr '\0' 'U' > "pg_xact/$last"
-  echo "xact $last"
-fi
-"#;
-
-/// `global` goes out first and comes in last: without it no server starts on the
-/// directory, so that power failing anywhere in between leaves old or new or nothing that
-/// runs, never a mixture. The markers make it go on where it stopped.
-const SWITCH: &str = r#"
-[ -d "$W" ] || fail "there is no work directory $W"
-[ ! -e "$W/switched" ] || exit 0
-move() { # from to: all entries but global and PG_VERSION
-  entries "$1" | while read -r e; do
-    case "$e" in global|PG_VERSION) ;; *) mv "$1/$e" "$2/" ;; esac
-  done
-}
-if [ ! -e "$W/old-complete" ]; then
-  [ -f "$W/new/global/pg_control" ] && [ -f "$W/new/PG_VERSION" ] || fail "$W/new is no data directory"
-  mkdir -p "$W/old"
-  [ ! -e "$D/global" ] || mv "$D/global" "$W/old/"
-  sync
-  move "$D" "$W/old"
-  [ ! -e "$D/PG_VERSION" ] || mv "$D/PG_VERSION" "$W/old/"
-  sync
-  : > "$W/old-complete"
-  sync
-fi
-[ ! -e "$W/new/PG_VERSION" ] || mv "$W/new/PG_VERSION" "$D/"
-move "$W/new" "$D"
-sync
-[ ! -e "$W/new/global" ] || mv "$W/new/global" "$D/"
-: > "$W/switched"
-sync
-"#;
-
-const SWITCH_BACK: &str = r#"
-if [ ! -d "$W/old" ]; then echo "nothing"; exit 0; fi
-move() {
-  entries "$1" | while read -r e; do
-    case "$e" in global|PG_VERSION) ;; *) mv "$1/$e" "$2/" ;; esac
-  done
-}
-if [ -e "$W/old-complete" ] && [ ! -e "$W/new-back" ]; then
-  mkdir -p "$W/new"
-  [ ! -e "$D/global" ] || mv "$D/global" "$W/new/"
-  sync
-  move "$D" "$W/new"
-  [ ! -e "$D/PG_VERSION" ] || mv "$D/PG_VERSION" "$W/new/"
-  sync
-  : > "$W/new-back"
-  sync
-fi
-[ ! -e "$W/old/PG_VERSION" ] || mv "$W/old/PG_VERSION" "$D/"
-move "$W/old" "$D"
-sync
-[ ! -e "$W/old/global" ] || mv "$W/old/global" "$D/"
-sync
-rm -f "$W/switched" "$W/old-complete" "$W/new-back"
-rmdir "$W/old"
-sync
-"#;
-
-const DISCARD: &str = r#"
-[ ! -e "$W/old-complete" ] || [ -e "$W/switched" ] || fail "a switch is not finished: resume or undo it first"
-rm -rf "$W"
-rmdir "$D/.drctl" 2>/dev/null || true
-"#;
 
 async fn script(
     cx: &ActionContext<'_>,
@@ -547,7 +398,7 @@ pub(super) async fn salvage_from_log(
     cx: &ActionContext<'_>,
     service: &str,
     run: &str,
-    (base, first_segment): (&str, &str),
+    first_segment: &str,
     (from, into): (&str, &str),
     tables: &[SalvageTable],
 ) -> Result<Outcome, ActionError> {
@@ -559,7 +410,19 @@ pub(super) async fn salvage_from_log(
             .rows("select pg_catalog.pg_switch_wal()")
             .await
             .map_err(pg("ending the WAL segment"))?;
-        extract_base(cx, service, run, base, first_segment).await?;
+        let kept = script(
+            cx,
+            &server,
+            run,
+            "keep-wal",
+            LIVE_WAL,
+            &[("FIRST", first_segment)],
+            Vec::new(),
+        )
+        .await?;
+        if kept.stdout.contains("done") {
+            return Ok(Vec::new());
+        }
         let new = start_new(cx, &server, run).await?;
         let salvaged = salvage::tables(
             cx,
@@ -572,9 +435,11 @@ pub(super) async fn salvage_from_log(
         salvaged
     }
     .await;
-    discard(cx, service, run).await?;
     match work {
-        Ok(salvaged) => Ok(salvage::outcome(cx, &[(from.to_owned(), salvaged)])),
+        Ok(salvaged) => {
+            script(cx, &server, run, "drop-copy", LOG_USED, &[], Vec::new()).await?;
+            Ok(salvage::outcome(cx, &[(from.to_owned(), salvaged)]))
+        }
         // A gift, like all salvage: without it the restore is what it was.
         Err(e) => {
             cx.warn(format!("the write-ahead log could not be used: {e}"));
@@ -607,7 +472,7 @@ pub(super) async fn switch_back(
     Ok(Outcome::new(if output.stdout.contains("nothing") {
         "the old data was still in place".to_owned()
     } else {
-        format!("the old data is back; the restored is in {WORK_DIR}/{run}/new")
+        format!("the old data is back; what served until now is kept in {WORK_DIR}/{run}-undone")
     }))
 }
 

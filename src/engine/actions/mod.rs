@@ -4,6 +4,7 @@
 mod cluster;
 mod prove;
 mod salvage;
+mod scripts;
 mod server;
 mod side_server;
 mod sql;
@@ -194,7 +195,8 @@ async fn postgres(cx: &ActionContext<'_>, action: &PostgresAction) -> Result<Out
             database,
             side,
             kept,
-        } => swap::swap_back(cx, service, database, side, kept).await,
+            undone,
+        } => swap::swap_back(cx, service, database, (side, kept), undone).await,
         A::DropDatabase { service, database } => swap::drop_database(cx, service, database).await,
     }
 }
@@ -219,12 +221,11 @@ async fn on_files(cx: &ActionContext<'_>, action: &ClusterAction) -> Result<Outc
         A::SalvageFromLog {
             service,
             run,
-            base,
             first_segment,
             from,
             into,
             tables,
-        } => cluster::salvage_from_log(cx, service, run, (base, first_segment), (from, into), tables).await,
+        } => cluster::salvage_from_log(cx, service, run, first_segment, (from, into), tables).await,
         A::Switch { service, run } => cluster::switch(cx, service, run).await,
         A::SwitchBack { service, run } => cluster::switch_back(cx, service, run).await,
         A::Discard { service, run } => cluster::discard(cx, service, run).await,

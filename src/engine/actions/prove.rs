@@ -1,11 +1,10 @@
 //! The proof of a database before it is brought into service.
 
-use std::time::Duration;
-
 use super::{ActionContext, ActionError, Checked, Outcome, pg};
+use crate::engine::verify::{rows, validations};
 use crate::event::{Event, Verdict};
 use crate::plan::RowFloor;
-use crate::postgres::{Client, ConnectSpec, PgError, quote_qualified};
+use crate::postgres::{Client, ConnectSpec};
 use crate::probe::amcheck::{self, AmcheckOptions};
 use crate::runbook::Database;
 
@@ -24,10 +23,11 @@ pub(super) async fn database(
         let client = Client::connect(spec)
             .await
             .map_err(pg(format!("connecting to {}", spec.database)))?;
-        let mut checks = rows(&client, floors, cx.deadline).await;
+        let mut checks = Vec::new();
         if let Some(config) = config {
-            checks.extend(validations(&client, config, cx.deadline).await);
+            checks = validations(&client, config, cx.deadline).await;
         }
+        checks.extend(rows(&client, &spec.database, floors, cx.deadline).await);
         Ok::<_, ActionError>(checks)
     };
     let (structure, content) = tokio::join!(structure, content);
@@ -68,65 +68,6 @@ async fn structure(cx: &ActionContext<'_>, spec: &ConnectSpec) -> Result<Checked
         verdict,
         found,
     })
-}
-
-/// Whether tables hold at least the rows they must.
-pub async fn rows(client: &Client, floors: &[RowFloor], deadline: Duration) -> Vec<Checked> {
-    let mut checks = Vec::new();
-    for floor in floors {
-        let counted = client
-            .within(
-                deadline,
-                &format!("select count(*) from {}", quote_qualified(&floor.table)),
-            )
-            .await;
-        let (verdict, found) = match number(counted) {
-            Ok(n) if u64::try_from(n).is_ok_and(|n| n >= floor.at_least) => {
-                (Verdict::Pass, format!("{n} rows"))
-            }
-            Ok(n) => (
-                Verdict::Fail,
-                format!(
-                    "{n} rows, {} fewer than there must be",
-                    i128::from(floor.at_least) - i128::from(n)
-                ),
-            ),
-            Err(e) => (Verdict::Fail, e),
-        };
-        checks.push(Checked {
-            what: format!("at least {} rows in {}", floor.at_least, floor.table),
-            verdict,
-            found,
-        });
-    }
-    checks
-}
-
-/// The runbook's questions and whether their answers are those of a sound database.
-pub async fn validations(client: &Client, config: &Database, deadline: Duration) -> Vec<Checked> {
-    let mut checks = Vec::new();
-    for question in &config.validation {
-        let answer = number(client.within(deadline, &question.sql).await);
-        let (verdict, found) = match answer {
-            Ok(n) if question.expect.holds(n) => (Verdict::Pass, n.to_string()),
-            Ok(n) => (Verdict::Fail, n.to_string()),
-            Err(e) => (Verdict::Fail, e),
-        };
-        checks.push(Checked {
-            what: question.name.clone(),
-            verdict,
-            found,
-        });
-    }
-    checks
-}
-
-fn number(answer: Result<Vec<crate::postgres::Row>, PgError>) -> Result<i64, String> {
-    answer
-        .map_err(|e| e.to_string())?
-        .first()
-        .and_then(|r| r.number(0))
-        .ok_or_else(|| "the answer is no number".to_owned())
 }
 
 /// Turns checks into the outcome of a step: a proof that does not hold is its failure.

@@ -79,15 +79,17 @@ pub(super) async fn swap_back(
     cx: &ActionContext<'_>,
     service: &str,
     database: &str,
-    side: &str,
-    kept: &str,
+    (side, kept): (&str, &str),
+    undone: &str,
 ) -> Result<Outcome, ActionError> {
     let server = cx.system.postgres(service).await?;
     let client = session_beside(cx, &server, database).await?;
     let text = match names(&client, database, side, kept).await? {
         Names::After => {
-            rename(&client, (database, side), (kept, database)).await?;
-            format!("{database} is the database from before again; the restored one is called {side}")
+            rename(&client, (database, undone), (kept, database)).await?;
+            format!(
+                "{database} is the database from before again; the restored one, with all work since, is kept as {undone}"
+            )
         }
         // The swap was prepared and never happened, or was undone already.
         _ => format!("{database} was not swapped"),

@@ -14,7 +14,9 @@
 mod detect;
 mod diagnose;
 mod evidence;
+mod look_alike;
 mod plan;
+mod restore_database;
 mod silent;
 mod steps;
 

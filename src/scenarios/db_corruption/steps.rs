@@ -5,12 +5,12 @@ use std::collections::BTreeSet;
 use jiff::SignedDuration;
 
 use super::diagnose::Class;
-use super::plan::{Ground, damaged_database, wal_is_complete};
+use super::plan::{Ground, wal_is_complete};
+use super::restore_database::restore_database;
 use crate::plan::{
     Action, ClusterAction, Expectation, PostgresAction, Remedy, Risk, RowFloor, SalvageTable, Step, Undo,
     WorkloadAction,
 };
-use crate::probe::relations::{Check, PAGE};
 use crate::runbook::{Database, Salvage};
 
 /// Rows written while the backup ran may carry an earlier time stamp than its snapshot: a
@@ -18,8 +18,6 @@ use crate::runbook::{Database, Salvage};
 const MARGIN: SignedDuration = SignedDuration::from_hours(1);
 /// Bytes per second that a restore reads or writes at least; measured values were higher.
 const COPY_SPEED: u64 = 200 << 20;
-/// How much longer than its dump a database takes to restore: index builds.
-const RESTORE_OVER_DUMP: f64 = 4.0;
 
 /// What is specific to one remedy.
 pub(super) struct Draft {
@@ -83,211 +81,14 @@ fn reindex(ground: &Ground<'_>) -> Draft {
     }
 }
 
-fn restore_database(ground: &Ground<'_>) -> Draft {
-    let service = ground.ev.service.clone();
-    let database = damaged_database(ground.class).unwrap_or_default().to_owned();
-    let (side, kept) = side_names(&database, &ground.request.run);
-    let dump = ground
-        .backup
-        .and_then(|b| b.dumps.get(&database))
-        .cloned()
-        .unwrap_or_default();
-    let label = ground.backup.map_or("", |b| b.label.as_str());
-    let floors = floors(ground, &database);
-    let sql = |a| Action::Postgres(a);
-    let mut steps = vec![
-        step(
-            ground,
-            format!("Restore backup {label} into side database {side}"),
-            "the damaged database stays in service and untouched until its replacement is proven",
-            Risk::Reversible,
-            sql(PostgresAction::RestoreSide {
-                service: service.clone(),
-                database: database.clone(),
-                side: side.clone(),
-                dump: dump.0,
-                jobs: ground.rb.backup.postgres.jobs,
-            }),
-            Undo::Action(sql(PostgresAction::DropDatabase {
-                service: service.clone(),
-                database: side.clone(),
-            })),
-        ),
-        step(
-            ground,
-            format!("Make {database} read-only"),
-            "what is written from now on would be lost with the swap; readers go on",
-            Risk::Disruptive,
-            sql(PostgresAction::FenceWriters {
-                service: service.clone(),
-                database: database.clone(),
-            }),
-            Undo::Action(sql(PostgresAction::UnfenceWriters {
-                service: service.clone(),
-                database: database.clone(),
-            })),
-        ),
-        step(
-            ground,
-            format!("Bring rows newer than the backup from {database} to {side}"),
-            "they are readable in the damaged database and missing in the backup; the runbook says which tables take them",
-            Risk::Reversible,
-            sql(PostgresAction::SalvageRows {
-                service: service.clone(),
-                from: database.clone(),
-                into: side.clone(),
-                tables: salvage_tables(ground, &database),
-            }),
-            Undo::NotNeeded(
-                "only the side database was written, and it goes with the first step's undo".into(),
-            ),
-        ),
-        step(
-            ground,
-            format!("Prove {side}"),
-            "nothing is brought into service that has not been checked: structure, rows, the runbook's questions",
-            Risk::ReadOnly,
-            sql(PostgresAction::ProveSide {
-                service: service.clone(),
-                database: database.clone(),
-                side: side.clone(),
-                floors: floors.clone(),
-            }),
-            Undo::NotNeeded("it only reads".into()),
-        ),
-        step(
-            ground,
-            format!("Swap names: {side} becomes {database}"),
-            "two renames in one transaction, a fraction of a second without connections",
-            Risk::Disruptive,
-            sql(PostgresAction::SwapDatabases {
-                service: service.clone(),
-                database: database.clone(),
-                side: side.clone(),
-                kept: kept.clone(),
-            }),
-            Undo::Action(sql(PostgresAction::SwapBack {
-                service: service.clone(),
-                database: database.clone(),
-                side,
-                kept: kept.clone(),
-            })),
-        ),
-    ];
-    let mut discard = vec![sql(PostgresAction::DropDatabase {
-        service: service.clone(),
-        database: kept.clone(),
-    })];
-    if let Some(hidden) = salvage_from_log(ground, &database, &side_names(&database, &ground.request.run).0) {
-        discard.push(Action::Cluster(ClusterAction::Discard {
-            service: service.clone(),
-            run: ground.request.run.clone(),
-        }));
-        steps.insert(3, hidden);
-    }
-    let dump_seconds = ground.backup.and_then(|b| b.dump_seconds).unwrap_or(10.0);
-    Draft {
-        steps,
-        expect: expectations(ground, &database, &floors),
-        estimate_seconds: estimate(dump_seconds * RESTORE_OVER_DUMP, 5),
-        kept: format!(
-            "the damaged database, as {kept}, with connections refused; an undo swaps it back, without what was written after the swap"
-        ),
-        discard,
-    }
-}
-
-/// Rows that were written since the backup and that the damage hides are still in the
-/// write-ahead log. Worth a copy of the server only where there may be such rows.
-fn salvage_from_log(ground: &Ground<'_>, database: &str, side: &str) -> Option<Step> {
-    if !may_hide_new_rows(ground, database) || !wal_is_complete(ground) {
-        return None;
-    }
-    let base = ground.backup.and_then(|b| b.base.clone())?;
-    let free = ground.ev.files.as_ref().ok()?.disk_free;
-    if base.bytes * 2 > free {
-        return None;
-    }
-    let service = ground.ev.service.clone();
-    let run = ground.request.run.clone();
-    let tables: Vec<SalvageTable> = salvage_tables(ground, database)
-        .into_iter()
-        .filter(|t| t.merge)
-        .collect();
-    if tables.is_empty() {
-        return None;
-    }
-    Some(step(
-        ground,
-        "Bring rows over that the damage hides, from the write-ahead log".to_owned(),
-        "the log since the backup is complete: replayed on a copy of the base backup it shows every committed row",
-        Risk::Reversible,
-        Action::Cluster(ClusterAction::SalvageFromLog {
-            service: service.clone(),
-            run: run.clone(),
-            base: base.path,
-            first_segment: base.first_segment,
-            from: database.to_owned(),
-            into: side.to_owned(),
-            tables,
-        }),
-        Undo::Action(Action::Cluster(ClusterAction::Discard { service, run })),
-    ))
-}
-
-/// Whether damaged pages may hold rows that the backup lacks. Rows are added at the end of
-/// a table that only grows; anywhere in another.
-fn may_hide_new_rows(ground: &Ground<'_>, database: &str) -> bool {
-    let (Some(evidence), Class::Tables { tables, .. }) = (ground.ev.databases.get(database), ground.class)
-    else {
-        return false;
-    };
-    let then = ground.backup.and_then(|b| b.facts.get(database));
-    tables.iter().any(|table| {
-        let Some(before) = then.and_then(|f| f.relations.iter().find(|r| &r.qualified() == table)) else {
-            return true;
-        };
-        let append_only = config(ground, database).is_some_and(|c| {
-            c.tables
-                .iter()
-                .any(|(n, t)| n.schema == before.schema && n.table == before.name && t.append_only)
-        });
-        let old_pages = (before.bytes / PAGE).saturating_sub(1);
-        let of_table: Vec<_> = evidence.findings.iter().filter(|f| &f.table == table).collect();
-        !append_only
-            || of_table.is_empty()
-            || of_table.iter().any(|f| {
-                f.check == Check::FileSize || f.blocks.is_empty() || f.blocks.iter().any(|b| *b >= old_pages)
-            })
-    })
-}
-
 fn restore_cluster(ground: &Ground<'_>) -> Draft {
     let service = ground.ev.service.clone();
     let run = ground.request.run.clone();
     let base = ground.backup.and_then(|b| b.base.clone());
-    let label = ground.backup.map_or("", |b| b.label.as_str());
-    let (path, size, first_segment) = base
-        .map(|b| (b.path, b.bytes, b.first_segment))
-        .unwrap_or_default();
+    let (size, first_segment) = base.map(|b| (b.bytes, b.first_segment)).unwrap_or_default();
     let files = |a| Action::Cluster(a);
     let mut steps = vec![
-        step(
-            ground,
-            format!("Copy the base backup of {label} beside the data of {service}"),
-            "the old data stays where it is until its replacement is proven",
-            Risk::Reversible,
-            files(ClusterAction::ExtractBase {
-                service: service.clone(),
-                run: run.clone(),
-                base: path,
-                first_segment: first_segment.clone(),
-            }),
-            Undo::Action(files(ClusterAction::Discard {
-                service: service.clone(),
-                run: run.clone(),
-            })),
-        ),
+        extract_base(ground),
         stop(ground),
         step(
             ground,
@@ -330,7 +131,7 @@ fn restore_cluster(ground: &Ground<'_>) -> Draft {
         expect: cluster_expectations(ground),
         estimate_seconds: 8 + 2 * copies,
         kept: kept_directory(&run),
-        discard: vec![files(ClusterAction::Discard { service, run })],
+        discard: discard_directories(&service, &run),
     }
 }
 
@@ -367,8 +168,29 @@ fn salvage(ground: &Ground<'_>) -> Draft {
         expect: cluster_expectations(ground),
         estimate_seconds: 10 + 2 * data_bytes(ground) / COPY_SPEED,
         kept: kept_directory(&run),
-        discard: vec![files(ClusterAction::Discard { service, run })],
+        discard: discard_directories(&service, &run),
     }
+}
+
+pub(super) fn extract_base(ground: &Ground<'_>) -> Step {
+    let service = ground.ev.service.clone();
+    let run = ground.request.run.clone();
+    let label = ground.backup.map_or("", |b| b.label.as_str());
+    let base = ground.backup.and_then(|b| b.base.clone());
+    let (base, first_segment) = base.map(|b| (b.path, b.first_segment)).unwrap_or_default();
+    step(
+        ground,
+        format!("Copy the base backup of {label} beside the data of {service}"),
+        "the old data stays where it is until its replacement is proven",
+        Risk::Reversible,
+        Action::Cluster(ClusterAction::ExtractBase {
+            service: service.clone(),
+            run: run.clone(),
+            base,
+            first_segment,
+        }),
+        Undo::Action(Action::Cluster(ClusterAction::Discard { service, run })),
+    )
 }
 
 fn stop(ground: &Ground<'_>) -> Step {
@@ -432,13 +254,33 @@ fn prove_switch_start(ground: &Ground<'_>) -> Vec<Step> {
     ]
 }
 
+/// The work directory, and what an undo left beside it.
+fn discard_directories(service: &str, run: &str) -> Vec<Action> {
+    [run.to_owned(), format!("{run}-undone")]
+        .into_iter()
+        .map(|run| {
+            Action::Cluster(ClusterAction::Discard {
+                service: service.to_owned(),
+                run,
+            })
+        })
+        .collect()
+}
+
 fn kept_directory(run: &str) -> String {
     format!(
-        "the old data, in .drctl/{run}/old of the data volume; an undo puts it back, without what was written after the switch"
+        "the old data, in .drctl/{run}/old of the data volume; an undo puts it back and keeps what was written after the switch in .drctl/{run}-undone"
     )
 }
 
-fn step(ground: &Ground<'_>, title: String, why: &str, risk: Risk, action: Action, undo: Undo) -> Step {
+pub(super) fn step(
+    ground: &Ground<'_>,
+    title: String,
+    why: &str,
+    risk: Risk,
+    action: Action,
+    undo: Undo,
+) -> Step {
     Step {
         title,
         why: why.to_owned(),
@@ -459,7 +301,7 @@ fn databases<'a>(ground: &'a Ground<'_>) -> impl Iterator<Item = (&'a str, &'a D
         .map(|(n, d)| (n.as_str(), d))
 }
 
-fn config<'a>(ground: &'a Ground<'_>, database: &str) -> Option<&'a Database> {
+pub(super) fn config<'a>(ground: &'a Ground<'_>, database: &str) -> Option<&'a Database> {
     databases(ground).find(|(n, _)| *n == database).map(|(_, d)| d)
 }
 
@@ -476,7 +318,7 @@ pub(super) fn salvages_from_copy(ground: &Ground<'_>) -> bool {
         && databases(ground).any(|(_, d)| d.tables.values().any(|t| t.salvage == Salvage::InsertMissing))
 }
 
-fn salvage_tables(ground: &Ground<'_>, database: &str) -> Vec<SalvageTable> {
+pub(super) fn salvage_tables(ground: &Ground<'_>, database: &str) -> Vec<SalvageTable> {
     let since = ground
         .backup
         .and_then(|b| b.taken_at.checked_sub(MARGIN).ok())
@@ -495,7 +337,7 @@ fn salvage_tables(ground: &Ground<'_>, database: &str) -> Vec<SalvageTable> {
 
 /// Rows that a restored database must have: all that the backup recorded for tables that
 /// only grow; nine tenths of the others, from which rows may go at any time.
-fn floors(ground: &Ground<'_>, database: &str) -> Vec<RowFloor> {
+pub(super) fn floors(ground: &Ground<'_>, database: &str) -> Vec<RowFloor> {
     let Some(then) = ground.backup.and_then(|b| b.facts.get(database)) else {
         return Vec::new();
     };
@@ -517,7 +359,7 @@ fn floors(ground: &Ground<'_>, database: &str) -> Vec<RowFloor> {
         .collect()
 }
 
-fn expectations(ground: &Ground<'_>, database: &str, floors: &[RowFloor]) -> Vec<Expectation> {
+pub(super) fn expectations(ground: &Ground<'_>, database: &str, floors: &[RowFloor]) -> Vec<Expectation> {
     let service = ground.ev.service.clone();
     let database = database.to_owned();
     let mut expect = vec![
@@ -571,32 +413,11 @@ fn cluster_expectations(ground: &Ground<'_>) -> Vec<Expectation> {
     expect
 }
 
-/// Names of the side database and of the one that is kept; at most 63 bytes, the longest
-/// identifier that PostgreSQL stores.
-fn side_names(database: &str, run: &str) -> (String, String) {
-    let mut base = database;
-    while base.len() > 28 {
-        base = base.get(..base.len() - 1).unwrap_or_else(|| {
-            let mut end = base.len() - 1;
-            while !base.is_char_boundary(end) {
-                end -= 1;
-            }
-            &base[..end]
-        });
-    }
-    let time: String = run.chars().take(16).collect::<String>().to_lowercase();
-    let salt = run.rsplit('-').next().unwrap_or_default();
-    (
-        format!("{base}_drctl_new_{time}_{salt}"),
-        format!("{base}_drctl_old_{time}_{salt}"),
-    )
-}
-
 #[allow(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
     reason = "seconds of a restore, clamped"
 )]
-fn estimate(seconds: f64, more: u64) -> u64 {
+pub(super) fn estimate(seconds: f64, more: u64) -> u64 {
     seconds.clamp(1.0, 1e7) as u64 + more
 }
