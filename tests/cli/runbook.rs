@@ -50,7 +50,11 @@ fn the_simgen_runbook_says_what_the_guide_says() {
         runbook.objectives.availability.map(drctl::runbook::Percent::get),
         Some(99.5)
     );
-    let names: Vec<&str> = runbook.services.keys().map(drctl::runbook::ServiceName::as_str).collect();
+    let names: Vec<&str> = runbook
+        .services
+        .keys()
+        .map(drctl::runbook::ServiceName::as_str)
+        .collect();
     assert_eq!(
         names,
         ["api1", "api2", "cv_service", "nginx", "postgres", "redis"]
