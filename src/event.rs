@@ -95,7 +95,7 @@ pub enum Event {
         summary: String,
         /// The facts behind it.
         reasons: Vec<String>,
-        /// What it is instead, when it only looks like the scenario.
+        /// The name of what it is instead, when it only looks like the scenario.
         look_alike: Option<String>,
     },
     /// What is to be done about it, in full.

@@ -1,18 +1,19 @@
 //! `drctl backup`: the procedure, one call per stage.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, TryLockError};
+use std::fs::{File, TryLockError};
 use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
 
 use jiff::Timestamp;
 
-use super::catalogue::{Catalogue, CatalogueError, Entry, PARTIAL, SUSPECT, Set};
+use super::catalogue::{Catalogue, CatalogueError, Entry, PARTIAL, Set};
 use super::manifest::{self, Manifest, PhysicalPart, PostgresPart};
 use super::preflight::{self, Surveyed, server_error};
 use super::run::Run;
+use super::seal::{digests, seal};
+use super::steps::Steps;
 use super::{files, logical, physical, restore_text, shape};
 use crate::error::{Error, Kind, Result};
 use crate::event::{self, Event, Phase, SharedReporter};
@@ -410,77 +411,6 @@ fn skew(postgres: &BTreeMap<String, PostgresPart>) -> f64 {
     }
 }
 
-/// Digests of everything that PostgreSQL's own manifests do not cover: all but the files of
-/// base backups, of which its manifest and the WAL (which that leaves out).
-async fn digests(run: &Run<'_>, manifest: &Manifest) -> Result<Vec<manifest::FileDigest>> {
-    let bases: Vec<PathBuf> = manifest
-        .postgres
-        .values()
-        .filter_map(|p| p.physical.as_ref())
-        .map(|p| PathBuf::from(&p.path))
-        .collect();
-    let root = run.staging.clone();
-    let work = move || {
-        let mut all = files::list(&root, &|p| !bases.iter().any(|b| p == b))?;
-        for base in &bases {
-            all.push(base.join("backup_manifest"));
-            let wal = base.join("pg_wal");
-            all.extend(
-                files::list(&root.join(&wal), &|_| true)?
-                    .iter()
-                    .map(|f| wal.join(f)),
-            );
-        }
-        all.sort();
-        // Two cores are common and a digest uses one.
-        let (left, right) = all.split_at(all.len() / 2);
-        let digest_all = |part: &[PathBuf]| {
-            part.iter()
-                .map(|p| files::digest(&root, p))
-                .collect::<std::io::Result<Vec<_>>>()
-        };
-        std::thread::scope(|scope| {
-            let other = scope.spawn(|| digest_all(right));
-            let mut done = digest_all(left)?;
-            done.extend(other.join().unwrap_or_else(|_| {
-                Err(std::io::Error::other(
-                    "the thread that computes digests ended early",
-                ))
-            })?);
-            Ok(done)
-        })
-    };
-    tokio::task::spawn_blocking(work)
-        .await
-        .unwrap_or_else(|e| Err(std::io::Error::other(e)))
-        .map_err(|e| run.io(&run.staging, &e))
-}
-
-/// Writes the manifest and gives the set its name. If power fails before the rename, an
-/// unfinished set remains, which the next run removes; after it, a whole one.
-fn seal(run: &Run<'_>, directory: &Path, manifest: Manifest, believed: bool) -> Result<Set> {
-    let file = run.staging.join(manifest::FILE_NAME);
-    let fail = |e: &std::io::Error| run.io(&file, e);
-    let text = serde_json::to_vec_pretty(&manifest).map_err(|e| fail(&e.into()))?;
-    // Everything that the manifest vouches for is on disk before the manifest exists.
-    files::sync_file_system(&run.staging).map_err(|e| fail(&e))?;
-    files::write_private(&file, &text).map_err(|e| fail(&e))?;
-    files::sync_dir(&run.staging).map_err(|e| fail(&e))?;
-    let name = if believed {
-        run.label.to_string()
-    } else {
-        format!("{}{SUSPECT}", run.label)
-    };
-    let path = directory.join(name);
-    fs::rename(&run.staging, &path).map_err(|e| fail(&e))?;
-    files::sync_dir(directory).map_err(|e| fail(&e))?;
-    Ok(Set {
-        label: run.label.clone(),
-        path,
-        manifest,
-    })
-}
-
 fn lock_directory(directory: &Path) -> Result<File> {
     let file = File::open(directory).map_err(|e| unwritable(directory, &e))?;
     match file.try_lock() {
@@ -528,51 +458,4 @@ pub fn catalogue_error(e: CatalogueError) -> Error {
     Error::new(kind, e.to_string())
         .untouched("everything: nothing was written")
         .next("drctl backup list")
-}
-
-/// Numbers the steps of a run, and times them.
-struct Steps<'a, 'r> {
-    run: &'a Run<'r>,
-    of: usize,
-    step: usize,
-    title: String,
-    since: Instant,
-}
-
-impl<'a, 'r> Steps<'a, 'r> {
-    fn new(run: &'a Run<'r>, servers: &[Surveyed], options: Options) -> Self {
-        let each = |s: &Surveyed| {
-            usize::from(options.physical) + if options.logical { s.databases.len() } else { 0 }
-        };
-        Self {
-            run,
-            of: servers.iter().map(each).sum::<usize>() + 1,
-            step: 0,
-            title: String::new(),
-            since: Instant::now(),
-        }
-    }
-
-    fn start(&mut self, title: &str) {
-        self.step += 1;
-        self.title = title.to_owned();
-        self.since = Instant::now();
-        if let Ok(mut lock) = self.run.lock.lock() {
-            lock.progress(title);
-        }
-        self.run.tell(&Event::StepStarted {
-            step: self.step,
-            of: self.of,
-            title: self.title.clone(),
-        });
-    }
-
-    fn finish(&mut self, outcome: &str) {
-        self.run.tell(&Event::StepFinished {
-            step: self.step,
-            title: self.title.clone(),
-            outcome: outcome.to_owned(),
-            seconds: self.since.elapsed().as_secs_f64(),
-        });
-    }
 }

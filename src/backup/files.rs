@@ -2,7 +2,7 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
@@ -46,6 +46,23 @@ pub fn sync_dir(path: &Path) -> io::Result<()> {
 #[must_use]
 pub fn measure(path: &Path) -> (u64, u64) {
     let mut sum = (0, 0);
+    each(path, &mut |meta| {
+        sum.0 += meta.len();
+        sum.1 += 1;
+    });
+    sum
+}
+
+/// Bytes that the regular files below `path` take on the disk: holes are left out.
+#[must_use]
+pub fn allocated(path: &Path) -> u64 {
+    let mut sum = 0;
+    // POSIX leaves the unit open; on Linux it is 512 bytes (inode(7)).
+    each(path, &mut |meta| sum += meta.blocks() * 512);
+    sum
+}
+
+fn each(path: &Path, found: &mut dyn FnMut(&fs::Metadata)) {
     let mut pending = vec![path.to_owned()];
     while let Some(directory) = pending.pop() {
         let Ok(entries) = fs::read_dir(&directory) else {
@@ -57,12 +74,10 @@ pub fn measure(path: &Path) -> (u64, u64) {
             if meta.is_dir() {
                 pending.push(entry.path());
             } else if meta.is_file() {
-                sum.0 += meta.len();
-                sum.1 += 1;
+                found(&meta);
             }
         }
     }
-    sum
 }
 
 /// Regular files below `root`, relative to it, sorted. `enter` decides about directories.

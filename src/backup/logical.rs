@@ -2,10 +2,12 @@
 //! server's own image that writes straight into the staging directory.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::time::Instant;
 
 use jiff::Timestamp;
 
+use super::compress::Packer;
 use super::manifest::LogicalPart;
 use super::preflight::{Surveyed, expected_dump, server_error};
 use super::run::Run;
@@ -17,8 +19,8 @@ use crate::probe::facts::{DatabaseFacts, Snapshot};
 use crate::system::PostgresServer;
 use crate::workload::{HelperMount, HelperSpec};
 
-/// gzip level of the dumps: the lowest that is not larger than `pg_dump | gzip`, which
-/// uses 6. Level 1 is a tenth faster and a tenth larger.
+/// Level of `pg_dump`'s own gzip, where the disk is too small for [`Packer`]: the lowest that
+/// is not larger than `pg_dump | gzip`, which uses 6.
 const COMPRESSION: &str = "4";
 /// Separates the two answers of the dump's helper.
 const MARK: &str = "==== drctl: properties of the database ====";
@@ -90,6 +92,8 @@ pub async fn dump(
     let snapshot_at = Timestamp::now();
     let id = snapshot.export().await.map_err(fail)?;
     let jobs = run.system.runbook.backup.postgres.jobs;
+    let expected = expected_dump(previous, &server.service, database, database_bytes);
+    let mut packer = packer(&target, jobs, expected, database_bytes).map_err(|e| run.io(&target, &e))?;
     let mut spec = helper(
         run,
         server,
@@ -101,7 +105,7 @@ pub async fn dump(
             "dump",
             &jobs.to_string(),
             &id,
-            COMPRESSION,
+            if packer.is_some() { "0" } else { COMPRESSION },
             MARK,
         ],
     );
@@ -125,8 +129,23 @@ pub async fn dump(
     );
     // Together: the rows that are counted are exactly the rows that are dumped.
     let what = format!("dump of {database}");
-    let expected = expected_dump(previous, &server.service, database, database_bytes);
-    let (output, facts) = tokio::join!(run.helper(&spec, &what, &target, expected), facts);
+    let growing = target.clone();
+    let packed = packer.as_ref().map(Packer::meter);
+    let written = move || {
+        packed
+            .as_ref()
+            .map_or_else(|| files::measure(&growing).0, |p| p())
+    };
+    let dumping = run.helper(&spec, &what, written, expected);
+    let both = async { tokio::join!(dumping, facts) };
+    let (output, facts) = match &mut packer {
+        None => both.await,
+        Some(packer) => tokio::select! {
+            both = both => both,
+            // The helper ends with this function: its lease closes.
+            e = packer.failed() => return Err(run.io(&target, &e)),
+        },
+    };
     let output = output?;
     match output.exit_code {
         0 => {}
@@ -141,6 +160,9 @@ pub async fn dump(
             .untouched("the server and every older backup; what this run had written was removed"));
         }
         _ => return Err(run.tool_failed("pg_dump", &subject, &output)),
+    }
+    if let Some(packer) = packer {
+        packer.finish().await.map_err(|e| run.io(&target, &e))?;
     }
     let facts = facts.map_err(fail)?;
     // Best effort: the session ends with the value in any case.
@@ -194,6 +216,18 @@ pub async fn dump(
         },
         facts,
     })
+}
+
+/// Compresses the dump beside `pg_dump`, unless the disk could not hold the plain text as
+/// well: text that is not compressed in time must have a place. It is about as large as the
+/// database, whose indexes it leaves out.
+fn packer(target: &Path, jobs: u32, expected: u64, database_bytes: u64) -> std::io::Result<Option<Packer>> {
+    if files::free_space(target)? < expected.saturating_add(database_bytes) {
+        return Ok(None);
+    }
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = usize::try_from(jobs).unwrap_or(1).min(cores);
+    Packer::start(target, threads).map(Some)
 }
 
 /// `schema name owner` of every table whose data a dump must hold, spelled as the table of

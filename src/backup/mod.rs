@@ -6,6 +6,7 @@
 //! that is there is whole, and what a killed run leaves is never taken for one.
 
 mod catalogue;
+mod compress;
 mod create;
 mod files;
 mod label;
@@ -15,7 +16,9 @@ mod physical;
 mod preflight;
 mod restore_text;
 mod run;
+mod seal;
 mod shape;
+mod steps;
 mod verify;
 
 pub use catalogue::{Catalogue, CatalogueError, Entry, PARTIAL, SUSPECT, Set};

@@ -68,7 +68,9 @@ pub async fn copy(run: &Run<'_>, surveyed: &Surveyed) -> Result<PhysicalPart> {
         read_only: false,
     });
     let what = format!("base backup of {}", server.service);
-    let output = run.helper(&spec, &what, &target, surveyed.cluster_bytes).await?;
+    let growing = target.clone();
+    let written = move || files::measure(&growing).0;
+    let output = run.helper(&spec, &what, written, surveyed.cluster_bytes).await?;
     match output.exit_code {
         0 => {}
         42 => {

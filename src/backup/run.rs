@@ -40,7 +40,7 @@ impl Run<'_> {
         self.tell(&Event::Warning { text: text.into() });
     }
 
-    /// Runs a helper; meanwhile reports how `growing` approaches `expected` bytes.
+    /// Runs a helper; meanwhile reports how the bytes that `written` tells approach `expected`.
     ///
     /// # Errors
     /// The engine's trouble, or the deadline's. A non-zero exit code is not an error here.
@@ -48,13 +48,13 @@ impl Run<'_> {
         &self,
         spec: &HelperSpec,
         what: &str,
-        growing: &Path,
+        written: impl Fn() -> u64 + Clone + Send + 'static,
         expected: u64,
     ) -> Result<HelperOutput, WorkloadError> {
         let deadline = self.system.runbook.deadlines.step;
         self.watched(
             what,
-            growing,
+            written,
             expected,
             self.system.docker.run_helper(spec, deadline),
         )
@@ -64,7 +64,7 @@ impl Run<'_> {
     async fn watched<T>(
         &self,
         what: &str,
-        growing: &Path,
+        written: impl Fn() -> u64 + Clone + Send + 'static,
         expected: u64,
         work: impl Future<Output = T>,
     ) -> T {
@@ -73,8 +73,7 @@ impl Run<'_> {
             tokio::select! {
                 done = &mut work => return done,
                 () = tokio::time::sleep(MEASURE_EVERY) => {
-                    let path = growing.to_owned();
-                    let Ok((bytes, _)) = tokio::task::spawn_blocking(move || files::measure(&path)).await else {
+                    let Ok(bytes) = tokio::task::spawn_blocking(written.clone()).await else {
                         continue;
                     };
                     self.tell(&Event::Progress { what: what.to_owned(), bytes, total: Some(expected.max(bytes)) });
@@ -114,7 +113,7 @@ impl Run<'_> {
     /// The error for a disk that filled up during the run.
     #[must_use]
     pub fn full(&self, doing: &str, words: &str) -> Error {
-        let (written, _) = files::measure(&self.staging);
+        let written = files::allocated(&self.staging);
         let free = files::free_space(&self.staging).unwrap_or_default();
         let directory = self
             .staging

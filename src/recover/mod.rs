@@ -300,7 +300,7 @@ pub fn tell(reporter: &SharedReporter, diagnosis: &Diagnosis) {
         certainty: certainty(diagnosis.certainty).to_owned(),
         summary: diagnosis.summary.clone(),
         reasons: diagnosis.reasons.clone(),
-        look_alike: diagnosis.look_alike.as_ref().map(|l| l.explanation.clone()),
+        look_alike: diagnosis.look_alike.as_ref().map(|l| l.name.clone()),
     });
 }
 

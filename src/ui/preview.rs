@@ -170,18 +170,15 @@ fn loss(plan: &Plan) -> String {
     } else {
         style(&loss.summary).yellow().to_string()
     };
-    if !loss.none {
-        if let Some(rows) = loss.rows_since_backup {
-            let _ = write!(text, "; {rows} rows were written since the backup");
-        }
-        if let (Some(from), Some(now)) = (loss.backup_from, loss.newest_now) {
-            let _ = write!(
-                text,
-                "; the backup is from {}, the newest row from {}",
-                short(from),
-                short(now)
-            );
-        }
+    if !loss.none
+        && let (Some(from), Some(now)) = (loss.backup_from, loss.newest_now)
+    {
+        let _ = write!(
+            text,
+            "; the backup is from {}, the newest row from {}",
+            short(from),
+            short(now)
+        );
     }
     text
 }

@@ -10,4 +10,6 @@
 )]
 
 mod faults;
+mod lookalikes;
+mod recover;
 mod stack;

@@ -8,6 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
 use tempfile::TempDir;
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
@@ -33,6 +34,21 @@ impl Output {
     pub fn ok(self) -> String {
         assert_eq!(self.code, Some(0), "{}\n{}", self.stdout, self.stderr);
         self.stdout
+    }
+
+    /// The events that `--json` printed.
+    pub fn events(&self) -> Vec<Value> {
+        self.stdout
+            .lines()
+            .filter_map(|l| serde_json::from_str(l).ok())
+            .collect()
+    }
+
+    /// The last event of that name; null when there is none.
+    pub fn event(&self, name: &str) -> Value {
+        let mut of_name = self.events();
+        of_name.retain(|e| e["event"] == name);
+        of_name.pop().unwrap_or_default()
     }
 }
 
@@ -179,6 +195,47 @@ impl Stack {
     /// Runs `drctl` with a deadline.
     pub fn drctl(&self, args: &[&str]) -> Output {
         run(&mut self.command(args), None, DRCTL_DEADLINE)
+    }
+
+    /// Runs `drctl` with every agreement given and its events on standard output.
+    pub fn agreed(&self, args: &[&str]) -> Output {
+        let mut all = args.to_vec();
+        all.extend(["--yes", "--confirm", &self.name, "--json"]);
+        self.drctl(&all)
+    }
+
+    /// Names in the data volume's `.drctl`, one per line, asked of a container of its own: the server may be down.
+    pub fn set_aside(&self) -> String {
+        self.beside_the_server("ls -A \"$PGDATA\"/.drctl 2>/dev/null; true")
+    }
+
+    /// What a shell prints in a container with the database's image and files. It never changes the server's.
+    pub fn beside_the_server(&self, script: &str) -> String {
+        let container = self.container("postgres");
+        let image = self.inspect("postgres", "{{.Image}}");
+        let mut args = vec!["run", "--rm", "--network", "none", "--volumes-from"];
+        let read_only = format!("{container}:ro");
+        args.extend([
+            &*read_only,
+            "-e",
+            "PGDATA=/var/lib/postgresql/data",
+            "--entrypoint",
+            "/bin/sh",
+        ]);
+        args.extend([&*image, "-c", script]);
+        docker(&args).ok().trim().to_owned()
+    }
+
+    /// Waits until nothing that drctl made for this stack is left, and says what is at the end of `patience`.
+    pub fn leftovers_after(&self, patience: Duration) -> String {
+        let end = Instant::now() + patience;
+        loop {
+            let left = self.leftovers();
+            if left.is_empty() || Instant::now() > end {
+                return left;
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
     }
 
     /// Name of a service's container.
@@ -356,6 +413,20 @@ pub struct Acknowledged {
 }
 
 impl Traffic<'_> {
+    /// The writer's log: the number of an acknowledged order at the start of each line.
+    pub fn log(&self) -> &Path {
+        &self.log
+    }
+
+    /// Numbers that were acknowledged so far.
+    pub fn numbers(&self) -> Vec<i64> {
+        std::fs::read_to_string(&self.log)
+            .unwrap_or_default()
+            .lines()
+            .filter_map(|l| l.split(' ').next()?.parse().ok())
+            .collect()
+    }
+
     /// Ends the writer and compares its log with the database.
     pub fn finish(mut self) -> Acknowledged {
         let pid = self.child.id().to_string();
@@ -369,11 +440,7 @@ impl Traffic<'_> {
         while self.child.try_wait().unwrap().is_none() && Instant::now() < end {
             std::thread::sleep(Duration::from_millis(20));
         }
-        let numbers: Vec<i64> = std::fs::read_to_string(&self.log)
-            .unwrap_or_default()
-            .lines()
-            .filter_map(|l| l.split(' ').next()?.parse().ok())
-            .collect();
+        let numbers = self.numbers();
         let present: std::collections::HashSet<i64> = self
             .stack
             .psql(

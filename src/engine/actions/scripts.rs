@@ -18,6 +18,18 @@ keep_wal() {
     /\.history$/ { print }
     length($0) == 24 && !/[^0-9A-F]/ && ("x" substr($0, 9)) >= ("x" substr(first, 10)) { print }
   ' | while read -r name; do cp -a "$D/pg_wal/$name" "$W/wal/$name"; done
+  # What the backup itself holds of the log is good, the server's own may be what is
+  # damaged: up to the backup's end its bytes count, from there on the server's.
+  [ ! -s "$W/base-end" ] || ls "$W/base-wal" | while read -r name; do
+    read -r end offset < "$W/base-end"
+    suffix=${name#????????}
+    if [ ! -f "$W/wal/$name" ] || expr "x$suffix" \< "x$end" >/dev/null; then
+      cp -a "$W/base-wal/$name" "$W/wal/$name"
+    elif [ "$suffix" = "$end" ]; then
+      { head -c "$offset" "$W/base-wal/$name"; tail -c "+$((offset + 1))" "$W/wal/$name"; } > "$W/joined"
+      mv "$W/joined" "$W/wal/$name"
+    fi
+  done
   # A segment of another length would end the replay with an error instead of at its end.
   cat > "$W/restore-wal" <<'END'
 file="${0%/*}/wal/$1"
@@ -40,6 +52,13 @@ rm -rf "$W/new/.drctl"
 [ -f "$W/new/PG_VERSION" ] && [ -f "$W/new/global/pg_control" ] && [ -f "$W/new/backup_label" ] ||
   fail "the base backup is not complete: PG_VERSION, global/pg_control or backup_label is missing"
 pg_controldata "$W/new" | awk '/^Bytes per WAL segment/ { print $NF }' > "$W/segment-size"
+rm -rf "$W/base-wal"; mkdir "$W/base-wal"; : > "$W/base-end"
+lsn=$(sed -n 's/.*"End-LSN": "\([0-9A-F]*\/[0-9A-F]*\)".*/\1/p' "$W/new/backup_manifest" 2>/dev/null | tail -n 1)
+if [ -n "$lsn" ]; then
+  size=$(cat "$W/segment-size"); low=$((0x${lsn#*/}))
+  ls "$W/new/pg_wal" | grep -x '[0-9A-F]\{24\}' | while read -r name; do cp -a "$W/new/pg_wal/$name" "$W/base-wal/"; done
+  printf '%08X%08X %d\n' "$((0x${lsn%/*}))" "$((low / size))" "$((low % size))" > "$W/base-end"
+fi
 keep_wal
 # Without this file the server would stop replaying at the end of the backup, silently.
 : > "$W/new/recovery.signal"
@@ -66,7 +85,7 @@ chown -R "$(stat -c %u:%g "$D")" "$W/wal" "$W/restore-wal"
 
 pub(super) const LOG_USED: &str = r#"
 : > "$W/log-used"
-rm -rf "$W/new" "$W/wal"
+rm -rf "$W/new" "$W/wal" "$W/base-wal"
 "#;
 
 pub(super) const COPY_DAMAGED: &str = r#"

@@ -353,17 +353,19 @@ fn data_loss(remedy: Remedy, ground: &Ground<'_>) -> DataLoss {
             .unsigned_abs();
         crate::event::seconds(seconds)
     });
-    let newest_now = ground
-        .ev
-        .databases
-        .values()
-        .filter_map(|d| d.facts.as_ref())
-        .flat_map(|f| &f.relations)
-        .filter_map(|r| r.newest.as_ref()?.at)
-        .max();
+    let relations = || {
+        let facts = ground.ev.databases.values().filter_map(|d| d.facts.as_ref());
+        facts.flat_map(|f| &f.relations)
+    };
+    // The newest row may be in the very table that cannot be read.
+    let newest_now = if relations().any(|r| r.problem.is_some()) {
+        None
+    } else {
+        relations().filter_map(|r| r.newest.as_ref()?.at).max()
+    };
     let rows = rows_since_backup(ground);
     let mut loss = DataLoss {
-        rows_since_backup: rows,
+        rows_since_backup: rows.map(|(n, _)| n),
         newest_now,
         backup_from,
         ..DataLoss::default()
@@ -374,10 +376,11 @@ fn data_loss(remedy: Remedy, ground: &Ground<'_>) -> DataLoss {
             loss.summary = "nothing is lost: an index is derived from its table".into();
         }
         Remedy::RestoreDatabase => {
-            let rows = rows.map_or_else(
-                || "rows that cannot be counted".to_owned(),
-                |n| format!("{n} rows"),
-            );
+            let rows = match rows {
+                Some((n, true)) => format!("{n} rows"),
+                Some((n, false)) => format!("at least {n} rows"),
+                None => "rows that cannot be counted".to_owned(),
+            };
             loss.summary = format!(
                 "the backup is {} old, {rows} are newer; what is readable of them is brought over where the runbook says so",
                 age.unwrap_or_default()
@@ -406,22 +409,38 @@ fn data_loss(remedy: Remedy, ground: &Ground<'_>) -> DataLoss {
     loss
 }
 
-/// Rows more than the backup recorded, over the tables that were counted both times.
-fn rows_since_backup(ground: &Ground<'_>) -> Option<u64> {
+/// Rows written since the backup: a number, and whether every table could be counted. A
+/// damaged table shows fewer rows than it has; the server's own counters tell then, as
+/// long as no crash has set them back.
+fn rows_since_backup(ground: &Ground<'_>) -> Option<(u64, bool)> {
     let backup = ground.backup?;
-    let mut sum = None;
+    let (mut sum, mut all) = (None, true);
     for (name, evidence) in &ground.ev.databases {
         let (Some(then), Some(now)) = (backup.facts.get(name), &evidence.facts) else {
+            all = false;
             continue;
         };
-        let now = now.rows();
-        for (table, had) in then.rows() {
-            if let Some(has) = now.get(&table) {
-                *sum.get_or_insert(0) += has.saturating_sub(had);
+        for before in then.relations.iter().filter(|r| r.rows.is_some()) {
+            let Some(after) = now.relation(&before.schema, &before.name) else {
+                continue;
+            };
+            let counted = match (before.rows, after.rows) {
+                (Some(had), Some(has)) if has >= had => Some(has - had),
+                _ if then.stats_reset == now.stats_reset => before
+                    .inserted
+                    .zip(after.inserted)
+                    .and_then(|(had, has)| has.checked_sub(had)),
+                _ => None,
+            };
+            match counted {
+                Some(n) => *sum.get_or_insert(0) += n,
+                // Not read in this look, and nothing speaks against it.
+                None if after.rows.is_none() && after.problem.is_none() => {}
+                None => all = false,
             }
         }
     }
-    sum
+    sum.map(|n| (n, all))
 }
 
 #[cfg(test)]

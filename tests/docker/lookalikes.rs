@@ -1,0 +1,241 @@
+//! What only looks like damage: it is named, refused, and nothing at all is changed.
+
+use std::time::{Duration, Instant};
+
+use crate::stack::{Output, Stack, docker, run};
+
+/// What drctl must leave exactly as it is.
+#[derive(Debug, PartialEq, Eq)]
+struct World {
+    container: String,
+    files: String,
+    databases: String,
+    /// What drctl has made, the fault's own sessions aside: containers, networks, volumes.
+    made: String,
+    incidents: Vec<String>,
+}
+
+/// Path, size, owner, mode and time of every file. What a running server writes by itself is left out, and of one
+/// that runs the times too: a checkpoint may come at any moment.
+fn files(stack: &Stack, running: bool) -> String {
+    let format = if running { "%p %s %U %m" } else { "%p %s %U %m %T@" };
+    let prune = "( -path ./pg_wal -o -path ./pg_stat -o -path ./pg_stat_tmp -o -path ./pg_logical -o -path ./pg_xact \
+                 -o -path ./pg_subtrans -o -path '*/pgsql_tmp' ) -prune";
+    let own = "! -name postmaster.pid ! -name postmaster.opts ! -name pg_internal.init ! -name pg_control";
+    let prune = prune.replace('(', "\\(").replace(')', "\\)");
+    stack.beside_the_server(&format!(
+        "cd \"$PGDATA\" && find . {prune} -o {own} -printf '{format}\\n' | sed 's/^\\(\\.[^ ]*\\) [0-9]* \\(.* 700\\)/\\1 \\2/' | sort"
+    ))
+}
+
+impl World {
+    fn of(stack: &Stack) -> Self {
+        let state = stack.inspect("postgres", "{{.State.Status}} {{.RestartCount}}");
+        let running = matches!(state.as_str(), "running 0" | "paused 0");
+        // A crash loop goes on by itself: only who it is can stay the same.
+        let looping = !running && !state.starts_with("exited");
+        let format = if looping {
+            "{{.Id}} {{.HostConfig.RestartPolicy.Name}}"
+        } else {
+            "{{.Id}} {{.State.Status}} {{.State.StartedAt}} {{.State.FinishedAt}} {{.State.Pid}} {{.RestartCount}}"
+        };
+        let incidents = std::fs::read_dir(stack.state().join("incidents"));
+        Self {
+            container: stack.inspect("postgres", format),
+            files: files(stack, running),
+            databases: stack
+                .psql("select string_agg(oid || datname || datallowconn || datconnlimit, ' ' order by oid) from pg_database")
+                .unwrap_or_else(|_| "nobody gets in".into()),
+            made: made(stack),
+            incidents: incidents
+                .into_iter()
+                .flatten()
+                .map(|e| e.unwrap().file_name().to_string_lossy().into_owned())
+                .collect(),
+        }
+    }
+}
+
+fn made(stack: &Stack) -> String {
+    let end = Instant::now() + Duration::from_secs(5);
+    loop {
+        let mut left = stack.leftovers();
+        left = left.lines().filter(|l| !l.contains("-fault-")).collect();
+        if left.is_empty() || Instant::now() > end {
+            return left;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// Recovers, and expects to be refused by this name with nothing changed. Which part changed is named.
+fn refused(stack: &Stack, name: &str, databases_open: bool) -> Result<f64, String> {
+    let before = World::of(stack);
+    if before.files.lines().count() < 100 {
+        return Err(format!("the listing is not one: {}", before.files));
+    }
+    let started = Instant::now();
+    let out = stack.agreed(&["recover", "db-corruption"]);
+    let took = started.elapsed().as_secs_f64();
+    named(&out, name)?;
+    let after = World::of(stack);
+    for (what, b, a) in [
+        ("the container", &before.container, &after.container),
+        ("files", &before.files, &after.files),
+        ("what drctl made", &String::new(), &after.made),
+    ] {
+        if b != a {
+            let gone = b.lines().filter(|l| !a.contains(l));
+            let new = a.lines().filter(|l| !b.contains(l));
+            return Err(format!(
+                "{what} changed: {:?} became {:?}",
+                gone.collect::<Vec<_>>(),
+                new.collect::<Vec<_>>()
+            ));
+        }
+    }
+    if databases_open && before.databases != after.databases {
+        return Err(format!(
+            "databases: {} became {}",
+            before.databases, after.databases
+        ));
+    }
+    if !after.incidents.is_empty() {
+        return Err(format!("incidents were opened: {:?}", after.incidents));
+    }
+    Ok(took)
+}
+
+fn named(out: &Output, name: &str) -> Result<(), String> {
+    let said = || format!("{:?} {}\n{}", out.code, out.stdout, out.stderr);
+    let (diagnosis, error) = (out.event("diagnosis"), out.event("error"));
+    if out.code != Some(4) || error["kind"] != "refused" {
+        return Err(format!("not refused: {}", said()));
+    }
+    if diagnosis["look_alike"] != name || diagnosis["certainty"] != "absent" {
+        return Err(format!("not named {name}: {}", said()));
+    }
+    let message = error["message"].as_str().unwrap_or_default();
+    if !message.contains(&format!("not db-corruption but {name}"))
+        || error["not-touched"] != "everything"
+        || error["next"].as_array().is_none_or(Vec::is_empty)
+    {
+        return Err(format!("the error does not help: {}", said()));
+    }
+    Ok(())
+}
+
+#[test]
+fn look_alikes_are_named_and_left_alone() {
+    let Some(stack) = Stack::up("alike") else { return };
+    // A backup, so that a destructive plan would be possible, were it made.
+    stack.drctl(&["backup"]).ok();
+    stack
+        .psql("alter system set autovacuum = off")
+        .and_then(|_| stack.psql("select pg_reload_conf()"))
+        .unwrap();
+    let mut failures = Vec::new();
+    let mut tell = |case: &str, seen: Result<f64, String>| match seen {
+        Ok(took) => eprintln!("{case:<18} refused in {took:.1} s"),
+        Err(why) => {
+            eprintln!("{case:<18} FAILED: {why}");
+            failures.push(case.to_owned());
+        }
+    };
+    for fault in [
+        "permissions",
+        "config",
+        "wrong-major",
+        "stopped",
+        "shm-full",
+        "slots-full",
+    ] {
+        let injected = stack.drctl(&["drill", "inject", &format!("db-corruption/{fault}")]);
+        let seen = if injected.code == Some(0) {
+            // Sessions of the application that wait for a slot come and go.
+            refused(&stack, fault, !matches!(fault, "slots-full" | "permissions"))
+        } else {
+            Err(format!("inject: {}", injected.stderr))
+        };
+        tell(fault, seen);
+        let healed = stack.drctl(&["drill", "heal"]);
+        assert_eq!(healed.code, Some(0), "{}", healed.stderr);
+        stack.drctl(&["drill", "heal", "--all", "--forget"]).ok();
+        stack.wait_healthy();
+    }
+    tell("paused", paused(&stack));
+    stack.wait_healthy();
+    tell("wrong-password", wrong_password(&stack));
+    tell("starting", replaying(&stack));
+    stack.wait_healthy();
+    assert_eq!(failures, [""; 0]);
+}
+
+fn paused(stack: &Stack) -> Result<f64, String> {
+    let container = stack.container("postgres");
+    docker(&["pause", &container]).ok();
+    let seen = refused(stack, "paused", false);
+    docker(&["unpause", &container]).ok();
+    seen
+}
+
+/// The runbook's secret is not the server's.
+fn wrong_password(stack: &Stack) -> Result<f64, String> {
+    let text = std::fs::read_to_string(stack.runbook()).unwrap();
+    let secret = stack.dir.path().join("password");
+    std::fs::write(&secret, "not the password\n").unwrap();
+    let wrong = text.replace(
+        "container-env: POSTGRES_PASSWORD",
+        &format!("file: {}", secret.display()),
+    );
+    assert_ne!(wrong, text);
+    std::fs::write(stack.runbook(), wrong).unwrap();
+    let seen = refused(stack, "wrong-password", true);
+    std::fs::write(stack.runbook(), text).unwrap();
+    seen
+}
+
+/// The server replays its log after a crash; it is held in the middle of that, because the little there is to replay
+/// here takes no time.
+fn replaying(stack: &Stack) -> Result<f64, String> {
+    stack.psql(
+        "checkpoint; create table churn as select n, repeat('x', 500) t from generate_series(1, 200000) n; drop table churn",
+    )?;
+    let container = stack.container("postgres");
+    docker(&["kill", "-s", "KILL", &container]).ok();
+    docker(&["start", &container]).ok();
+    let postmaster = stack.inspect("postgres", "{{.State.Pid}}");
+    let end = Instant::now() + Duration::from_secs(10);
+    let startup = loop {
+        if let Some(pid) = startup_process(&postmaster) {
+            break pid;
+        }
+        if Instant::now() > end {
+            return Err("the startup process was not seen".into());
+        }
+        std::thread::sleep(Duration::from_micros(500));
+    };
+    let signal = |name: &str| {
+        run(
+            std::process::Command::new("kill").args([name, &startup]),
+            None,
+            Duration::from_secs(5),
+        )
+    };
+    signal("-STOP");
+    let seen = refused(stack, "starting", false);
+    signal("-CONT");
+    seen
+}
+
+/// The process that replays, as this machine numbers it.
+fn startup_process(postmaster: &str) -> Option<String> {
+    let children = std::fs::read_to_string(format!("/proc/{postmaster}/task/{postmaster}/children")).ok()?;
+    children
+        .split_whitespace()
+        .find(|pid| {
+            std::fs::read_to_string(format!("/proc/{pid}/cmdline"))
+                .is_ok_and(|c| c.starts_with("postgres: startup"))
+        })
+        .map(str::to_owned)
+}
