@@ -108,7 +108,7 @@ pub enum Heal {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Record {
-    /// [`FORMAT`].
+    /// `FORMAT`.
     pub format: u32,
     /// Identity: the directory's name, and the label of every helper.
     pub id: String,

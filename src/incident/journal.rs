@@ -27,7 +27,7 @@ const RESERVED: u64 = 256 * 1024;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Entry {
-    /// [`JOURNAL_FORMAT`].
+    /// `JOURNAL_FORMAT`.
     pub format: u32,
     /// Position, from 1, without gaps.
     pub seq: u64,

@@ -22,7 +22,7 @@ pub const REPORT_FORMAT: u32 = 1;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Report {
-    /// [`REPORT_FORMAT`].
+    /// `REPORT_FORMAT`.
     pub format: u32,
     /// The incident.
     pub incident: String,

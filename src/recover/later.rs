@@ -50,7 +50,7 @@ fn continue_with(cx: &Recover<'_>, mut incident: Incident, verb: &str) -> Result
 /// backwards when it had turned back.
 ///
 /// # Errors
-/// As [`recover`].
+/// As [`recover`](super::recover).
 pub async fn resume(cx: &Recover<'_>, incident: Incident) -> Result<Report> {
     let watch = Watch::start(&cx.system.runbook);
     let mut c = continue_with(cx, incident, "resume")?;

@@ -1,4 +1,11 @@
 //! Tests that need no server.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::missing_panics_doc,
+    reason = "tests panic"
+)]
 
 mod help;
 mod readme;
