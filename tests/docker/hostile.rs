@@ -251,11 +251,27 @@ fn what_hangs_later_is_an_answer_too() {
             &format!("  docker:\n    host: \"unix://{}\"\n", socket.display()),
         );
         assert_ne!(text, sound);
-        answers(
-            &format!("the engine hangs after {requests} requests"),
-            &mut run_with(&text),
-            &[7, 12],
-            &[],
+        let what = format!("the engine hangs after {requests} requests");
+        if requests < 3 {
+            answers(&what, &mut run_with(&text), &[7], &["hang-"]);
+            continue;
+        }
+        // The database itself answers, so that there is a diagnosis; what could not be looked at is said.
+        let started = Instant::now();
+        let out = run(&mut run_with(&text), None, ANSWER * 2);
+        let took = started.elapsed();
+        assert!(
+            took < ANSWER && matches!(out.code, Some(0 | 7 | 12)),
+            "{what}: {:?} after {took:.1?}: {}{}",
+            out.code,
+            out.stdout,
+            out.stderr
+        );
+        assert!(out.stdout.contains(" was not "), "{what}: {}", out.stdout);
+        eprintln!(
+            "{what:<44} exit {:>2} in {:.1} s",
+            out.code.unwrap_or(-1),
+            took.as_secs_f64()
         );
     }
 
