@@ -106,6 +106,12 @@ impl Relation {
         self.bytes.unwrap_or_default() / PAGE
     }
 
+    /// True for what all databases have in common (manual, 73.1: in `global`).
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        self.path.starts_with("global/")
+    }
+
     /// A finding about it with nothing but words.
     #[must_use]
     pub fn finding(&self, check: Check, message: impl Into<String>) -> RelationFinding {
@@ -185,7 +191,9 @@ fn relation(row: &Row) -> Option<Relation> {
     })
 }
 
-/// Relations whose file is gone, or shorter than when VACUUM or ANALYZE last saw it.
+/// Relations whose file is gone, or shorter than when VACUUM or ANALYZE last saw it. Of a
+/// shared catalogue each database remembers what was seen from there: another one's VACUUM
+/// may have cut it since.
 #[must_use]
 pub fn short_files(relations: &[Relation]) -> Vec<RelationFinding> {
     relations
@@ -196,7 +204,7 @@ pub fn short_files(relations: &[Relation]) -> Vec<RelationFinding> {
                 finding.sqlstate = Some("58P01".into());
                 Some(finding)
             }
-            Some(bytes) if r.rows != 0.0 && bytes < r.pages * PAGE => Some(r.finding(
+            Some(bytes) if r.rows != 0.0 && bytes < r.pages * PAGE && !r.is_shared() => Some(r.finding(
                 Check::FileSize,
                 format!(
                     "its file {} has {} blocks; the catalogue says {}",
@@ -479,6 +487,11 @@ mod tests {
         assert_eq!(found.len(), 2);
         assert!(found[0].message.contains("has 1 blocks; the catalogue says 10"));
         assert_eq!(found[1].sqlstate.as_deref(), Some("58P01"));
+        let mut shared = sample(4, "pg_shdepend", RelationKind::Heap, "global/1214");
+        shared.bytes = Some(PAGE);
+        assert!(short_files(&[shared.clone()]).is_empty(), "cut from another database");
+        shared.bytes = None;
+        assert_eq!(short_files(&[shared]).len(), 1);
     }
 
     #[test]

@@ -9,7 +9,9 @@
     reason = "tests talk and panic"
 )]
 
+mod crash;
 mod faults;
+mod hostile;
 mod lookalikes;
 mod recover;
 mod stack;

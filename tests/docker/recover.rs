@@ -132,7 +132,7 @@ fn try_case(stack: &Stack, case: &Case) -> Result<Row, String> {
     if report["report"]["outcome"] != "verified" {
         return Err(format!("the report says {}", report["report"]["outcome"]));
     }
-    let (acked, lost) = count(stack, traffic, &report["report"]["rpo"], case)?;
+    let (acked, lost) = count(traffic, &report["report"]["rpo"], case)?;
     let incident = report["report"]["incident"]
         .as_str()
         .unwrap_or_default()
@@ -190,12 +190,7 @@ fn try_case(stack: &Stack, case: &Case) -> Result<Row, String> {
 }
 
 /// Ends the traffic, counts what is lost, and compares with what drctl counted.
-fn count(
-    stack: &Stack,
-    traffic: Traffic<'_>,
-    rpo: &serde_json::Value,
-    case: &Case,
-) -> Result<(usize, usize), String> {
+fn count(traffic: Traffic<'_>, rpo: &serde_json::Value, case: &Case) -> Result<(usize, usize), String> {
     // The writer goes on for a moment after the recovery: nothing that it is told now may be lost either.
     std::thread::sleep(Duration::from_millis(500));
     let truth = traffic.finish();

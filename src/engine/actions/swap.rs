@@ -229,6 +229,33 @@ async fn carry_over(client: &Client, from: &str, to: &str) -> Result<(), ActionE
     client.execute(&sql.join("; ")).await.map_err(what())
 }
 
+/// Ends what a killed run left at work on `database`: the server goes on with a statement
+/// whose client is gone, and a CREATE DATABASE would come to its end after the drop.
+async fn end_earlier_runs(client: &Client, database: &str) -> Result<(), ActionError> {
+    let end = tokio::time::Instant::now() + SESSIONS_END;
+    loop {
+        let ended = client
+            .rows(&format!(
+                "select pg_catalog.pg_terminate_backend(pid) from pg_catalog.pg_stat_activity \
+                 where pid <> pg_catalog.pg_backend_pid() and application_name = 'drctl' and state = 'active' \
+                 and pg_catalog.strpos(query, {}) > 0",
+                quote_literal(&quote_ident(database))
+            ))
+            .await
+            .map_err(pg("ending the sessions of an earlier run"))?;
+        if ended.is_empty() {
+            return Ok(());
+        }
+        if tokio::time::Instant::now() >= end {
+            return Err(ActionError::Other(format!(
+                "a session of an earlier run still works on {database} after {}",
+                crate::event::seconds(SESSIONS_END)
+            )));
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
 pub(super) async fn drop_database(
     cx: &ActionContext<'_>,
     service: &str,
@@ -241,6 +268,7 @@ pub(super) async fn drop_database(
     }
     let server = cx.system.postgres(service).await?;
     let client = session_beside(cx, &server, database).await?;
+    end_earlier_runs(&client, database).await?;
     // FORCE ends sessions; without it one forgotten psql would keep the data for ever.
     match client
         .within(

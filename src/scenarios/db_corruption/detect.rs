@@ -76,6 +76,11 @@ pub async fn detect(
         });
         Vec::new()
     });
+    if let Err(e) = &look.files {
+        reporter.event(&Event::Warning {
+            text: format!("the data directory was not looked at: {e}"),
+        });
+    }
     Ok(Evidence {
         format: EVIDENCE_FORMAT,
         taken_at,
