@@ -489,7 +489,10 @@ mod tests {
         assert_eq!(found[1].sqlstate.as_deref(), Some("58P01"));
         let mut shared = sample(4, "pg_shdepend", RelationKind::Heap, "global/1214");
         shared.bytes = Some(PAGE);
-        assert!(short_files(&[shared.clone()]).is_empty(), "cut from another database");
+        assert!(
+            short_files(&[shared.clone()]).is_empty(),
+            "cut from another database"
+        );
         shared.bytes = None;
         assert_eq!(short_files(&[shared]).len(), 1);
     }

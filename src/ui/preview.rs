@@ -166,7 +166,7 @@ fn detail(out: &mut String, label: &str, text: &str, width: usize) {
 fn loss(plan: &Plan) -> String {
     let loss = &plan.data_loss;
     let mut text = if loss.none {
-        format!("{}: {}", style("nothing").green(), loss.summary)
+        style(&loss.summary).green().to_string()
     } else {
         style(&loss.summary).yellow().to_string()
     };

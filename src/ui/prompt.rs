@@ -1,7 +1,7 @@
 //! Questions to the operator. Standard error carries the question, so that standard output
 //! stays data.
 
-use std::io::{BufRead, IsTerminal, Write};
+use std::io::{BufRead, IsTerminal};
 
 use crate::engine::Ask;
 

@@ -137,12 +137,13 @@ pub(super) async fn extract_base(
         ));
     }
     let size = reported(&output, "bytes ") * 1024;
-    Ok(
-        Outcome::new(format!("{} copied to {WORK_DIR}/{run}/new", bytes(size)))
-            .fact("bytes", size)
-            .fact("extract-seconds", begun.elapsed().as_secs_f64())
-            .fact("configuration-differs", differing.join(" ")),
-    )
+    let mut outcome = Outcome::new(format!("{} copied to {WORK_DIR}/{run}/new", bytes(size)))
+        .fact("bytes", size)
+        .fact("extract-seconds", begun.elapsed().as_secs_f64());
+    if !differing.is_empty() {
+        outcome = outcome.fact("configuration-differs", differing.join(" "));
+    }
+    Ok(outcome)
 }
 
 pub(super) async fn copy_damaged(

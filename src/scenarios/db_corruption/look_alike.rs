@@ -61,6 +61,26 @@ pub(super) fn down(ev: &Evidence) -> Finding {
     )
 }
 
+/// A server needs room for a WAL segment to start; four of them are scarce.
+const ROOM: u64 = 64 << 20;
+
+/// Patterns that name a cause of not starting, rather than a consequence.
+fn is_cause(pattern: LogPattern) -> bool {
+    use LogPattern as P;
+    matches!(
+        pattern,
+        P::DamagedPage
+            | P::ControlFile
+            | P::NoCheckpoint
+            | P::TransactionStatus
+            | P::MissingFile
+            | P::Configuration
+            | P::Permission
+            | P::WrongVersion
+            | P::DiskFull
+    )
+}
+
 /// What the log of the last run says. The look-alikes come first: a file that may not be
 /// read is not a damaged file, whatever the server then says about it.
 pub(super) fn from_log(ev: &Evidence) -> Option<Finding> {
@@ -93,7 +113,13 @@ pub(super) fn from_log(ev: &Evidence) -> Option<Finding> {
             ],
         ));
     }
-    if let Some(line) = has(ev, LogPattern::Permission) {
+    // A line may be left from an earlier start; what is on the disk now, or the last word,
+    // decides.
+    let last_word = ev.log.iter().rev().map(|l| l.pattern).find(|p| is_cause(*p));
+    let foreign = files.is_some_and(|f| !f.foreign.is_empty());
+    if let Some(line) =
+        has(ev, LogPattern::Permission).filter(|_| foreign || last_word == Some(LogPattern::Permission))
+    {
         let owner = files.map_or("the server's user", |f| f.owner.as_str());
         let mut reasons = vec![line.to_owned()];
         reasons.extend(
@@ -111,7 +137,10 @@ pub(super) fn from_log(ev: &Evidence) -> Option<Finding> {
             ],
         ));
     }
-    if let Some(line) = has(ev, LogPattern::DiskFull) {
+    let no_room = files.is_some_and(|f| f.disk_free < ROOM);
+    if let Some(line) =
+        has(ev, LogPattern::DiskFull).filter(|_| no_room || last_word == Some(LogPattern::DiskFull))
+    {
         let free = files.map_or(0, |f| f.disk_free);
         return Some(Finding::look_alike(
             "disk-full",
@@ -127,7 +156,9 @@ pub(super) fn from_log(ev: &Evidence) -> Option<Finding> {
         ));
     }
     let wrong_setting = files.and_then(|f| f.configuration_error.clone());
-    if has(ev, LogPattern::Configuration).is_some() {
+    if has(ev, LogPattern::Configuration).is_some()
+        && (wrong_setting.is_some() || last_word == Some(LogPattern::Configuration))
+    {
         let line = has(ev, LogPattern::Configuration).map(str::to_owned);
         return Some(Finding::look_alike(
             "config",

@@ -43,12 +43,12 @@ pub(super) fn plan(ev: &Evidence, rb: &Runbook, request: &PlanRequest) -> Result
             });
         }
     };
-    let backup = chosen_backup(ev, request)?;
-    let ground = Ground {
+    let named = named_backup(ev, request)?;
+    let on = |remedy| Ground {
         ev,
         rb,
         request,
-        backup,
+        backup: backup_for(remedy, ev, named, &finding.class),
         class: &finding.class,
     };
     let obstacles: Vec<(Remedy, Option<String>)> = ladder
@@ -58,7 +58,7 @@ pub(super) fn plan(ev: &Evidence, rb: &Runbook, request: &PlanRequest) -> Result
                 .tried
                 .contains(r)
                 .then(|| "it was tried and did not hold".to_owned());
-            (*r, tried.or_else(|| obstacle(*r, &ground)))
+            (*r, tried.or_else(|| obstacle(*r, &on(*r))))
         })
         .collect();
     let remedy = choose(&obstacles, request.remedy, &finding)?;
@@ -68,9 +68,11 @@ pub(super) fn plan(ev: &Evidence, rb: &Runbook, request: &PlanRequest) -> Result
         .map(|(r, why)| Alternative {
             remedy: *r,
             possible: why.is_none(),
-            why_not: why.clone().unwrap_or_else(|| not_chosen(*r, remedy, &ground)),
+            why_not: why.clone().unwrap_or_else(|| not_chosen(*r, remedy, &on(*r))),
         })
         .collect();
+    let ground = on(remedy);
+    let backup = ground.backup;
     let draft = steps::draft(remedy, &ground);
     let diagnosis = super::diagnose::diagnose(ev, rb).summary;
     Ok(Plan {
@@ -96,9 +98,28 @@ pub(super) fn plan(ev: &Evidence, rb: &Runbook, request: &PlanRequest) -> Result
     })
 }
 
-fn chosen_backup<'a>(ev: &'a Evidence, request: &PlanRequest) -> Result<Option<&'a BackupEvidence>, Refusal> {
+/// The newest set that holds what a remedy needs; the newest at all, to say what it lacks,
+/// when none does.
+fn backup_for<'a>(
+    remedy: Remedy,
+    ev: &'a Evidence,
+    named: Option<&'a BackupEvidence>,
+    class: &Class,
+) -> Option<&'a BackupEvidence> {
+    if remedy == Remedy::Salvage {
+        return None;
+    }
+    let fits = |b: &&BackupEvidence| match remedy {
+        Remedy::RestoreCluster => b.base.is_some(),
+        _ => damaged_database(class).is_none_or(|d| b.dumps.contains_key(d)),
+    };
+    named.or_else(|| ev.backups.iter().find(fits).or(ev.backups.first()))
+}
+
+/// The set that the operator named.
+fn named_backup<'a>(ev: &'a Evidence, request: &PlanRequest) -> Result<Option<&'a BackupEvidence>, Refusal> {
     let Some(label) = request.backup.as_deref().filter(|l| *l != "latest") else {
-        return Ok(ev.backups.first());
+        return Ok(None);
     };
     match ev.backups.iter().find(|b| b.label == label) {
         Some(backup) => Ok(Some(backup)),

@@ -177,6 +177,7 @@ fn look_alikes_have_a_name_and_no_plan() {
                 down("control-file", "PANIC: could not open file \"global/pg_control\"")(ev);
                 let denied = json!({"pattern": "permission", "at": null, "line": "FATAL: Permission denied"});
                 ev["log"].as_array_mut().unwrap().insert(0, denied);
+                ev["files"]["Ok"]["foreign"] = json!(["global/pg_control"]);
             }),
         ),
         (
@@ -318,4 +319,28 @@ fn the_lint_refuses_plans_that_skip_a_safety_step() {
     let mut no_proof = good;
     no_proof.expect.clear();
     assert_eq!(lint(&no_proof), Err(LintError::NoProof));
+}
+
+#[test]
+fn a_line_of_an_earlier_start_does_not_hide_the_damage() {
+    let ev = evidence(|ev| {
+        down("control-file", "FATAL: incorrect checksum in control file")(ev);
+        let denied = json!({"pattern": "permission", "at": null, "line": "FATAL: Permission denied"});
+        ev["log"].as_array_mut().unwrap().insert(0, denied);
+    });
+    assert_eq!(plan(&ev).unwrap().remedy, Remedy::RestoreCluster);
+}
+
+#[test]
+fn each_remedy_takes_the_newest_set_that_holds_what_it_needs() {
+    let ev = evidence(|ev| {
+        down("control-file", "FATAL: incorrect checksum in control file")(ev);
+        let mut logical_only = ev["backups"][0].clone();
+        logical_only["label"] = json!("20261120T194400Z");
+        logical_only["base"] = Value::Null;
+        ev["backups"].as_array_mut().unwrap().insert(0, logical_only);
+    });
+    let plan = plan(&ev).unwrap();
+    assert_eq!(plan.remedy, Remedy::RestoreCluster);
+    assert_eq!(plan.backup.as_deref(), Some("20261120T194357Z"));
 }
