@@ -11,7 +11,7 @@ use super::progress::Stage;
 use super::store::Incident;
 use super::timeline::{Moment, timeline};
 use crate::event::Verdict;
-use crate::plan::{Alternative, DataLoss};
+use crate::plan::{Alternative, DataLoss, Undo};
 use crate::probe::watch::Seen;
 use crate::runbook::Objectives;
 
@@ -177,12 +177,17 @@ impl Report {
 
 /// What can be done with an incident, as commands.
 fn next(incident: &Incident) -> Vec<String> {
+    let plan = &incident.plan;
+    let can_undo = plan.steps.iter().any(|s| matches!(s.undo, Undo::Action(_)));
     incident
         .progress
         .choices()
         .iter()
+        // A rebuilt index keeps nothing that could be brought back.
+        .filter(|verb| **verb != "undo" || can_undo)
         .map(|verb| {
             let what = match (*verb, incident.progress.stage) {
+                ("close", Stage::Verified(_)) if plan.discard.is_empty() => "nothing is kept: close it",
                 ("close", Stage::Verified(_)) => "let go of the old data",
                 ("close", _) => "clear away what is left of it",
                 ("undo", _) => "bring the old data back",
