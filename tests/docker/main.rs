@@ -9,6 +9,7 @@
     reason = "tests talk and panic"
 )]
 
+mod backup;
 mod faults;
 mod lookalikes;
 mod recover;
