@@ -325,11 +325,22 @@ async fn save_server(
     if options.logical {
         for (database, size) in &surveyed.databases {
             steps.start(&format!("dump of database {database}"));
-            let dumped = Box::pin(logical::dump(run, surveyed, database, *size, previous)).await?;
+            let dump = Box::pin(logical::dump(run, surveyed, database, *size, previous));
+            let dumped = if options.physical || globals.is_some() {
+                dump.await?
+            } else {
+                // Roles take a moment and no throughput: beside the dump they cost nothing.
+                let (dumped, roles) = tokio::try_join!(dump, logical::globals(run, surveyed))?;
+                globals = Some(roles);
+                dumped
+            };
             steps.finish(&logical::summary(&dumped.part));
             logical.insert(database.clone(), dumped.part);
             facts.insert(database.clone(), dumped.facts);
         }
+    }
+    if options.logical && !options.physical && globals.is_none() {
+        globals = Some(logical::globals(run, surveyed).await?);
     }
     let mut base: Option<PhysicalPart> = None;
     if options.physical {
@@ -346,8 +357,6 @@ async fn save_server(
             copied.end_lsn
         ));
         base = Some(copied);
-    } else if options.logical {
-        globals = Some(logical::globals(run, surveyed).await?);
     }
     if !options.logical {
         for (database, config) in &server.config.databases {

@@ -9,6 +9,7 @@
     reason = "tests talk and panic"
 )]
 
+mod backup;
 mod crash;
 mod faults;
 mod hostile;

@@ -3,7 +3,9 @@
 
 use super::diagnose::Class;
 use super::plan::{Ground, damaged_database, wal_is_complete};
-use super::steps::{Draft, config, estimate, expectations, extract_base, floors, salvage_tables, step};
+use super::steps::{
+    Draft, Proof, config, estimate, expectations, extract_base, floors, salvage_tables, step,
+};
 use crate::plan::{Action, ClusterAction, PostgresAction, Risk, SalvageTable, Step, Undo};
 use crate::probe::relations::{Check, PAGE};
 
@@ -122,7 +124,7 @@ pub(super) fn restore_database(ground: &Ground<'_>) -> Draft {
     let dump_seconds = ground.backup.and_then(|b| b.dump_seconds).unwrap_or(10.0);
     Draft {
         steps,
-        expect: expectations(ground, &database, &floors),
+        expect: expectations(ground, &database, &floors, Proof::OnTheSide),
         estimate_seconds: estimate(dump_seconds * RESTORE_OVER_DUMP, 5),
         kept: format!(
             "the damaged database, as {kept}, with connections refused; an undo swaps it back and keeps what was written after the swap as {}",
