@@ -304,12 +304,19 @@ fn rpo(planned: &DataLoss, facts: &BTreeMap<String, serde_json::Value>, objectiv
     }
 }
 
-/// The checks of the last round; one that was cut off and made again counts once.
+/// The checks of the last round; one that was cut off and made again counts once. The
+/// structure of what was brought into service was checked before it was, once.
 fn checks(incident: &Incident) -> Vec<Check> {
     let mut checks: Vec<Check> = Vec::new();
+    let mut proven: Vec<Check> = Vec::new();
     let mut complete = false;
     for entry in &incident.entries {
         match &entry.record {
+            Record::StepFinished { facts, .. } => {
+                let made = facts.get("checks").and_then(|v| v.as_array()).into_iter().flatten();
+                let made = made.filter_map(|c| serde_json::from_value::<Check>(c.clone()).ok());
+                proven.extend(made.filter(|c| c.what.starts_with("structure of")));
+            }
             Record::Checked { what, verdict, found } => {
                 if std::mem::take(&mut complete) {
                     checks.clear();
@@ -325,5 +332,6 @@ fn checks(incident: &Incident) -> Vec<Check> {
             _ => {}
         }
     }
-    checks
+    proven.append(&mut checks);
+    proven
 }
