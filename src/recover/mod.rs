@@ -326,9 +326,14 @@ fn nothing_to_do(diagnosis: &Diagnosis, scenario: &str) -> Result<Option<Ended>>
         Certainty::Unknown => {
             let mut error = Error::new(
                 Kind::CouldNotVerify,
-                format!("{scenario} could be neither found nor excluded"),
+                format!(
+                    "{scenario} could be neither found nor excluded: {}",
+                    diagnosis.summary
+                ),
             )
-            .untouched("everything");
+            .untouched("everything")
+            .next("docker stats --no-stream    # is something frozen, or the host overloaded?")
+            .next(format!("drctl recover {scenario} --dry-run    # look again"));
             error.causes.clone_from(&diagnosis.reasons);
             Err(error)
         }
