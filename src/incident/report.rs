@@ -313,7 +313,11 @@ fn checks(incident: &Incident) -> Vec<Check> {
     for entry in &incident.entries {
         match &entry.record {
             Record::StepFinished { facts, .. } => {
-                let made = facts.get("checks").and_then(|v| v.as_array()).into_iter().flatten();
+                let made = facts
+                    .get("checks")
+                    .and_then(|v| v.as_array())
+                    .into_iter()
+                    .flatten();
                 let made = made.filter_map(|c| serde_json::from_value::<Check>(c.clone()).ok());
                 proven.extend(made.filter(|c| c.what.starts_with("structure of")));
             }

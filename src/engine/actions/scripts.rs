@@ -10,6 +10,12 @@ D="$PGDATA"; W="$D/.drctl/$RUN"
 fail() { echo "$*" >&2; exit 1; }
 # Everything in a directory, hidden names too, one per line; .drctl never.
 entries() { ls -A "$1" | grep -vx -e .drctl || true; }
+# From one directory to another: all entries but those that make a server start.
+move() {
+  entries "$1" | while read -r e; do
+    case "$e" in global|PG_VERSION) ;; *) mv "$1/$e" "$2/" ;; esac
+  done
+}
 # Segments and histories of pg_wal from segment $FIRST on. Timelines (the first eight
 # digits) do not order segments, the rest does.
 keep_wal() {
@@ -129,11 +135,6 @@ fi
 pub(super) const SWITCH: &str = r#"
 [ -d "$W" ] || fail "there is no work directory $W"
 [ ! -e "$W/switched" ] || exit 0
-move() { # from to: all entries but global and PG_VERSION
-  entries "$1" | while read -r e; do
-    case "$e" in global|PG_VERSION) ;; *) mv "$1/$e" "$2/" ;; esac
-  done
-}
 if [ ! -e "$W/old-complete" ]; then
   [ -f "$W/new/global/pg_control" ] && [ -f "$W/new/PG_VERSION" ] || fail "$W/new is no data directory"
   mkdir -p "$W/old"
@@ -155,11 +156,6 @@ sync
 
 pub(super) const SWITCH_BACK: &str = r#"
 if [ ! -d "$W/old" ]; then echo "nothing"; exit 0; fi
-move() {
-  entries "$1" | while read -r e; do
-    case "$e" in global|PG_VERSION) ;; *) mv "$1/$e" "$2/" ;; esac
-  done
-}
 if [ -e "$W/old-complete" ] && [ ! -e "$W/new-back" ]; then
   mkdir -p "$W/new"
   [ ! -e "$D/global" ] || mv "$D/global" "$W/new/"

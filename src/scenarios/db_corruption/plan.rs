@@ -265,20 +265,7 @@ fn disk_needed(remedy: Remedy, ground: &Ground<'_>) -> u64 {
             .map_or(0, |f| f.bytes)
     };
     match remedy {
-        Remedy::Reindex => match ground.class {
-            Class::Indexes { database, indexes } => ev
-                .databases
-                .get(database)
-                .and_then(|d| d.facts.as_ref())
-                .map_or(0, |f| {
-                    f.relations
-                        .iter()
-                        .filter(|r| indexes.contains(&r.qualified()))
-                        .map(|r| r.bytes)
-                        .sum()
-                }),
-            _ => 0,
-        },
+        Remedy::Reindex => index_bytes(ground),
         Remedy::RestoreDatabase => damaged_database(ground.class).map_or(0, database_bytes) + HEADROOM,
         Remedy::RestoreCluster => {
             let base = ground.backup.and_then(|b| b.base.as_ref()).map_or(0, |b| b.bytes);
@@ -294,7 +281,21 @@ fn disk_needed(remedy: Remedy, ground: &Ground<'_>) -> u64 {
     }
 }
 
-fn data_bytes(ev: &Evidence) -> u64 {
+/// Bytes of the damaged indexes.
+pub(super) fn index_bytes(ground: &Ground<'_>) -> u64 {
+    let Class::Indexes { database, indexes } = ground.class else {
+        return 0;
+    };
+    let facts = ground.ev.databases.get(database).and_then(|d| d.facts.as_ref());
+    facts
+        .iter()
+        .flat_map(|f| &f.relations)
+        .filter(|r| indexes.contains(&r.qualified()))
+        .map(|r| r.bytes)
+        .sum()
+}
+
+pub(super) fn data_bytes(ev: &Evidence) -> u64 {
     ev.files.as_ref().map_or(0, |f| f.data_bytes)
 }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use jiff::SignedDuration;
 
 use super::diagnose::Class;
-use super::plan::{Ground, wal_is_complete};
+use super::plan::{Ground, data_bytes, index_bytes, wal_is_complete};
 use super::restore_database::restore_database;
 use crate::plan::{
     Action, ClusterAction, Expectation, PostgresAction, Remedy, Risk, RowFloor, SalvageTable, Step, Undo,
@@ -43,18 +43,6 @@ fn reindex(ground: &Ground<'_>) -> Draft {
         Class::Indexes { database, indexes } => (database.clone(), indexes.clone()),
         _ => (String::new(), BTreeSet::default()),
     };
-    let size: u64 = ground
-        .ev
-        .databases
-        .get(&database)
-        .and_then(|d| d.facts.as_ref())
-        .map_or(0, |f| {
-            f.relations
-                .iter()
-                .filter(|r| indexes.contains(&r.qualified()))
-                .map(|r| r.bytes)
-                .sum()
-        });
     let steps = indexes
         .iter()
         .map(|index| {
@@ -75,7 +63,7 @@ fn reindex(ground: &Ground<'_>) -> Draft {
     Draft {
         steps,
         expect: expectations(ground, &database, &floors(ground, &database), Proof::Missing),
-        estimate_seconds: 2 + size / (COPY_SPEED / 10),
+        estimate_seconds: 2 + index_bytes(ground) / (COPY_SPEED / 10),
         kept: "nothing: a rebuilt index replaces the damaged one".into(),
         discard: Vec::new(),
     }
@@ -122,7 +110,7 @@ fn restore_cluster(ground: &Ground<'_>) -> Draft {
     steps.extend(prove_switch_start(ground));
     let copies = size / COPY_SPEED
         + if salvages_from_copy(ground) {
-            data_bytes(ground) / COPY_SPEED + 5
+            data_bytes(ground.ev) / COPY_SPEED + 5
         } else {
             0
         };
@@ -166,7 +154,7 @@ fn salvage(ground: &Ground<'_>) -> Draft {
     Draft {
         steps,
         expect: cluster_expectations(ground),
-        estimate_seconds: 10 + 2 * data_bytes(ground) / COPY_SPEED,
+        estimate_seconds: 10 + 2 * data_bytes(ground.ev) / COPY_SPEED,
         kept: kept_directory(&run),
         discard: discard_directories(&service, &run),
     }
@@ -303,10 +291,6 @@ fn databases<'a>(ground: &'a Ground<'_>) -> impl Iterator<Item = (&'a str, &'a D
 
 pub(super) fn config<'a>(ground: &'a Ground<'_>, database: &str) -> Option<&'a Database> {
     databases(ground).find(|(n, _)| *n == database).map(|(_, d)| d)
-}
-
-fn data_bytes(ground: &Ground<'_>) -> u64 {
-    ground.ev.files.as_ref().map_or(0, |f| f.data_bytes)
 }
 
 /// Whether rows are to be read from a copy of the damage: the log alone does not bring
