@@ -58,6 +58,8 @@ exit "$code"
 "#;
 
 const OUTPUT_LIMIT: usize = 4 << 20;
+/// A helper that was created this long ago and never started belongs to no run any more.
+const NEVER_STARTED: Duration = Duration::from_secs(90);
 static COUNTER: AtomicU32 = AtomicU32::new(0);
 
 /// One mount of a helper.
@@ -228,14 +230,50 @@ impl Docker {
         }
     }
 
+    /// Removes helpers that an earlier run created and could not start: drctl was killed
+    /// in between, or the engine stopped answering. They never run, so neither a lease nor
+    /// auto-remove ends them. Best effort: the next run tries again.
+    async fn remove_never_started(&self, deployment: &str) {
+        let filters = std::collections::HashMap::from([
+            (
+                "label".to_owned(),
+                vec![format!("{}={deployment}", super::LABEL_DEPLOYMENT)],
+            ),
+            ("status".to_owned(), vec!["created".to_owned()]),
+        ]);
+        let options = q::ListContainersOptionsBuilder::default()
+            .all(true)
+            .filters(&filters)
+            .build();
+        let listed = self
+            .call(
+                "the list of containers",
+                self.deadline,
+                self.api.list_containers(Some(options)),
+            )
+            .await;
+        let before = jiff::Timestamp::now().as_second() - NEVER_STARTED.as_secs().cast_signed();
+        for container in listed.unwrap_or_default() {
+            if let (Some(id), Some(created)) = (container.id, container.created)
+                && created < before
+            {
+                let _ = self.remove(&id).await;
+            }
+        }
+    }
+
     /// Creates the container; also gives the words that name it in errors.
     async fn create_helper(&self, spec: &HelperSpec) -> Result<(String, String), WorkloadError> {
+        let number = COUNTER.fetch_add(1, Ordering::Relaxed);
+        if number == 0 {
+            self.remove_never_started(&spec.deployment).await;
+        }
         let name = format!(
             "drctl-{}-{}-{}-{}",
             spec.deployment,
             spec.purpose,
             std::process::id(),
-            COUNTER.fetch_add(1, Ordering::Relaxed)
+            number
         );
         let options = q::CreateContainerOptionsBuilder::default().name(&name).build();
         let what = format!("helper container for {}", spec.purpose);
