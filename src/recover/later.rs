@@ -138,7 +138,7 @@ fn first_disruption(incident: &Incident) -> Option<Timestamp> {
 /// Takes an incident back.
 ///
 /// # Errors
-/// As [`recover`].
+/// As [`super::recover`].
 pub async fn undo(cx: &Recover<'_>, incident: Incident) -> Result<Report> {
     let mut c = continue_with(cx, incident, "undo")?;
     if let Some(refused) = engine::cannot_undo(&c.incident, &Listing::read(cx.state).incidents) {

@@ -1,4 +1,4 @@
-//! The JSON Schema of the runbook, generated from [`raw`](super::raw).
+//! The JSON Schema of the runbook, generated from [`super::raw`].
 //!
 //! Editors use it through the first line of a runbook (`# yaml-language-server: $schema=…`), and loading uses the very
 //! same schema, so the two cannot disagree.

@@ -329,6 +329,10 @@ fn nothing_found(
     if examined == 0 {
         return Finding::unknown("no relation could be examined", skipped);
     }
+    if let Err(e) = &ev.files {
+        reasons.push(format!("{examined} relations examined, nothing found"));
+        return Finding::unknown(format!("its files could not be looked at: {e}"), reasons);
+    }
     reasons.push(format!("{examined} relations examined, nothing found"));
     reasons.extend(skipped.into_iter().take(10));
     Finding::new(Class::Sound, Certainty::Absent, reasons)

@@ -283,6 +283,15 @@ fn nothing_found_is_sound_and_nothing_examined_is_unknown() {
         ev["log"] = json!([]);
         database(ev)["examined"] = json!(0);
     });
+    let half_seen = evidence(|ev| {
+        no_loss(ev);
+        ev["log"] = json!([]);
+        ev["files"] = json!({"Err": "the engine does not answer"});
+    });
+    assert_eq!(
+        DbCorruption::diagnose(&half_seen, &runbook()).certainty,
+        Certainty::Unknown
+    );
     assert_eq!(
         DbCorruption::diagnose(&unknown, &runbook()).certainty,
         Certainty::Unknown
