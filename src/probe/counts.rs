@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::facts::DatabaseFacts;
@@ -29,6 +30,24 @@ pub struct CountReport {
     pub findings: Vec<RelationFinding>,
     /// What was not looked at, and why.
     pub not_examined: Vec<(String, String)>,
+    /// Pages of zeros that may be new ones: the index agrees with the table.
+    pub empty_pages: Vec<EmptyPages>,
+}
+
+/// Pages of zeros inside a table. A server adds pages ahead of use and a crash leaves them,
+/// so they are only a sign; index entries that point into a lost page are marked dead by
+/// the first query that follows them, after which the index agrees.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct EmptyPages {
+    /// `schema.name`.
+    pub table: String,
+    /// Path below the data directory.
+    pub path: String,
+    /// Block numbers, the first hundred.
+    pub blocks: Vec<u64>,
+    /// The backup set that has data in one of them.
+    pub filled_in: Option<String>,
 }
 
 /// Compares the tables that the runbook names (all of them when `deep`) with their indexes,
@@ -255,6 +274,12 @@ impl Work<'_> {
                     list.join(", ")
                 ),
             ));
+            self.report.empty_pages.push(EmptyPages {
+                table: r.qualified(),
+                path: r.path.clone(),
+                blocks: confirmed,
+                filled_in: None,
+            });
         } else {
             self.report.findings.push(RelationFinding {
                 blocks: confirmed,

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::evidence::{
-    BackupEvidence, BaseEvidence, Check, Connection, DatabaseEvidence, EVIDENCE_FORMAT, Evidence,
+    BackupEvidence, BaseEvidence, Check, Connection, DatabaseEvidence, EVIDENCE_FORMAT, EmptyPages, Evidence,
     RelationFinding, RelationKind, SlotFacts,
 };
 use crate::backup::{Catalogue, Entry, Manifest};
@@ -18,11 +18,13 @@ use crate::event::{Event, SharedReporter};
 use crate::postgres::PgError;
 use crate::probe::amcheck::{self, AmcheckOptions};
 use crate::probe::facts::DatabaseFacts;
-use crate::probe::relations::{block_and_path, file_path, is_damage, merge};
+use crate::probe::relations::{PAGE, block_and_path, file_path, is_damage, merge};
 use crate::probe::{connection, counts, facts, files, logs, slots};
 use crate::runbook::Database;
 use crate::system::{PostgresServer, System};
 
+/// Pages in one file of a relation, 1 GiB in the default build.
+const SEGMENT_BLOCKS: u64 = 131_072;
 /// Sessions that look at one database: two check its structure, one counts.
 const SESSIONS_PER_DATABASE: usize = 3;
 
@@ -64,7 +66,7 @@ pub async fn detect(
     let run = format!("detect-{}-{}", std::process::id(), taken_at.as_second());
     // A helper is a container of its own: on a busy engine it takes longer than a question.
     let helper_deadline = probe.max(Duration::from_secs(3)) + Duration::from_secs(4);
-    let (log, look, (connection, slots, databases), (backups, unusable_backups)) = tokio::join!(
+    let (log, look, (connection, slots, mut databases), (backups, unusable_backups)) = tokio::join!(
         logs::read(&system.docker, &server.container),
         files::look(system, &server, &run, helper_deadline),
         sessions(&server, options.deep, deadline, reporter),
@@ -80,6 +82,9 @@ pub async fn detect(
         reporter.event(&Event::Warning {
             text: format!("the data directory was not looked at: {e}"),
         });
+    }
+    for pages in databases.values_mut().flat_map(|d| &mut d.empty_pages) {
+        pages.filled_in = filled_in(pages, &backups);
     }
     Ok(Evidence {
         format: EVIDENCE_FORMAT,
@@ -97,6 +102,27 @@ pub async fn detect(
         backups,
         unusable_backups,
     })
+}
+
+/// The newest base backup that has data where the server has pages of zeros. The path
+/// carries the file's number, which changes with every rewrite of the table.
+fn filled_in(pages: &EmptyPages, backups: &[BackupEvidence]) -> Option<String> {
+    use std::os::unix::fs::FileExt;
+    let (label, base) = backups.iter().find_map(|b| Some((&b.label, b.base.as_ref()?)))?;
+    let filled = pages.blocks.iter().any(|block| {
+        // A relation is split into files of 1 GiB.
+        let (segment, within) = (block / SEGMENT_BLOCKS, block % SEGMENT_BLOCKS);
+        let suffix = if segment == 0 {
+            String::new()
+        } else {
+            format!(".{segment}")
+        };
+        let mut page = vec![0_u8; usize::try_from(PAGE).unwrap_or_default()];
+        std::fs::File::open(format!("{}/{}{suffix}", base.path, pages.path))
+            .and_then(|f| f.read_exact_at(&mut page, within * PAGE))
+            .is_ok_and(|()| page.iter().any(|b| *b != 0))
+    });
+    filled.then(|| label.clone())
 }
 
 fn status_word(server: &PostgresServer) -> String {
@@ -164,6 +190,7 @@ fn nothing(connection: Connection) -> DatabaseEvidence {
         not_examined: Vec::new(),
         findings: Vec::new(),
         facts: None,
+        empty_pages: Vec::new(),
     }
 }
 
@@ -244,6 +271,7 @@ async fn database(
         Ok(Ok(report)) => {
             found.findings.extend(report.findings);
             found.not_examined.extend(report.not_examined);
+            found.empty_pages.extend(report.empty_pages);
         }
         Ok(Err(e)) => found
             .not_examined

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::postgres::Lsn;
 pub use crate::probe::connection::Connection;
 pub use crate::probe::control::ControlData;
+pub use crate::probe::counts::EmptyPages;
 use crate::probe::facts::DatabaseFacts;
 pub use crate::probe::files::FileFacts;
 pub use crate::probe::logs::{LogFinding, LogPattern};
@@ -69,6 +70,9 @@ pub struct DatabaseEvidence {
     pub findings: Vec<RelationFinding>,
     /// Sizes, row counts and newest rows now.
     pub facts: Option<DatabaseFacts>,
+    /// Pages of zeros that may be new ones.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub empty_pages: Vec<EmptyPages>,
 }
 
 /// What a backup set offers for this service.

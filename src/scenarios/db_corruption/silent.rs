@@ -62,7 +62,7 @@ impl Loss {
                 sign,
                 ..
             } => format!(
-                "{table} has {now} rows and had {then} in backup {backup}: {} are gone ({sign})",
+                "{table} has {now} rows and should have {then} by backup {backup}: {} are gone ({sign})",
                 then.saturating_sub(*now)
             ),
             Self::Newest {
@@ -139,6 +139,49 @@ pub(super) fn losses(
     losses
 }
 
+/// A table with pages of zeros that lost their rows: a base backup has data in them, or the
+/// table has fewer rows than the server counted. The counters also count what was rolled
+/// back, so that less than half a page of rows says nothing.
+fn emptied(
+    before: &RelationFact,
+    after: &RelationFact,
+    (then, now): (&DatabaseFacts, &DatabaseFacts),
+    backup: &str,
+    evidence: &DatabaseEvidence,
+) -> Option<Loss> {
+    let table = before.qualified();
+    let pages = evidence.empty_pages.iter().find(|p| p.table == table)?;
+    let (had, has) = (before.rows?, after.rows?);
+    let expected = (then.stats_reset == now.stats_reset)
+        .then(|| {
+            let inserted = after.inserted?.checked_sub(before.inserted?)?;
+            let deleted = after.deleted?.checked_sub(before.deleted?)?;
+            (had + inserted).checked_sub(deleted)
+        })
+        .flatten();
+    let half_a_page = (has / (after.bytes / PAGE).max(1) / 2).max(1);
+    let short = expected.map_or(0, |e| e.saturating_sub(has));
+    let sign = match &pages.filled_in {
+        Some(label) => format!(
+            "block {} holds only zeros; backup {label} has data there",
+            pages.blocks.first()?
+        ),
+        None if short >= half_a_page => format!(
+            "block {} holds only zeros, and the server counted {short} rows more than there are",
+            pages.blocks.first()?
+        ),
+        None => return None,
+    };
+    Some(Loss::Rows {
+        table,
+        then: expected.unwrap_or(had).max(has),
+        now: has,
+        backup: backup.to_owned(),
+        confirmed: true,
+        sign,
+    })
+}
+
 fn of_table(
     before: &RelationFact,
     after: &RelationFact,
@@ -150,7 +193,9 @@ fn of_table(
     let mut losses = Vec::new();
     let name = before.qualified();
     let append_only = table.is_some_and(|t| t.append_only);
-    if let (Some(had), Some(has)) = (before.rows, after.rows)
+    if let Some(loss) = emptied(before, after, (then, now), backup, evidence) {
+        losses.push(loss);
+    } else if let (Some(had), Some(has)) = (before.rows, after.rows)
         && has < had
     {
         let deleted = (then.stats_reset == now.stats_reset)

@@ -353,3 +353,34 @@ fn each_remedy_takes_the_newest_set_that_holds_what_it_needs() {
     assert_eq!(plan.remedy, Remedy::RestoreCluster);
     assert_eq!(plan.backup.as_deref(), Some("20261120T194357Z"));
 }
+
+#[test]
+fn a_page_of_zeros_whose_index_forgot_it_is_seen_by_backup_or_counters() {
+    let sound = |change: &dyn Fn(&mut Value)| {
+        evidence(|ev| {
+            no_loss(ev);
+            ev["log"] = json!([]);
+            database(ev)["empty-pages"] = json!([
+                {"table": "public.orders", "path": "base/1/2", "blocks": [174], "filled-in": null}
+            ]);
+            change(ev);
+        })
+    };
+    let certainty = |ev: &Evidence| DbCorruption::diagnose(ev, &runbook()).certainty;
+    // A new page: nothing says that it ever held rows.
+    assert_eq!(certainty(&sound(&|_| {})), Certainty::Absent);
+    let in_backup = sound(&|ev| database(ev)["empty-pages"][0]["filled-in"] = json!("20261120T194357Z"));
+    assert_eq!(certainty(&in_backup), Certainty::Confirmed);
+    // More rows than the backup had, and fewer than were inserted since.
+    let counted = sound(&|ev| {
+        let relations = database(ev)["facts"]["relations"].as_array_mut().unwrap();
+        let orders = relations.iter_mut().find(|r| r["name"] == "orders").unwrap();
+        let (rows, inserted) = (
+            orders["rows"].as_u64().unwrap(),
+            orders["inserted"].as_u64().unwrap(),
+        );
+        orders["rows"] = json!(rows + 10);
+        orders["inserted"] = json!(inserted + 70);
+    });
+    assert_eq!(certainty(&counted), Certainty::Confirmed);
+}
