@@ -4,7 +4,7 @@
 //! list and never up:
 //!
 //! ```text
-//! cli, ui → recover → scenarios, drill → engine → incident, backup, probe, faults → system
+//! cli, ui → recover, diagnose → scenarios, drill → engine → incident, backup, probe, faults → system
 //!         → postgres, workload → plan, runbook, event
 //! ```
 //!
@@ -14,6 +14,7 @@
 
 pub mod backup;
 pub mod cli;
+pub mod diagnose;
 pub mod engine;
 pub mod error;
 pub mod event;

@@ -8,7 +8,7 @@ use comfy_table::{Table, presets};
 
 use super::Context;
 use crate::error::{Error, Kind, Result};
-use crate::faults::{Record, Request, Site, catalogue};
+use crate::faults::{Record, Request, Site, catalogue, expiry};
 use crate::runbook::Environment;
 use crate::runbook::{format_duration, parse_duration};
 use crate::ui;
@@ -41,10 +41,10 @@ struct InjectArgs {
     /// The database. Default: the first in the runbook
     #[arg(long, value_name = "NAME")]
     database: Option<String>,
-    /// The PostgreSQL service, where the runbook has several
+    /// The service to hit. Default: the first that the fault fits
     #[arg(long, value_name = "NAME")]
     service: Option<String>,
-    /// How long a live fault lasts at most; enforced inside its target
+    /// How long the fault lasts at most: it is put right then, also when drctl is gone
     #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = duration)]
     ttl: Duration,
 }
@@ -59,6 +59,10 @@ struct HealArgs {
     /// Put nothing right: only remove the saved originals and close the record
     #[arg(long)]
     forget: bool,
+    /// Wait until the fault's time to live is over, then heal it
+    // How drctl calls itself beside every injection.
+    #[arg(long, hide = true, requires = "id", conflicts_with = "forget")]
+    at_expiry: bool,
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
@@ -160,6 +164,9 @@ async fn heal(cx: &Context, args: HealArgs) -> Result<()> {
         state: &cx.state,
         reporter: &cx.reporter,
     };
+    if let Some(id) = args.id.as_deref().filter(|_| args.at_expiry) {
+        return expiry::wait_and_heal(&site, id).await;
+    }
     let mut records = site.records()?;
     match &args.id {
         Some(id) => {

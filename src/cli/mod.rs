@@ -3,6 +3,7 @@
 
 mod backup;
 mod completions;
+mod diagnose;
 mod drill;
 mod incident;
 mod man;
@@ -112,6 +113,8 @@ pub enum Color {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    /// Look for every failure at once, and name the cause before its consequences
+    Diagnose(diagnose::DiagnoseArgs),
     /// Recover from a failure: look, decide, ask, act, prove
     Recover(recover::RecoverArgs),
     /// Past and unfinished recoveries: list, show, resume, undo, close
@@ -186,6 +189,7 @@ impl Context {
 pub async fn run(cli: Cli) -> ExitCode {
     let cx = Context::new(cli.global);
     let result = match cli.verb {
+        Verb::Diagnose(args) => diagnose::run(&cx, args).await,
         Verb::Recover(args) => recover::run(&cx, args).await,
         Verb::Incident(args) => incident::run(&cx, args).await,
         Verb::Backup(args) => backup::run(&cx, args).await,

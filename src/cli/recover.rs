@@ -1,17 +1,21 @@
 //! `drctl recover`: from a failure to a proven recovery.
 
+use std::marker::PhantomData;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use clap::{Args, Subcommand, ValueEnum};
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
+use clap::{Args, Subcommand};
 
 use super::Context;
 use crate::engine::{Consent, acknowledged};
 use crate::error::Result;
 use crate::plan::Remedy;
 use crate::recover::{Ended, Recover, recover};
-use crate::scenarios::db_corruption::{self, DbCorruption, DetectOptions};
+use crate::scenarios::db_corruption::DbCorruption;
+use crate::scenarios::service_crash::ServiceCrash;
+use crate::scenarios::{DetectOptions, Scenario};
 use crate::system::System;
 use crate::ui;
 
@@ -24,57 +28,56 @@ pub struct RecoverArgs {
 
 #[derive(Debug, Subcommand)]
 enum ScenarioVerb {
-    /// A damaged PostgreSQL database: pages, indexes, files, control data, WAL
-    #[command(name = db_corruption::NAME)]
+    #[command(name = DbCorruption::NAME, about = DbCorruption::ABOUT, after_help = DB_CORRUPTION)]
     DbCorruption(DbCorruptionArgs),
+    #[command(name = ServiceCrash::NAME, about = ServiceCrash::ABOUT)]
+    ServiceCrash(ScenarioArgs<ServiceCrash>),
+}
+
+const DB_CORRUPTION: &str = "Looks, names the cause, shows a plan of the least destructive remedy, and asks. The damaged \
+data is kept until `drctl incident close`; `drctl incident undo` brings it back.\n\n\
+Examples:\n  drctl recover db-corruption --dry-run\n  drctl recover db-corruption --yes --confirm simgen --json";
+
+/// What every scenario understands.
+#[derive(Debug, Args)]
+struct ScenarioArgs<S: Scenario + Send + Sync + 'static> {
+    /// The service, where several could have the failure
+    #[arg(long)]
+    service: Option<String>,
+    /// Choose the remedy instead of the least destructive one
+    #[arg(long, value_name = "REMEDY", value_parser = remedies::<S>())]
+    remedy: Option<Remedy>,
+    #[arg(skip)]
+    of: PhantomData<S>,
+}
+
+/// The scenario's ladder as the values of an option.
+fn remedies<S: Scenario>() -> impl TypedValueParser<Value = Remedy> {
+    let values = S::REMEDIES
+        .iter()
+        .map(|r| PossibleValue::new(r.name()).help(r.summary()));
+    PossibleValuesParser::new(values).try_map(|name| {
+        S::REMEDIES
+            .iter()
+            .find(|r| r.name() == name)
+            .copied()
+            .ok_or_else(|| format!("{name} is no remedy of {}", S::NAME))
+    })
 }
 
 #[derive(Debug, Args)]
-#[command(
-    after_help = "Looks, names the cause, shows a plan of the least destructive remedy, and asks. The damaged \
-data is kept until `drctl incident close`; `drctl incident undo` brings it back.\n\n\
-Examples:\n  drctl recover db-corruption --dry-run\n  drctl recover db-corruption --yes --confirm simgen --json"
-)]
 struct DbCorruptionArgs {
-    /// The PostgreSQL service; needed only where the runbook has several
-    #[arg(long)]
-    service: Option<String>,
+    #[command(flatten)]
+    common: ScenarioArgs<DbCorruption>,
     /// Read every row and compare every index with its table before deciding
     #[arg(long)]
     deep: bool,
-    /// Choose the remedy instead of the least destructive one
-    #[arg(long, value_name = "REMEDY")]
-    remedy: Option<RemedyName>,
     /// Restore from this backup set instead of the newest that fits
     #[arg(long, value_name = "LABEL")]
     backup: Option<String>,
     /// Log of a traffic writer, one acknowledged number per line: count afterwards which are lost
     #[arg(long, value_name = "FILE")]
     acknowledged: Option<PathBuf>,
-}
-
-/// Remedies as they are typed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum RemedyName {
-    /// Build damaged indexes anew from their tables
-    Reindex,
-    /// Restore one database beside the damaged one and swap names
-    RestoreDatabase,
-    /// Restore the whole server beside the old data, replay its WAL and switch
-    RestoreCluster,
-    /// Make a copy of the damaged data start and switch to it
-    Salvage,
-}
-
-impl From<RemedyName> for Remedy {
-    fn from(name: RemedyName) -> Self {
-        match name {
-            RemedyName::Reindex => Self::Reindex,
-            RemedyName::RestoreDatabase => Self::RestoreDatabase,
-            RemedyName::RestoreCluster => Self::RestoreCluster,
-            RemedyName::Salvage => Self::Salvage,
-        }
-    }
 }
 
 /// The operator's agreement, as the command line gives it.
@@ -96,6 +99,7 @@ pub(super) fn recovery<'a>(cx: &'a Context, system: &'a System, consent: Consent
         dry_run: cx.global.dry_run,
         remedy: None,
         backup: None,
+        look: DetectOptions::default(),
         acknowledged: None,
     }
 }
@@ -105,27 +109,47 @@ pub(super) fn recovery<'a>(cx: &'a Context, system: &'a System, consent: Consent
 /// # Errors
 /// Every end of a recovery but success, by kind.
 pub async fn run(cx: &Context, args: RecoverArgs) -> Result<ExitCode> {
-    let ScenarioVerb::DbCorruption(args) = args.scenario;
-    let numbers = args.acknowledged.as_deref().map(acknowledged::read).transpose()?;
+    match args.scenario {
+        ScenarioVerb::DbCorruption(args) => {
+            let numbers = args.acknowledged.as_deref().map(acknowledged::read).transpose()?;
+            let system = cx.system().await?;
+            let mut request = asked(cx, &system, args.common);
+            request.look.deep = args.deep;
+            request.backup = args.backup;
+            request.acknowledged = numbers;
+            carry_out::<DbCorruption>(cx, &request).await
+        }
+        ScenarioVerb::ServiceCrash(args) => plain(cx, args).await,
+    }
+}
+
+/// A scenario without options of its own.
+async fn plain<S: Scenario + Send + Sync + 'static>(cx: &Context, args: ScenarioArgs<S>) -> Result<ExitCode> {
     let system = cx.system().await?;
-    let options = DetectOptions {
-        service: args.service,
-        deep: args.deep,
-    };
-    let request = Recover {
-        remedy: args.remedy.map(Remedy::from),
-        backup: args.backup,
-        acknowledged: numbers,
-        ..recovery(cx, &system, consent(cx))
-    };
+    carry_out::<S>(cx, &asked(cx, &system, args)).await
+}
+
+fn asked<'a, S: Scenario + Send + Sync + 'static>(
+    cx: &'a Context,
+    system: &'a System,
+    args: ScenarioArgs<S>,
+) -> Recover<'a> {
+    Recover {
+        remedy: args.remedy,
+        look: DetectOptions {
+            service: args.service,
+            deep: false,
+        },
+        ..recovery(cx, system, consent(cx))
+    }
+}
+
+async fn carry_out<S: Scenario>(cx: &Context, request: &Recover<'_>) -> Result<ExitCode> {
     // On the heap: it holds a whole recovery.
-    let ended = Box::pin(recover::<DbCorruption, _>(&request, async || {
-        db_corruption::detect(&system, &options, &cx.reporter).await
-    }))
-    .await?;
+    let ended = Box::pin(recover::<S>(request)).await?;
     if !cx.global.json && !cx.global.quiet {
         match ended {
-            Ended::Absent => ui::line("no corruption found; nothing was changed"),
+            Ended::Absent => ui::line(&format!("no {} found; nothing was changed", S::NAME)),
             Ended::Shown => ui::line("\ndry run: nothing was changed"),
             Ended::Recovered(_) => {}
         }

@@ -10,6 +10,7 @@ mod interrupt;
 #[cfg(test)]
 mod model;
 mod resume;
+mod running;
 mod undo;
 pub mod verify;
 

@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
+use futures_util::future::join_all;
 use futures_util::stream::FuturesOrdered;
 
 use super::actions::Checked;
@@ -19,6 +20,10 @@ use crate::system::{PostgresServer, System};
 #[must_use]
 pub fn describe(expectation: &Expectation) -> String {
     match expectation {
+        Expectation::ServicesRun { services } => match services.as_slice() {
+            [one] => format!("{one} runs and stays up"),
+            several => format!("{} run and stay up", several.join(", ")),
+        },
         Expectation::ServerAnswers { service } => format!("{service} takes connections"),
         Expectation::Sound {
             database, relations, ..
@@ -92,6 +97,9 @@ pub(super) fn answer(what: impl Into<String>, verdict: Verdict, found: impl Into
 pub async fn check(system: &System, expectation: &Expectation) -> Vec<Checked> {
     let what = describe(expectation);
     match expectation {
+        Expectation::ServicesRun { services } => {
+            join_all(services.iter().map(|s| super::running::service_runs(system, s))).await
+        }
         Expectation::ServerAnswers { service } => vec![server_answers(system, service, what).await],
         Expectation::Sound {
             service,

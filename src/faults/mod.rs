@@ -6,8 +6,11 @@
 //! ends by itself when its time is over, whether drctl still lives or not.
 
 pub mod db_corruption;
+pub mod expiry;
+mod harm;
 mod record;
 mod server;
+mod service_crash;
 
 use std::time::Duration;
 
@@ -31,13 +34,58 @@ pub struct Fault {
     pub summary: &'static str,
     /// The evidence that it leaves.
     pub leaves: &'static str,
-    /// Whether it lasts only as long as something holds it, and so has a time to live.
+    /// Whether it lasts only as long as something inside its target holds it. Every fault has
+    /// a time to live; such a one ends also where no process of drctl is left.
     pub live: bool,
 }
 
 /// Every fault, in the order in which they are listed.
 pub fn catalogue() -> impl Iterator<Item = &'static Fault> {
-    db_corruption::FAULTS.iter()
+    [db_corruption::FAULTS, service_crash::FAULTS]
+        .into_iter()
+        .flatten()
+}
+
+/// A fault that has been worked out and not begun.
+enum Prepared {
+    /// Of a PostgreSQL server's data.
+    Data(Box<PostgresServer>, Box<db_corruption::Prepared>),
+    /// Of running services.
+    Services(harm::Prepared),
+}
+
+impl Prepared {
+    /// What will be hit, for a person.
+    fn target(&self) -> &str {
+        match self {
+            Self::Data(_, p) => &p.target,
+            Self::Services(p) => &p.target,
+        }
+    }
+
+    /// Service and container.
+    fn victim(&self) -> (&str, &str) {
+        match self {
+            Self::Data(server, _) => (&server.service, &server.container.name),
+            Self::Services(p) => (&p.service, &p.container),
+        }
+    }
+
+    fn heal(&self) -> Heal {
+        match self {
+            Self::Data(_, p) => p.heal.clone(),
+            Self::Services(p) => Heal::Mend {
+                mends: p.mends.clone(),
+            },
+        }
+    }
+
+    async fn inject(&self, system: &System, request: &Request, id: &str) -> Result<String> {
+        match self {
+            Self::Data(server, p) => p.inject(system, server, id).await,
+            Self::Services(p) => harm::inject(system, p, request).await,
+        }
+    }
 }
 
 /// Where faults are injected and healed.
@@ -106,8 +154,8 @@ impl Site<'_> {
     /// As [`Self::inject`].
     pub async fn preview(&self, name: &str, service: Option<&str>, request: &Request) -> Result<String> {
         let fault = self.fault(name)?;
-        let server = self.server(service).await?;
-        Ok(prepare(fault, &server, request, "preview").await?.target)
+        let prepared = self.prepare(fault, service, request, "preview").await?;
+        Ok(prepared.target().to_owned())
     }
 
     /// Injects a fault and waits until the world is as the fault says.
@@ -124,29 +172,30 @@ impl Site<'_> {
                 open.fault, open.target, open.id
             ));
         }
-        let server = self.server(service).await?;
         let now = Timestamp::now();
         let id = fresh_id(now, &fault.name.replace('/', "-"));
-        let prepared = prepare(fault, &server, request, &id).await?;
+        let prepared = self.prepare(fault, service, request, &id).await?;
+        let (service, container) = prepared.victim();
         let mut record = Record {
             format: record::FORMAT,
             id: id.clone(),
             deployment: self.system.deployment().to_owned(),
             fault: fault.name.to_owned(),
-            service: server.service.clone(),
-            container: server.container.name.clone(),
-            target: prepared.target.clone(),
-            heal: prepared.heal.clone(),
+            service: service.to_owned(),
+            container: container.to_owned(),
+            target: prepared.target().to_owned(),
+            heal: prepared.heal(),
             status: Status::Planned,
             note: None,
             planned_at: now,
             injected_at: None,
             ended_at: None,
-            expires_at: fault.live.then(|| now.checked_add(request.ttl).ok()).flatten(),
+            expires_at: now.checked_add(request.ttl).ok(),
         };
         record.save(self.state)?;
+        expiry::start(self, &record)?;
         self.note(format!("{}: {}", record.fault, record.target));
-        match prepared.inject(self.system, &server, &id).await {
+        match prepared.inject(self.system, request, &id).await {
             Ok(seen) => {
                 record.status = Status::Injected;
                 record.injected_at = Some(Timestamp::now());
@@ -163,7 +212,7 @@ impl Site<'_> {
                 }
                 e.message = format!(
                     "{} could not be injected into {}: {}",
-                    fault.name, server.service, e.message
+                    fault.name, record.service, e.message
                 );
                 Err(e.next(format!("drctl drill heal {id}")))
             }
@@ -188,8 +237,17 @@ impl Site<'_> {
     /// The first thing that failed; the record stays open then.
     pub async fn heal(&self, mut record: Record) -> Result<Healed> {
         let _lock = self.lock(&format!("drill heal {}", record.id))?;
-        let server = self.system.postgres(&record.service).await?;
-        let (status, outcome) = self.put_right(&server, &record).await?;
+        let (status, outcome) = if let Heal::Mend { mends } = &record.heal {
+            let done = harm::mend(self.system, mends).await?;
+            if done.is_empty() {
+                (Status::Gone, "nothing of it is left".to_owned())
+            } else {
+                (Status::Healed, done.join("; "))
+            }
+        } else {
+            let server = self.system.postgres(&record.service).await?;
+            self.put_right(&server, &record).await?
+        };
         record.status = status;
         record.ended_at = Some(Timestamp::now());
         record.note = Some(outcome.clone());
@@ -202,6 +260,8 @@ impl Site<'_> {
         let gone = |text: String| Ok((Status::Gone, text));
         let healed = |text: String| Ok((Status::Healed, text));
         match &record.heal {
+            // Of no PostgreSQL server: `heal` has dealt with it.
+            Heal::Mend { .. } => gone("nothing of it is left".into()),
             Heal::Files {
                 damage,
                 offline,
@@ -290,9 +350,9 @@ impl Site<'_> {
     /// The engine's trouble.
     pub async fn forget(&self, mut record: Record) -> Result<Healed> {
         let _lock = self.lock(&format!("drill heal {} --forget", record.id))?;
-        let server = self.system.postgres(&record.service).await?;
         let outcome = match &record.heal {
             Heal::Files { .. } => {
+                let server = self.system.postgres(&record.service).await?;
                 db_corruption::forget(self.system, &server, &record.id).await?;
                 "its saved originals are removed; the damage, if it is still there, stays"
             }
@@ -310,25 +370,32 @@ impl Site<'_> {
         })
     }
 
-    async fn server(&self, service: Option<&str>) -> Result<PostgresServer> {
-        let name = self.system.postgres_service(service)?;
-        self.system.postgres(name.as_str()).await
+    async fn prepare(
+        &self,
+        fault: &Fault,
+        service: Option<&str>,
+        request: &Request,
+        id: &str,
+    ) -> Result<Prepared> {
+        let (family, variant) = fault.name.split_once('/').unwrap_or((fault.name, ""));
+        let prepared = match family {
+            "db-corruption" => {
+                let name = self.system.postgres_service(service)?;
+                let server = self.system.postgres(name.as_str()).await?;
+                db_corruption::prepare(&server, variant, request, id)
+                    .await?
+                    .map(|p| Prepared::Data(Box::new(server), Box::new(p)))
+            }
+            "service-crash" => service_crash::prepare(self.system, variant, service, request)
+                .await?
+                .map(Prepared::Services),
+            _ => None,
+        };
+        prepared.ok_or_else(|| Error::new(Kind::Internal, format!("fault {} has no procedure", fault.name)))
     }
 }
 
-async fn prepare(
-    fault: &Fault,
-    server: &PostgresServer,
-    request: &Request,
-    id: &str,
-) -> Result<db_corruption::Prepared> {
-    let variant = fault.name.rsplit('/').next().unwrap_or_default();
-    db_corruption::prepare(server, variant, request, id)
-        .await?
-        .ok_or_else(|| Error::new(Kind::Internal, format!("fault {} has no procedure", fault.name)))
-}
-
-/// How long a live fault lasts when nothing else is said.
+/// How long a fault lasts when nothing else is said.
 pub const DEFAULT_TTL: Duration = Duration::from_secs(3600);
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::db_corruption::Damage;
+use super::harm::Mend;
 use crate::error::{Error, Kind, Result};
 use crate::incident::{StateDir, write_atomically};
 
@@ -90,6 +91,11 @@ pub enum Heal {
         /// `pg_relation_filenode` of the index: another one has been built since.
         filenode: String,
     },
+    /// Small effects on running services, each put right by itself.
+    Mend {
+        /// In order.
+        mends: Vec<Mend>,
+    },
     /// The container is started.
     Start,
     /// A file in the container's shared memory is removed.
@@ -134,7 +140,7 @@ pub struct Record {
     pub injected_at: Option<Timestamp>,
     /// When it was healed or found gone.
     pub ended_at: Option<Timestamp>,
-    /// When a live fault ends by itself, inside its target.
+    /// When its time to live is over.
     pub expires_at: Option<Timestamp>,
 }
 

@@ -51,7 +51,7 @@ pub fn rpo_line(rpo: &Rpo) -> String {
         (Some(0), Some(all)) => format!("none of {all} acknowledged writes is missing ({objective}: met)"),
         (Some(lost), Some(all)) => format!("{lost} of {all} acknowledged writes are missing ({objective})"),
         _ => match rpo.at_most {
-            _ if rpo.planned.none => format!("nothing: {} ({objective}: met)", rpo.planned.summary),
+            _ if rpo.planned.none => format!("{} ({objective}: met)", rpo.planned.summary),
             Some(0.0) => format!(
                 "nothing that was readable: {} ({objective}: met)",
                 rpo.planned.summary

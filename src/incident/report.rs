@@ -190,6 +190,7 @@ fn next(incident: &Incident) -> Vec<String> {
                 ("close", Stage::Verified(_)) if plan.discard.is_empty() => "nothing is kept: close it",
                 ("close", Stage::Verified(_)) => "let go of the old data",
                 ("close", _) => "clear away what is left of it",
+                ("undo", _) if plan.discard.is_empty() => "take it back",
                 ("undo", _) => "bring the old data back",
                 (_, Stage::Undoing) => "go on taking it back",
                 (_, Stage::Executing) => "go on recovering",

@@ -276,6 +276,19 @@ pub enum WorkloadAction {
         /// Whether to wait until it answers.
         wait: bool,
     },
+    /// Lets the processes of a service run again, whether the engine froze them or a
+    /// signal did. Again: they run.
+    #[serde(rename_all = "kebab-case")]
+    Thaw {
+        /// Service.
+        service: String,
+    },
+    /// Stops a service cleanly, starts it and waits until it stays up. Again: once more.
+    #[serde(rename_all = "kebab-case")]
+    Restart {
+        /// Service.
+        service: String,
+    },
 }
 
 impl Action {
@@ -325,6 +338,8 @@ impl Action {
             Self::Workload(a) => match a {
                 WorkloadAction::Stop { service } => format!("stop {service}"),
                 WorkloadAction::Start { service, .. } => format!("start {service}"),
+                WorkloadAction::Thaw { service } => format!("let {service} run again"),
+                WorkloadAction::Restart { service } => format!("restart {service}"),
             },
         }
     }

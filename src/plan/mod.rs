@@ -15,10 +15,41 @@ pub use lint::{LintError, lint};
 /// Version of the persisted form. A reader refuses a newer one.
 pub const PLAN_FORMAT: u32 = 1;
 
-/// The remedies for a database, least destructive first. The order is the ladder.
+/// The remedies, of all scenarios. Within a scenario the order of its own list is the
+/// ladder, least destructive first; the order here is the same where two are compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Remedy {
+    /// Nothing is changed: what looks broken is at work, and is watched until it is done.
+    Wait,
+    /// Let frozen processes run again.
+    Thaw,
+    /// Start what is stopped.
+    Start,
+    /// Connect containers to the networks and names that they have lost.
+    Reconnect,
+    /// End sessions that hold connections without working.
+    EndSessions,
+    /// End the one session that all others wait for.
+    UnblockSessions,
+    /// Free what can be freed without loss.
+    FreeSpace,
+    /// Raise a limit, within what the host has.
+    RaiseLimit,
+    /// Delete the keys that the runbook names disposable.
+    ClearCache,
+    /// Remove entries that belong to nothing any more.
+    ClearStale,
+    /// Let a server be written again that refuses writes to protect itself.
+    Unblock,
+    /// Repair a service's files, on a copy first.
+    Repair,
+    /// Restart a service.
+    Restart,
+    /// Start a second instance of a service.
+    ScaleOut,
+    /// Create a container anew from the image that ran last.
+    Recreate,
     /// Build damaged indexes anew from their tables.
     Reindex,
     /// Restore one database from a logical backup beside the damaged one and swap names.
@@ -28,6 +59,8 @@ pub enum Remedy {
     RestoreCluster,
     /// No usable backup: make a copy of the damaged data start, and switch to the copy.
     Salvage,
+    /// Start everything in the order in which it depends on each other.
+    StartAll,
 }
 
 impl Remedy {
@@ -35,10 +68,26 @@ impl Remedy {
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
+            Self::Wait => "wait",
+            Self::Thaw => "thaw",
+            Self::Start => "start",
+            Self::Reconnect => "reconnect",
+            Self::EndSessions => "end-sessions",
+            Self::UnblockSessions => "unblock-sessions",
+            Self::FreeSpace => "free-space",
+            Self::RaiseLimit => "raise-limit",
+            Self::ClearCache => "clear-cache",
+            Self::ClearStale => "clear-stale",
+            Self::Unblock => "unblock",
+            Self::Repair => "repair",
+            Self::Restart => "restart",
+            Self::ScaleOut => "scale-out",
+            Self::Recreate => "recreate",
             Self::Reindex => "reindex",
             Self::RestoreDatabase => "restore-database",
             Self::RestoreCluster => "restore-cluster",
             Self::Salvage => "salvage",
+            Self::StartAll => "start-all",
         }
     }
 
@@ -46,10 +95,26 @@ impl Remedy {
     #[must_use]
     pub fn summary(self) -> &'static str {
         match self {
+            Self::Wait => "wait until it is done by itself",
+            Self::Thaw => "let the frozen processes run again",
+            Self::Start => "start what is stopped",
+            Self::Reconnect => "connect the containers to the networks and names that they have lost",
+            Self::EndSessions => "end the sessions that hold connections without working",
+            Self::UnblockSessions => "end the one session that all others wait for",
+            Self::FreeSpace => "free what can be freed without loss",
+            Self::RaiseLimit => "raise the limit, within what the host has",
+            Self::ClearCache => "delete the keys that the runbook names disposable",
+            Self::ClearStale => "remove the entries that belong to nothing any more",
+            Self::Unblock => "let it be written again as it is",
+            Self::Repair => "repair its files, on a copy first",
+            Self::Restart => "restart it",
+            Self::ScaleOut => "start a second instance",
+            Self::Recreate => "create its container anew from the image that ran last",
             Self::Reindex => "build the damaged indexes anew",
             Self::RestoreDatabase => "restore the database beside the damaged one and swap names",
             Self::RestoreCluster => "restore the whole server beside the old data, replay its WAL and switch",
             Self::Salvage => "make a copy of the damaged data start and switch to it",
+            Self::StartAll => "start everything in the order in which it depends on each other",
         }
     }
 }
@@ -141,6 +206,12 @@ impl Step {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Expectation {
+    /// The containers run, are not between two crashes, and have not restarted for a moment.
+    #[serde(rename_all = "kebab-case")]
+    ServicesRun {
+        /// The services.
+        services: Vec<String>,
+    },
     /// The server takes connections and has ended recovery.
     #[serde(rename_all = "kebab-case")]
     ServerAnswers {

@@ -3,12 +3,14 @@
 
 pub mod amcheck;
 pub mod connection;
+pub mod containers;
 pub mod control;
 pub mod counts;
 pub mod facts;
 pub mod files;
 pub mod http;
 pub mod logs;
+pub mod observer;
 pub mod relations;
 pub mod slots;
 pub mod watch;

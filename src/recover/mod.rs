@@ -15,8 +15,9 @@ use crate::incident::{
     writable,
 };
 use crate::plan::Remedy;
+use crate::probe::observer::Observer;
 use crate::probe::watch::Watch;
-use crate::scenarios::{Certainty, Diagnosis, PlanRequest, Refusal, Scenario};
+use crate::scenarios::{Certainty, DetectOptions, Diagnosis, PlanRequest, Refusal, Scenario};
 use crate::system::System;
 
 pub use later::{close, resume, undo};
@@ -40,6 +41,8 @@ pub struct Recover<'a> {
     pub remedy: Option<Remedy>,
     /// The backup set that the operator chose.
     pub backup: Option<String>,
+    /// What to look at.
+    pub look: DetectOptions,
     /// Numbers of acknowledged writes, for measuring the loss.
     pub acknowledged: Option<Vec<u64>>,
 }
@@ -59,11 +62,7 @@ pub enum Ended {
 ///
 /// # Errors
 /// Every other end of a recovery, by kind: see the exit codes.
-pub async fn recover<S, D>(cx: &Recover<'_>, detect: D) -> Result<Ended>
-where
-    S: Scenario,
-    D: AsyncFn() -> Result<S::Evidence>,
-{
+pub async fn recover<S: Scenario>(cx: &Recover<'_>) -> Result<Ended> {
     let began = Timestamp::now();
     let runbook = &cx.system.runbook;
     // From the first moment: what users see while drctl looks and asks counts too.
@@ -86,7 +85,7 @@ where
             phase: Phase::Detect,
             subject: deployment.to_owned(),
         });
-        let evidence = detect().await?;
+        let evidence = S::detect(&Observer::new(cx.system, cx.reporter), &cx.look).await?;
         let diagnosis = S::diagnose(&evidence, runbook);
         let diagnosed = Timestamp::now();
         tell(cx.reporter, &diagnosis);
@@ -128,7 +127,7 @@ where
         };
         let case = Case {
             format: CASE_FORMAT,
-            certainty: certainty(diagnosis.certainty).to_owned(),
+            certainty: diagnosis.certainty.name().to_owned(),
             summary: diagnosis.summary.clone(),
             reasons: diagnosis.reasons.clone(),
             evidence: serde_json::to_value(&evidence).unwrap_or_default(),
@@ -283,21 +282,10 @@ fn listen() -> Result<Interrupts> {
     })
 }
 
-/// The word for a certainty.
-#[must_use]
-pub fn certainty(c: Certainty) -> &'static str {
-    match c {
-        Certainty::Confirmed => "confirmed",
-        Certainty::Suspected => "suspected",
-        Certainty::Absent => "absent",
-        Certainty::Unknown => "unknown",
-    }
-}
-
 /// Tells what was found.
 pub fn tell(reporter: &SharedReporter, diagnosis: &Diagnosis) {
     reporter.event(&Event::Diagnosis {
-        certainty: certainty(diagnosis.certainty).to_owned(),
+        certainty: diagnosis.certainty.name().to_owned(),
         summary: diagnosis.summary.clone(),
         reasons: diagnosis.reasons.clone(),
         look_alike: diagnosis.look_alike.as_ref().map(|l| l.name.clone()),

@@ -135,6 +135,27 @@ impl Runbook {
         order
     }
 
+    /// All services, each after everything that it depends on.
+    #[must_use]
+    pub fn start_order(&self) -> Vec<&ServiceName> {
+        let mut order = Vec::new();
+        for name in self.services.keys() {
+            self.visit_needed(name, &mut order);
+        }
+        order
+    }
+
+    /// Depth first: what a service needs is listed before it. There is no cycle (checked on load).
+    fn visit_needed<'a>(&'a self, name: &'a ServiceName, order: &mut Vec<&'a ServiceName>) {
+        if order.contains(&name) {
+            return;
+        }
+        for needed in self.services.get(name).into_iter().flat_map(|s| &s.depends_on) {
+            self.visit_needed(needed, order);
+        }
+        order.push(name);
+    }
+
     /// Depth first: whatever needs a service is listed before the service itself. There is no cycle (checked on load),
     /// and a service is visited once.
     fn visit_dependents<'a>(

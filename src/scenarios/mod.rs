@@ -2,11 +2,17 @@
 //! observed, what it means, what is done about it.
 
 pub mod db_corruption;
+pub mod ladder;
+pub mod service_crash;
+
+use std::pin::Pin;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
+use crate::error::Result;
 use crate::plan::{Plan, Remedy};
+use crate::probe::observer::Observer;
 use crate::runbook::Runbook;
 
 /// How sure a diagnosis is.
@@ -21,6 +27,19 @@ pub enum Certainty {
     Absent,
     /// It could not be looked at.
     Unknown,
+}
+
+impl Certainty {
+    /// The word.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Confirmed => "confirmed",
+            Self::Suspected => "suspected",
+            Self::Absent => "absent",
+            Self::Unknown => "unknown",
+        }
+    }
 }
 
 /// What the evidence means for one scenario.
@@ -76,12 +95,38 @@ pub struct Refusal {
     pub next: Vec<String>,
 }
 
+/// What to look at.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct DetectOptions {
+    /// One service; the only one of its kind, or all that can have the failure, when `None`.
+    pub service: Option<String>,
+    /// Reads everything: every row of every table, every index against its table. Bounded by
+    /// the runbook's step deadline, where the quick look is bounded by the probe deadline.
+    pub deep: bool,
+}
+
 /// A failure that drctl can recover from. `detect` observes; the rest is pure.
 pub trait Scenario {
     /// The name: file, subcommand, label.
     const NAME: &'static str;
+    /// What fails, in a few words, for lists and help.
+    const ABOUT: &'static str;
+    /// The ladder: its remedies, least destructive first.
+    const REMEDIES: &'static [Remedy];
+    /// Scenarios whose symptoms this failure brings about: it is named before them.
+    const CAUSES: &'static [&'static str];
     /// What is observed. A plan can be made again from a saved one.
     type Evidence: Serialize + DeserializeOwned + Send + Sync;
+
+    /// Observes. Read-only, bounded, and a probe that failed is evidence too.
+    ///
+    /// # Errors
+    /// No such service, or an engine that cannot be reached. A service that is down is not
+    /// an error.
+    fn detect(
+        world: &Observer<'_>,
+        options: &DetectOptions,
+    ) -> impl Future<Output = Result<Self::Evidence>> + Send;
 
     /// What the evidence means.
     fn diagnose(evidence: &Self::Evidence, runbook: &Runbook) -> Diagnosis;
@@ -91,4 +136,55 @@ pub trait Scenario {
     /// # Errors
     /// [`Refusal`] when no remedy is safe or possible.
     fn plan(evidence: &Self::Evidence, runbook: &Runbook, request: &PlanRequest) -> Result<Plan, Refusal>;
+}
+
+/// A scenario as a value, for those who ask all of them.
+#[derive(Clone, Copy)]
+pub struct Entry {
+    /// [`Scenario::NAME`].
+    pub name: &'static str,
+    /// [`Scenario::ABOUT`].
+    pub about: &'static str,
+    /// [`Scenario::CAUSES`].
+    pub causes: &'static [&'static str],
+    /// Observes and diagnoses.
+    pub look: for<'a> fn(&'a Observer<'a>, &'a DetectOptions) -> Looking<'a>,
+}
+
+/// A look that is under way.
+pub type Looking<'a> = Pin<Box<dyn Future<Output = Result<Looked>> + Send + 'a>>;
+
+/// What one scenario made of what it saw.
+#[derive(Debug, Clone)]
+pub struct Looked {
+    /// What it means.
+    pub diagnosis: Diagnosis,
+    /// What was seen.
+    pub evidence: serde_json::Value,
+}
+
+fn entry<S: Scenario>() -> Entry {
+    Entry {
+        name: S::NAME,
+        about: S::ABOUT,
+        causes: S::CAUSES,
+        look: |world, options| {
+            Box::pin(async move {
+                let evidence = S::detect(world, options).await?;
+                Ok(Looked {
+                    diagnosis: S::diagnose(&evidence, &world.system.runbook),
+                    evidence: serde_json::to_value(&evidence).unwrap_or_default(),
+                })
+            })
+        },
+    }
+}
+
+/// Every scenario. The order counts where nothing else decides: what is deeper comes first.
+#[must_use]
+pub fn registry() -> Vec<Entry> {
+    vec![
+        entry::<db_corruption::DbCorruption>(),
+        entry::<service_crash::ServiceCrash>(),
+    ]
 }

@@ -1,5 +1,6 @@
 //! Everything that is printed. Standard output is data, standard error is talk.
 
+pub mod diagnosis;
 pub mod preview;
 pub mod prompt;
 pub mod report;

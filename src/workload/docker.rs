@@ -292,6 +292,43 @@ impl Docker {
         .await
     }
 
+    /// State letters of a container's processes, the oldest first, as `ps` on the engine's
+    /// host prints them (`S`, `R`, `T` …).
+    ///
+    /// # Errors
+    /// The engine's trouble; `Engine` 409 when the container does not run.
+    pub async fn process_states(&self, container: &str) -> Result<Vec<String>, WorkloadError> {
+        let options = q::TopOptionsBuilder::default().ps_args("-eo pid,stat").build();
+        let top = self
+            .call(
+                &format!("the processes of container {container}"),
+                self.deadline,
+                self.api.top_processes(container, Some(options)),
+            )
+            .await?;
+        let mut rows: Vec<(u64, String)> = top
+            .processes
+            .unwrap_or_default()
+            .into_iter()
+            .filter_map(|row| Some((row.first()?.parse().ok()?, row.get(1)?.clone())))
+            .collect();
+        rows.sort_unstable_by_key(|(pid, _)| *pid);
+        Ok(rows.into_iter().map(|(_, state)| state).collect())
+    }
+
+    /// Freezes a container.
+    ///
+    /// # Errors
+    /// The engine's trouble.
+    pub async fn pause(&self, container: &str) -> Result<(), WorkloadError> {
+        self.call(
+            &format!("pause of container {container}"),
+            self.deadline,
+            self.api.pause_container(container),
+        )
+        .await
+    }
+
     /// Thaws a paused container.
     ///
     /// # Errors
@@ -463,6 +500,12 @@ fn container_info(raw: ContainerInspectResponse) -> ContainerInfo {
         started_at: stamp(state.started_at.as_ref()),
         finished_at: stamp(state.finished_at.as_ref()),
         restart_count: raw.restart_count.unwrap_or_default(),
+        restart_policy: host
+            .restart_policy
+            .and_then(|p| p.name)
+            .map(|n| n.to_string())
+            .filter(|n| !n.is_empty())
+            .unwrap_or_else(|| "no".into()),
         stop_signal: config.stop_signal.unwrap_or_else(|| "SIGTERM".into()),
         shm_size: u64::try_from(host.shm_size.unwrap_or_default()).unwrap_or_default(),
         memory_limit: u64::try_from(host.memory.unwrap_or_default()).unwrap_or_default(),

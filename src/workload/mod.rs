@@ -155,6 +155,9 @@ pub struct ContainerInfo {
     pub finished_at: Option<Timestamp>,
     /// Engine restarts since the last manual start.
     pub restart_count: i64,
+    /// What the engine does when it ends: `no`, `always`, `unless-stopped`, `on-failure`.
+    #[serde(default)]
+    pub restart_policy: String,
     /// Signal that asks the main process to end; `SIGTERM` when not set.
     pub stop_signal: String,
     /// Shared memory size in bytes (`/dev/shm`), 64 MiB by default.

@@ -2,6 +2,7 @@
 //! anywhere; `plan::action` says why.
 
 mod cluster;
+mod container;
 mod prove;
 mod salvage;
 mod scripts;
@@ -150,8 +151,17 @@ pub async fn apply(cx: &ActionContext<'_>, action: &Action) -> Result<Outcome, A
     match action {
         Action::Postgres(action) => postgres(cx, action).await,
         Action::Cluster(action) => on_files(cx, action).await,
-        Action::Workload(WorkloadAction::Stop { service }) => server::stop(cx, service).await,
-        Action::Workload(WorkloadAction::Start { service, wait }) => server::start(cx, service, *wait).await,
+        Action::Workload(action) => workload(cx, action).await,
+    }
+}
+
+async fn workload(cx: &ActionContext<'_>, action: &WorkloadAction) -> Result<Outcome, ActionError> {
+    use WorkloadAction as A;
+    match action {
+        A::Stop { service } => container::stop(cx, service).await,
+        A::Start { service, wait } => container::start(cx, service, *wait).await,
+        A::Thaw { service } => container::thaw(cx, service).await,
+        A::Restart { service } => container::restart(cx, service).await,
     }
 }
 

@@ -1,4 +1,4 @@
-//! Stopping and starting a service.
+//! Stopping and starting a PostgreSQL server, and its sessions.
 
 use std::time::Duration;
 

@@ -4,7 +4,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
+use futures_util::{FutureExt, StreamExt};
 use jiff::Timestamp;
 use tokio::time::Instant;
 
@@ -21,22 +22,13 @@ use crate::probe::facts::DatabaseFacts;
 use crate::probe::relations::{PAGE, block_and_path, file_path, is_damage, merge};
 use crate::probe::{connection, counts, facts, files, logs, slots};
 use crate::runbook::Database;
+use crate::scenarios::DetectOptions;
 use crate::system::{PostgresServer, System};
 
 /// Pages in one file of a relation, 1 GiB in the default build.
 const SEGMENT_BLOCKS: u64 = 131_072;
 /// Sessions that look at one database: two check its structure, one counts.
 const SESSIONS_PER_DATABASE: usize = 3;
-
-/// What to look at.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct DetectOptions {
-    /// The PostgreSQL service; the only one when `None`.
-    pub service: Option<String>,
-    /// Reads everything: every row of every table, every index against its table. Bounded by
-    /// the runbook's step deadline, where the quick look is bounded by the probe deadline.
-    pub deep: bool,
-}
 
 /// Observes a database server. Read-only, bounded, and complete in the sense that each part of
 /// the evidence says what was seen or why nothing was.
@@ -164,7 +156,11 @@ async fn sessions(
     let unreachable = matches!(connection, Connection::Closed { .. } | Connection::Silent);
     let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
     let at_once = (cores * 2 / SESSIONS_PER_DATABASE).max(1);
-    let databases = futures_util::stream::iter(&server.config.databases)
+    // Boxed: the closure's lifetimes are too general for the compiler otherwise.
+    let looks: Vec<BoxFuture<'_, (String, DatabaseEvidence)>> = server
+        .config
+        .databases
+        .iter()
         .map(|(name, config)| {
             let connection = connection.clone();
             async move {
@@ -175,7 +171,10 @@ async fn sessions(
                 };
                 (name.to_string(), found)
             }
+            .boxed()
         })
+        .collect();
+    let databases = futures_util::stream::iter(looks)
         .buffer_unordered(at_once)
         .collect()
         .await;

@@ -20,11 +20,13 @@ mod restore_database;
 mod silent;
 mod steps;
 
-pub use detect::{DetectOptions, detect};
+use detect::detect;
 pub use evidence::*;
 
-use super::{Diagnosis, PlanRequest, Refusal, Scenario};
-use crate::plan::Plan;
+use super::{DetectOptions, Diagnosis, PlanRequest, Refusal, Scenario};
+use crate::error::Error;
+use crate::plan::{Plan, Remedy};
+use crate::probe::observer::Observer;
 use crate::runbook::Runbook;
 
 /// The scenario's name on the command line, in plans and in labels.
@@ -36,7 +38,19 @@ pub struct DbCorruption;
 
 impl Scenario for DbCorruption {
     const NAME: &'static str = NAME;
+    const ABOUT: &'static str = "A damaged PostgreSQL database: pages, indexes, files, control data, WAL";
+    const REMEDIES: &'static [Remedy] = &[
+        Remedy::Reindex,
+        Remedy::RestoreDatabase,
+        Remedy::RestoreCluster,
+        Remedy::Salvage,
+    ];
+    const CAUSES: &'static [&'static str] = &["db-down", "connection-exhaustion", "service-crash", "outage"];
     type Evidence = Evidence;
+
+    async fn detect(world: &Observer<'_>, options: &DetectOptions) -> Result<Evidence, Error> {
+        detect(world.system, options, world.reporter).await
+    }
 
     fn diagnose(evidence: &Evidence, runbook: &Runbook) -> Diagnosis {
         diagnose::diagnose(evidence, runbook)
@@ -44,6 +58,37 @@ impl Scenario for DbCorruption {
 
     fn plan(evidence: &Evidence, runbook: &Runbook, request: &PlanRequest) -> Result<Plan, Refusal> {
         plan::plan(evidence, runbook, request)
+    }
+}
+
+/// The rungs of this ladder, least destructive first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Rung {
+    Reindex,
+    RestoreDatabase,
+    RestoreCluster,
+    Salvage,
+}
+
+impl Rung {
+    const ALL: [Self; 4] = [
+        Self::Reindex,
+        Self::RestoreDatabase,
+        Self::RestoreCluster,
+        Self::Salvage,
+    ];
+
+    fn remedy(self) -> Remedy {
+        match self {
+            Self::Reindex => Remedy::Reindex,
+            Self::RestoreDatabase => Remedy::RestoreDatabase,
+            Self::RestoreCluster => Remedy::RestoreCluster,
+            Self::Salvage => Remedy::Salvage,
+        }
+    }
+
+    fn of(remedy: Remedy) -> Option<Self> {
+        Self::ALL.into_iter().find(|r| r.remedy() == remedy)
     }
 }
 

@@ -2,12 +2,14 @@
 
 use jiff::SignedDuration;
 
-use super::diagnose::{Class, Finding, classify};
+use super::Rung;
+use super::diagnose::{Class, classify};
 use super::evidence::{BackupEvidence, Connection, Evidence};
 use super::{NAME, steps};
 use crate::event::bytes;
-use crate::plan::{Alternative, DataLoss, PLAN_FORMAT, Plan, Remedy};
+use crate::plan::{DataLoss, PLAN_FORMAT, Plan};
 use crate::runbook::Runbook;
+use crate::scenarios::ladder;
 use crate::scenarios::{PlanRequest, Refusal};
 
 /// Bytes a restore needs beyond what it restores: WAL, temporary files.
@@ -26,15 +28,15 @@ pub(super) struct Ground<'a> {
 /// The least destructive remedy that is possible and was not tried.
 pub(super) fn plan(ev: &Evidence, rb: &Runbook, request: &PlanRequest) -> Result<Plan, Refusal> {
     let finding = classify(ev, rb);
-    let ladder: &[Remedy] = match &finding.class {
+    let ladder: &[Rung] = match &finding.class {
         Class::Indexes { .. } => &[
-            Remedy::Reindex,
-            Remedy::RestoreDatabase,
-            Remedy::RestoreCluster,
-            Remedy::Salvage,
+            Rung::Reindex,
+            Rung::RestoreDatabase,
+            Rung::RestoreCluster,
+            Rung::Salvage,
         ],
-        Class::Tables { .. } => &[Remedy::RestoreDatabase, Remedy::RestoreCluster, Remedy::Salvage],
-        Class::Cluster { .. } => &[Remedy::RestoreCluster, Remedy::Salvage],
+        Class::Tables { .. } => &[Rung::RestoreDatabase, Rung::RestoreCluster, Rung::Salvage],
+        Class::Cluster { .. } => &[Rung::RestoreCluster, Rung::Salvage],
         Class::LookAlike(_) | Class::Sound | Class::Unknown { .. } => {
             return Err(Refusal {
                 message: super::diagnose::diagnose(ev, rb).summary,
@@ -51,26 +53,24 @@ pub(super) fn plan(ev: &Evidence, rb: &Runbook, request: &PlanRequest) -> Result
         backup: backup_for(remedy, ev, named, &finding.class),
         class: &finding.class,
     };
-    let obstacles: Vec<(Remedy, Option<String>)> = ladder
+    let rungs: Vec<ladder::Rung> = ladder
         .iter()
-        .map(|r| {
-            let tried = request
-                .tried
-                .contains(r)
-                .then(|| "it was tried and did not hold".to_owned());
-            (*r, tried.or_else(|| obstacle(*r, &on(*r))))
-        })
+        .map(|r| ladder::rung(request, r.remedy(), obstacle(*r, &on(*r))))
         .collect();
-    let remedy = choose(&obstacles, request.remedy, &finding)?;
-    let alternatives = obstacles
-        .iter()
-        .filter(|(r, _)| *r != remedy)
-        .map(|(r, why)| Alternative {
-            remedy: *r,
-            possible: why.is_none(),
-            why_not: why.clone().unwrap_or_else(|| not_chosen(*r, remedy, &on(*r))),
-        })
-        .collect();
+    let chosen = ladder::choose(
+        NAME,
+        &rungs,
+        request.remedy,
+        &finding.reasons,
+        vec![
+            "drctl backup list    # is there a set elsewhere that can be copied here?".into(),
+            "# make room, or attach a larger volume, and run this again".into(),
+        ],
+    )?;
+    let remedy = Rung::of(chosen).unwrap_or(Rung::Salvage);
+    let alternatives = ladder::alternatives(&rungs, chosen, |other| {
+        Rung::of(other).map_or_else(String::new, |r| not_chosen(r, remedy, &on(r)))
+    });
     let ground = on(remedy);
     let backup = ground.backup;
     let draft = steps::draft(remedy, &ground);
@@ -82,9 +82,9 @@ pub(super) fn plan(ev: &Evidence, rb: &Runbook, request: &PlanRequest) -> Result
         run: request.run.clone(),
         service: ev.service.clone(),
         diagnosis,
-        remedy,
+        remedy: chosen,
         alternatives,
-        backup: (!matches!(remedy, Remedy::Reindex | Remedy::Salvage))
+        backup: (!matches!(remedy, Rung::Reindex | Rung::Salvage))
             .then(|| backup.map(|b| b.label.clone()))
             .flatten(),
         steps: draft.steps,
@@ -101,16 +101,16 @@ pub(super) fn plan(ev: &Evidence, rb: &Runbook, request: &PlanRequest) -> Result
 /// The newest set that holds what a remedy needs; the newest at all, to say what it lacks,
 /// when none does.
 fn backup_for<'a>(
-    remedy: Remedy,
+    remedy: Rung,
     ev: &'a Evidence,
     named: Option<&'a BackupEvidence>,
     class: &Class,
 ) -> Option<&'a BackupEvidence> {
-    if remedy == Remedy::Salvage {
+    if remedy == Rung::Salvage {
         return None;
     }
     let fits = |b: &&BackupEvidence| match remedy {
-        Remedy::RestoreCluster => b.base.is_some(),
+        Rung::RestoreCluster => b.base.is_some(),
         _ => damaged_database(class).is_none_or(|d| b.dumps.contains_key(d)),
     };
     named.or_else(|| ev.backups.iter().find(fits).or(ev.backups.first()))
@@ -136,48 +136,8 @@ fn named_backup<'a>(ev: &'a Evidence, request: &PlanRequest) -> Result<Option<&'
     }
 }
 
-fn choose(
-    obstacles: &[(Remedy, Option<String>)],
-    wanted: Option<Remedy>,
-    finding: &Finding,
-) -> Result<Remedy, Refusal> {
-    let reasons = || {
-        obstacles
-            .iter()
-            .filter_map(|(r, why)| Some(format!("{r}: {}", why.as_ref()?)))
-            .collect::<Vec<_>>()
-    };
-    match wanted {
-        Some(wanted) => match obstacles.iter().find(|(r, _)| *r == wanted) {
-            Some((r, None)) => Ok(*r),
-            Some((r, Some(why))) => Err(Refusal {
-                message: format!("{r} is not possible: {why}"),
-                reasons: finding.reasons.clone(),
-                next: vec!["drctl recover db-corruption --dry-run    # what is possible".into()],
-            }),
-            None => Err(Refusal {
-                message: format!("{wanted} does not help here: it cannot bring back what is damaged"),
-                reasons: finding.reasons.clone(),
-                next: vec!["drctl recover db-corruption --dry-run    # what would".into()],
-            }),
-        },
-        None => obstacles
-            .iter()
-            .find(|(_, why)| why.is_none())
-            .map(|(r, _)| *r)
-            .ok_or_else(|| Refusal {
-                message: "no remedy is possible as things are".into(),
-                reasons: reasons(),
-                next: vec![
-                    "drctl backup list    # is there a set elsewhere that can be copied here?".into(),
-                    "# make room, or attach a larger volume, and run this again".into(),
-                ],
-            }),
-    }
-}
-
 /// Why a rung cannot be used; `None` when it can.
-fn obstacle(remedy: Remedy, ground: &Ground<'_>) -> Option<String> {
+fn obstacle(remedy: Rung, ground: &Ground<'_>) -> Option<String> {
     let ev = ground.ev;
     let open = matches!(ev.connection, Connection::Open { .. });
     let not_open = || (!open).then(|| "the server takes no connections".to_owned());
@@ -194,16 +154,16 @@ fn obstacle(remedy: Remedy, ground: &Ground<'_>) -> Option<String> {
         )
     };
     let obstacle = match remedy {
-        Remedy::Reindex => not_open(),
-        Remedy::RestoreDatabase => not_open().or_else(|| match ground.backup {
+        Rung::Reindex => not_open(),
+        Rung::RestoreDatabase => not_open().or_else(|| match ground.backup {
             None => Some(no_backup()),
             Some(b) => dump_obstacle(b, ground),
         }),
-        Remedy::RestoreCluster => match ground.backup {
+        Rung::RestoreCluster => match ground.backup {
             None => Some(no_backup()),
             Some(b) => base_obstacle(b, ev),
         },
-        Remedy::Salvage => ev
+        Rung::Salvage => ev
             .files
             .as_ref()
             .err()
@@ -242,7 +202,7 @@ fn base_obstacle(backup: &BackupEvidence, ev: &Evidence) -> Option<String> {
     }
 }
 
-fn disk_obstacle(remedy: Remedy, ground: &Ground<'_>) -> Option<String> {
+fn disk_obstacle(remedy: Rung, ground: &Ground<'_>) -> Option<String> {
     let free = ground.ev.files.as_ref().ok()?.disk_free;
     let needed = disk_needed(remedy, ground);
     (needed > free).then(|| {
@@ -255,7 +215,7 @@ fn disk_obstacle(remedy: Remedy, ground: &Ground<'_>) -> Option<String> {
 }
 
 /// Bytes needed while the old data is still there.
-fn disk_needed(remedy: Remedy, ground: &Ground<'_>) -> u64 {
+fn disk_needed(remedy: Rung, ground: &Ground<'_>) -> u64 {
     let ev = ground.ev;
     let database_bytes = |name: &str| {
         ev.databases
@@ -265,9 +225,9 @@ fn disk_needed(remedy: Remedy, ground: &Ground<'_>) -> u64 {
             .map_or(0, |f| f.bytes)
     };
     match remedy {
-        Remedy::Reindex => index_bytes(ground),
-        Remedy::RestoreDatabase => damaged_database(ground.class).map_or(0, database_bytes) + HEADROOM,
-        Remedy::RestoreCluster => {
+        Rung::Reindex => index_bytes(ground),
+        Rung::RestoreDatabase => damaged_database(ground.class).map_or(0, database_bytes) + HEADROOM,
+        Rung::RestoreCluster => {
             let base = ground.backup.and_then(|b| b.base.as_ref()).map_or(0, |b| b.bytes);
             // Salvage works on a copy of the damage, for a while.
             let copy = if steps::salvages_from_copy(ground) {
@@ -277,7 +237,7 @@ fn disk_needed(remedy: Remedy, ground: &Ground<'_>) -> u64 {
             };
             base + copy + HEADROOM
         }
-        Remedy::Salvage => data_bytes(ev) + HEADROOM,
+        Rung::Salvage => data_bytes(ev) + HEADROOM,
     }
 }
 
@@ -307,19 +267,19 @@ pub(super) fn damaged_database(class: &Class) -> Option<&str> {
     }
 }
 
-fn not_chosen(other: Remedy, chosen: Remedy, ground: &Ground<'_>) -> String {
+fn not_chosen(other: Rung, chosen: Rung, ground: &Ground<'_>) -> String {
     if other < chosen {
         return "the operator chose a harsher one".into();
     }
     let loss = data_loss(other, ground);
     match other {
-        Remedy::RestoreDatabase => format!("it replaces the whole database; {}", loss.summary),
-        Remedy::RestoreCluster => format!(
+        Rung::RestoreDatabase => format!("it replaces the whole database; {}", loss.summary),
+        Rung::RestoreCluster => format!(
             "it stops the server and replaces every database; {}",
             loss.summary
         ),
-        Remedy::Salvage => "it brings damage along; only for want of a backup".into(),
-        Remedy::Reindex => loss.summary,
+        Rung::Salvage => "it brings damage along; only for want of a backup".into(),
+        Rung::Reindex => loss.summary,
     }
 }
 
@@ -364,7 +324,7 @@ fn is_contiguous(wal: &[String], first: &str) -> bool {
 }
 
 /// What a remedy loses, from the data.
-fn data_loss(remedy: Remedy, ground: &Ground<'_>) -> DataLoss {
+fn data_loss(remedy: Rung, ground: &Ground<'_>) -> DataLoss {
     let backup_from = ground.backup.map(|b| b.taken_at);
     let age = backup_from.map(|at| {
         let seconds = ground
@@ -393,11 +353,11 @@ fn data_loss(remedy: Remedy, ground: &Ground<'_>) -> DataLoss {
         ..DataLoss::default()
     };
     match remedy {
-        Remedy::Reindex => {
+        Rung::Reindex => {
             loss.none = true;
             loss.summary = "nothing is lost: an index is derived from its table".into();
         }
-        Remedy::RestoreDatabase => {
+        Rung::RestoreDatabase => {
             let rows = match rows {
                 Some((n, true)) => format!("{n} rows"),
                 Some((n, false)) => format!("at least {n} rows"),
@@ -408,7 +368,7 @@ fn data_loss(remedy: Remedy, ground: &Ground<'_>) -> DataLoss {
                 age.unwrap_or_default()
             );
         }
-        Remedy::RestoreCluster if wal_is_complete(ground) => {
+        Rung::RestoreCluster if wal_is_complete(ground) => {
             loss.none =
                 !matches!(ground.class, Class::Cluster { cause } if cause.contains("write-ahead log"));
             loss.summary = if loss.none {
@@ -417,13 +377,13 @@ fn data_loss(remedy: Remedy, ground: &Ground<'_>) -> DataLoss {
                 "what the write-ahead log still shows is replayed; what is behind its damage is salvaged where readable".into()
             };
         }
-        Remedy::RestoreCluster => {
+        Rung::RestoreCluster => {
             loss.summary = format!(
                 "the backup is {} old and the write-ahead log since then is not complete; later work is lost unless it can be salvaged",
                 age.unwrap_or_default()
             );
         }
-        Remedy::Salvage => {
+        Rung::Salvage => {
             loss.summary =
                 "what is damaged stays lost, and later damage may be hidden in what is kept".into();
         }

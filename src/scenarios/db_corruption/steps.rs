@@ -4,11 +4,12 @@ use std::collections::BTreeSet;
 
 use jiff::SignedDuration;
 
+use super::Rung;
 use super::diagnose::Class;
 use super::plan::{Ground, data_bytes, index_bytes, wal_is_complete};
 use super::restore_database::restore_database;
 use crate::plan::{
-    Action, ClusterAction, Expectation, PostgresAction, Remedy, Risk, RowFloor, SalvageTable, Step, Undo,
+    Action, ClusterAction, Expectation, PostgresAction, Risk, RowFloor, SalvageTable, Step, Undo,
     WorkloadAction,
 };
 use crate::runbook::{Database, Salvage};
@@ -28,12 +29,12 @@ pub(super) struct Draft {
     pub discard: Vec<Action>,
 }
 
-pub(super) fn draft(remedy: Remedy, ground: &Ground<'_>) -> Draft {
+pub(super) fn draft(remedy: Rung, ground: &Ground<'_>) -> Draft {
     match remedy {
-        Remedy::Reindex => reindex(ground),
-        Remedy::RestoreDatabase => restore_database(ground),
-        Remedy::RestoreCluster => restore_cluster(ground),
-        Remedy::Salvage => salvage(ground),
+        Rung::Reindex => reindex(ground),
+        Rung::RestoreDatabase => restore_database(ground),
+        Rung::RestoreCluster => restore_cluster(ground),
+        Rung::Salvage => salvage(ground),
     }
 }
 

@@ -1,0 +1,137 @@
+//! Stopping, starting and thawing the container of a service. A PostgreSQL server has its
+//! own way of stopping, and is up only when it takes connections.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::{ActionContext, ActionError, Outcome, server};
+use crate::event::seconds;
+use crate::probe::containers::{ContainerState, one};
+use crate::runbook::ServiceKind;
+use crate::workload::{ContainerInfo, Status};
+
+/// How often a starting container is looked at.
+const POLL: Duration = Duration::from_millis(100);
+/// How long a started container must stay up before it is believed: a crash loop's first
+/// starts come faster than that (seen: 0.5 to 2.0 s on engine 20.10).
+const STAYS_UP: Duration = Duration::from_millis(1500);
+
+fn is_postgres(cx: &ActionContext<'_>, service: &str) -> bool {
+    cx.system
+        .runbook
+        .service(service)
+        .is_some_and(|s| matches!(s.kind, ServiceKind::Postgres(_)))
+}
+
+pub(super) async fn stop(cx: &ActionContext<'_>, service: &str) -> Result<Outcome, ActionError> {
+    if is_postgres(cx, service) {
+        return server::stop(cx, service).await;
+    }
+    let container = cx.system.container(service).await?;
+    if container.status == Status::Paused {
+        // A frozen process cannot act on its stop signal and would be killed.
+        cx.system.docker.unpause(&container.id).await?;
+    }
+    let begun = Instant::now();
+    let grace = cx.system.runbook.deadlines.stop;
+    cx.system.docker.stop(&container.id, grace).await?;
+    let after = cx.system.docker.inspect(&container.id).await?;
+    if after.is_running() || after.status == Status::Restarting {
+        return Err(ActionError::Other(format!(
+            "{service} is still running after its stop"
+        )));
+    }
+    Ok(
+        Outcome::new(format!("{service} is stopped, exit code {}", after.exit_code))
+            .fact("stop-seconds", begun.elapsed().as_secs_f64()),
+    )
+}
+
+pub(super) async fn start(cx: &ActionContext<'_>, service: &str, wait: bool) -> Result<Outcome, ActionError> {
+    if is_postgres(cx, service) {
+        return server::start(cx, service, wait).await;
+    }
+    let container = cx.system.container(service).await?;
+    let begun = Instant::now();
+    cx.system.docker.start(&container.id).await?;
+    if !wait {
+        return Ok(Outcome::new(format!("{service} is started")));
+    }
+    until_up(cx, service, &container, begun).await?;
+    Ok(Outcome::new(format!("{service} is up")).fact("start-seconds", begun.elapsed().as_secs_f64()))
+}
+
+pub(super) async fn thaw(cx: &ActionContext<'_>, service: &str) -> Result<Outcome, ActionError> {
+    let container = cx.system.container(service).await?;
+    if container.status == Status::Paused {
+        cx.system.docker.unpause(&container.id).await?;
+    } else if container.is_running() {
+        // Nothing happens to a process that was not stopped.
+        cx.system.docker.kill(&container.id, "SIGCONT").await?;
+    }
+    until_up(cx, service, &container, Instant::now()).await?;
+    Ok(Outcome::new(format!("{service} runs again")))
+}
+
+pub(super) async fn restart(cx: &ActionContext<'_>, service: &str) -> Result<Outcome, ActionError> {
+    let begun = Instant::now();
+    stop(cx, service).await?;
+    start(cx, service, true).await?;
+    Ok(
+        Outcome::new(format!("{service} is restarted"))
+            .fact("restart-seconds", begun.elapsed().as_secs_f64()),
+    )
+}
+
+/// Waits until the container stays up and its own health check, where it has one, agrees.
+async fn until_up(
+    cx: &ActionContext<'_>,
+    service: &str,
+    before: &ContainerInfo,
+    begun: Instant,
+) -> Result<(), ActionError> {
+    let end = begun + cx.deadline;
+    loop {
+        let state = one(cx.system, service).await;
+        let Some(facts) = state.found() else {
+            return Err(ActionError::Other(match state {
+                ContainerState::Unknown(cause) => cause,
+                _ => format!("service {service} has no container any more"),
+            }));
+        };
+        let now = &facts.info;
+        let gave_up = match now.status {
+            Status::Exited | Status::Dead => true,
+            // A manual start sets the count to 0.
+            Status::Restarting => now.restart_count > 2,
+            _ => false,
+        };
+        if gave_up {
+            let words: Vec<&str> = facts.last_words.iter().rev().take(5).map(|l| &*l.text).collect();
+            return Err(ActionError::Other(format!(
+                "{service} does not stay up (exit code {}): {}",
+                now.exit_code,
+                words.into_iter().rev().collect::<Vec<_>>().join("; ")
+            )));
+        }
+        let age = now.started_at.map_or(STAYS_UP, |at| {
+            Duration::try_from(jiff::Timestamp::now().duration_since(at)).unwrap_or_default()
+        });
+        let settled = before.is_running() || age >= STAYS_UP;
+        if now.is_running() && settled && matches!(now.health.as_deref(), None | Some("healthy")) {
+            return Ok(());
+        }
+        if Instant::now() >= end {
+            return Err(ActionError::Other(format!(
+                "{service} is {:?}{} after {}",
+                now.status,
+                now.health
+                    .as_ref()
+                    .map_or_else(String::new, |h| format!(" and {h}")),
+                seconds(cx.deadline)
+            )));
+        }
+        tokio::time::sleep(POLL).await;
+    }
+}

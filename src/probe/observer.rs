@@ -1,0 +1,39 @@
+//! A read-only view of a deployment in which every shared probe runs once, however many
+//! scenarios ask for it.
+
+use std::collections::BTreeMap;
+
+use tokio::sync::OnceCell;
+
+use super::containers::{self, ContainerState};
+use crate::event::SharedReporter;
+use crate::system::System;
+
+/// One look at a deployment. Made anew for each look: what it has seen does not change.
+pub struct Observer<'a> {
+    /// The deployment. For probes only: nothing that is reached through an observer changes
+    /// the world.
+    pub system: &'a System,
+    /// Who is told what is being looked at.
+    pub reporter: &'a SharedReporter,
+    containers: OnceCell<BTreeMap<String, ContainerState>>,
+}
+
+impl<'a> Observer<'a> {
+    /// Nothing has been looked at yet.
+    #[must_use]
+    pub fn new(system: &'a System, reporter: &'a SharedReporter) -> Self {
+        Self {
+            system,
+            reporter,
+            containers: OnceCell::new(),
+        }
+    }
+
+    /// The containers of all services, by service.
+    pub async fn containers(&self) -> &BTreeMap<String, ContainerState> {
+        self.containers
+            .get_or_init(|| containers::look(self.system))
+            .await
+    }
+}
