@@ -14,5 +14,6 @@ mod crash;
 mod faults;
 mod hostile;
 mod lookalikes;
+mod matrix;
 mod recover;
 mod stack;
