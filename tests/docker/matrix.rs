@@ -138,7 +138,7 @@ fn every_fault_is_named_and_no_look_alike_leads_to_harm() {
         }
     }
     let table = render(&rows);
-    println!("{table}");
+    eprintln!("{table}");
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/confusion-matrix.md");
     std::fs::write(&file, &table).unwrap();
     let left = stack.leftovers_after(Duration::from_secs(10));
