@@ -22,7 +22,11 @@ const REALLY: &[(&str, &str)] = &[
 
 /// What `diagnose` names first: a scenario, a look-alike's name, or that all is well or unknown.
 fn named(out: &Output) -> (String, String) {
-    let opinions: Vec<Value> = out.events().into_iter().filter(|e| e["event"] == "opinion").collect();
+    let opinions: Vec<Value> = out
+        .events()
+        .into_iter()
+        .filter(|e| e["event"] == "opinion")
+        .collect();
     let finding = opinions.iter().find(|o| {
         matches!(o["certainty"].as_str(), Some("confirmed" | "suspected")) && o["consequence-of"].is_null()
     });
@@ -151,7 +155,8 @@ fn every_fault_is_named_and_no_look_alike_leads_to_harm() {
 }
 
 fn render(rows: &[Row]) -> String {
-    let mut out = String::from("| Fault | Expected | Named first | Seconds | In words |\n|---|---|---|--:|---|\n");
+    let mut out =
+        String::from("| Fault | Expected | Named first | Seconds | In words |\n|---|---|---|--:|---|\n");
     let mut counts: BTreeMap<(&str, &str), usize> = BTreeMap::new();
     for r in rows {
         *counts.entry((&r.expected, &r.named)).or_default() += 1;
