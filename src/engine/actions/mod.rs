@@ -2,6 +2,8 @@
 //! anywhere; `plan::action` says why.
 
 mod cluster;
+mod damaged;
+mod mend;
 mod prove;
 mod salvage;
 mod scripts;
@@ -210,7 +212,7 @@ async fn on_files(cx: &ActionContext<'_>, action: &ClusterAction) -> Result<Outc
             base,
             first_segment,
         } => cluster::extract_base(cx, service, run, base, first_segment).await,
-        A::CopyDamaged { service, run } => cluster::copy_damaged(cx, service, run).await,
+        A::CopyDamaged { service, run, tables } => damaged::copy(cx, service, run, tables).await,
         A::KeepWal {
             service,
             run,
