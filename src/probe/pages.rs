@@ -59,21 +59,20 @@ pub async fn read(
              on n.oid = e.extnamespace where e.extname = 'pageinspect')",
         )
         .await?;
-    let schema = match row.first().and_then(|r| r.opt(0)) {
-        Some(installed) => quote_ident(installed),
-        None => {
-            // Written, and never committed.
-            client = Client::connect(&spec.clone().writable()).await?;
-            let schema = quote_ident(&format!("drctl_pages_{}", std::process::id()));
-            client.execute("set lock_timeout = '300ms'").await?;
-            client.execute("begin").await?;
-            client
-                .execute(&format!(
-                    "create schema {schema}; create extension pageinspect schema {schema}"
-                ))
-                .await?;
-            schema
-        }
+    let schema = if let Some(installed) = row.first().and_then(|r| r.opt(0)) {
+        quote_ident(installed)
+    } else {
+        // Written, and never committed.
+        client = Client::connect(&spec.clone().writable()).await?;
+        let schema = quote_ident(&format!("drctl_pages_{}", std::process::id()));
+        client.execute("set lock_timeout = '300ms'").await?;
+        client.execute("begin").await?;
+        client
+            .execute(&format!(
+                "create schema {schema}; create extension pageinspect schema {schema}"
+            ))
+            .await?;
+        schema
     };
     let mut findings = Vec::new();
     for relation in all {

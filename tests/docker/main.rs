@@ -16,4 +16,5 @@ mod hostile;
 mod lookalikes;
 mod matrix;
 mod recover;
+mod salvage;
 mod stack;

@@ -3,6 +3,8 @@
 
 mod cluster;
 mod container;
+mod damaged;
+mod mend;
 mod prove;
 mod salvage;
 mod scripts;
@@ -220,7 +222,7 @@ async fn on_files(cx: &ActionContext<'_>, action: &ClusterAction) -> Result<Outc
             base,
             first_segment,
         } => cluster::extract_base(cx, service, run, base, first_segment).await,
-        A::CopyDamaged { service, run } => cluster::copy_damaged(cx, service, run).await,
+        A::CopyDamaged { service, run, tables } => damaged::copy(cx, service, run, tables).await,
         A::KeepWal {
             service,
             run,
