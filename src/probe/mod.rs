@@ -9,6 +9,8 @@ pub mod facts;
 pub mod files;
 pub mod http;
 pub mod logs;
+pub mod redis;
+pub mod redis_keys;
 pub mod relations;
 pub mod slots;
 pub mod watch;
