@@ -12,6 +12,8 @@ pub mod http;
 pub mod logs;
 pub mod observer;
 pub mod pages;
+pub mod redis;
+pub mod redis_keys;
 pub mod relations;
 pub mod slots;
 pub mod watch;

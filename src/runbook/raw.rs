@@ -260,7 +260,7 @@ pub struct RedisService {
     #[serde(default = "default_redis_port")]
     #[schemars(range(min = 1))]
     pub port: u16,
-    /// Where the password is found. Default: no password is sent.
+    /// Where the password is found. Default: `REDIS_PASSWORD` in the environment of the service's container, if there is one; else no password is sent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub password: Option<SecretRef>,
     /// Key patterns (as in `SCAN MATCH`) of pure cache entries, which may be deleted to free memory. Without any, nothing is deleted.
