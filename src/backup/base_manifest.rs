@@ -137,9 +137,11 @@ impl BaseManifest {
             let others: Vec<_> = (1..threads).map(|_| scope.spawn(one)).collect();
             problems.extend(one()?);
             for other in others {
-                problems.extend(other.join().unwrap_or_else(|_| {
-                    Err(io::Error::other("a thread that compares files ended early"))
-                })?);
+                problems.extend(
+                    other.join().unwrap_or_else(|_| {
+                        Err(io::Error::other("a thread that compares files ended early"))
+                    })?,
+                );
             }
             Ok::<(), io::Error>(())
         })?;
@@ -215,7 +217,8 @@ fn extra_files(base: &Path, expected: &BTreeMap<PathBuf, &Listed>) -> io::Result
                 continue;
             }
             // Not followed: a tablespace is a link, and its files are listed below it.
-            let kind = fs::metadata(entry.path()).map_or_else(|_| entry.file_type(), |m| Ok(m.file_type()))?;
+            let kind =
+                fs::metadata(entry.path()).map_or_else(|_| entry.file_type(), |m| Ok(m.file_type()))?;
             if kind.is_dir() {
                 pending.push(path);
             } else if !expected.contains_key(&path) {
@@ -252,11 +255,8 @@ mod tests {
             ("base/5/empty", Vec::new()),
         ] {
             fs::write(dir.path().join(name), &content).unwrap();
-            let crc: String = crc32c::crc32c(&content)
-                .to_le_bytes()
-                .iter()
-                .map(|b| format!("{b:02x}"))
-                .collect();
+            // The number's bytes, the least significant first.
+            let crc = format!("{:08x}", crc32c::crc32c(&content).swap_bytes());
             files.push(format!(
                 r#"{{ "Path": "{name}", "Size": {}, "Last-Modified": "2026-11-20 20:00:00 GMT", "Checksum-Algorithm": "CRC32C", "Checksum": "{crc}" }}"#,
                 content.len()

@@ -95,7 +95,7 @@ impl Answer {
 impl RedisState {
     /// The first thing that failed, in the order in which a user meets it.
     #[must_use]
-    pub fn failure(&self) -> Option<&RedisFailure> {
+    pub fn first_failure(&self) -> Option<&RedisFailure> {
         let answers = [Some(&self.connect), self.ping.as_ref(), self.write.as_ref()];
         answers
             .into_iter()

@@ -16,6 +16,6 @@ mod hostile;
 mod lookalikes;
 mod matrix;
 mod recover;
-mod salvage;
 mod redis;
+mod salvage;
 mod stack;

@@ -18,6 +18,12 @@ const REALLY: &[(&str, &str)] = &[
     ("db-corruption/stopped", "stopped"),
     ("db-corruption/shm-full", "shm-full"),
     ("db-corruption/slots-full", "slots-full"),
+    ("redis-oom/evicting", "healthy"),
+    ("redis-oom/stopped", "redis-failure"),
+    ("redis-failure/replica", "replica"),
+    ("redis-failure/memory-full", "redis-oom"),
+    ("stuck-sessions/alive", "session-limit"),
+    ("stuck-sessions/few", "healthy"),
 ];
 
 /// What `diagnose` names first: a scenario, a look-alike's name, or that all is well or unknown.

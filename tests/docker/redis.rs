@@ -41,7 +41,7 @@ async fn seen(server: &RedisServer) -> (Option<ErrorKind>, RedisState) {
     // It must be possible to keep it.
     let kept = serde_json::to_string(&state).unwrap();
     let state: RedisState = serde_json::from_str(&kept).unwrap();
-    (state.failure().map(|f| f.kind), state)
+    (state.first_failure().map(|f| f.kind), state)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -78,7 +78,7 @@ async fn every_trouble_of_a_redis_has_its_kind() {
     let (kind, state) = seen(&stopped).await;
     assert_eq!(kind, Some(ErrorKind::NoConnection));
     assert!(
-        state.failure().unwrap().text.contains("is not running"),
+        state.first_failure().unwrap().text.contains("is not running"),
         "{state:?}"
     );
 }
