@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::stack::{Stack, docker, run};
+use crate::stack::{Mounted, Stack, docker, run};
 
 const ACCOUNTS: &str = "select count(*), sum(id) from accounts";
 /// What drctl ends with when it is killed while a helper works.
@@ -264,25 +264,14 @@ fn two_at_once(stack: &Stack) {
 struct SmallDisk<'a> {
     stack: &'a Stack,
     path: PathBuf,
+    _mounted: Mounted,
 }
 
 impl<'a> SmallDisk<'a> {
     /// `None`, and said, where mounting is not allowed.
     fn mount(stack: &'a Stack, mib: u32) -> Option<Self> {
         let path = stack.dir.path().join(format!("disk-{mib}"));
-        fs::create_dir_all(&path).unwrap();
-        let mut mount = Command::new("mount");
-        mount
-            .args(["-t", "tmpfs", "-o", &format!("size={mib}m"), "tmpfs"])
-            .arg(&path);
-        let out = run(&mut mount, None, Duration::from_secs(10));
-        if out.code != Some(0) {
-            eprintln!(
-                "SKIPPED: no file system can be mounted here: {}",
-                out.stderr.trim()
-            );
-            return None;
-        }
+        let mounted = Mounted::at(path.clone(), &format!("{mib}m"))?;
         let text = fs::read_to_string(stack.runbook()).unwrap();
         let usual = format!("directory: {}\n", backups(stack).display());
         assert!(text.contains(&usual));
@@ -291,17 +280,16 @@ impl<'a> SmallDisk<'a> {
             text.replace(&usual, &format!("directory: {}\n", path.display())),
         )
         .unwrap();
-        Some(Self { stack, path })
+        Some(Self {
+            stack,
+            path,
+            _mounted: mounted,
+        })
     }
 }
 
 impl Drop for SmallDisk<'_> {
     fn drop(&mut self) {
-        run(
-            Command::new("umount").arg("-l").arg(&self.path),
-            None,
-            Duration::from_secs(10),
-        );
         self.stack.write_runbook("lab");
     }
 }

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::stack::{Output, Stack, docker, run};
+use crate::stack::{Mounted, Output, Stack, docker, run};
 
 /// With a probe deadline of three seconds. Every case is bounded by it several times over at most.
 const ANSWER: Duration = Duration::from_secs(15);
@@ -321,30 +321,9 @@ fn what_hangs_later_is_an_answer_too() {
     assert_eq!(stack.leftovers(), "");
 }
 
-/// A small file system of its own, gone when dropped.
-struct Mounted(PathBuf);
-
-impl Mounted {
-    fn small(path: PathBuf) -> Option<Self> {
-        fs::create_dir_all(&path).unwrap();
-        let mut mount = Command::new("mount");
-        mount
-            .args(["-t", "tmpfs", "-o", "size=64k,mode=700", "tmpfs"])
-            .arg(&path);
-        (run(&mut mount, None, ANSWER).code == Some(0)).then_some(Self(path))
-    }
-}
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        run(Command::new("umount").arg("-l").arg(&self.0), None, ANSWER);
-    }
-}
-
 /// drctl's own memory cannot be written: it is kept in memory and said so, or nothing is begun.
 fn no_room_for_memory(stack: &Stack) {
-    let Some(full) = Mounted::small(stack.dir.path().join("full")) else {
-        eprintln!("SKIPPED full and read-only state directory: file systems cannot be mounted here");
+    let Some(full) = Mounted::at(stack.dir.path().join("full"), "64k") else {
         return;
     };
     let fallback = format!(
