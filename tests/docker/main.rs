@@ -16,4 +16,5 @@ mod hostile;
 mod lookalikes;
 mod recover;
 mod salvage;
+mod silence;
 mod stack;
