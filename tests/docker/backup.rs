@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::silence::hanging_socket;
 use crate::stack::{Mounted, Stack, docker, run};
 
 const ACCOUNTS: &str = "select count(*), sum(id) from accounts";
@@ -193,7 +194,7 @@ fn a_person_restores_by_the_set_alone(stack: &Stack) {
 }
 
 /// Helpers that still run after `PATIENCE`. Between its creation and its start a helper has no lease yet, and the
-/// engine knows no call that does both: one that was never started lies there, inert, until the next run removes it.
+/// engine knows no call that does both: one that was never started lies there, inert, until the next backup removes it.
 fn still_at_work(stack: &Stack) -> String {
     let end = Instant::now() + PATIENCE;
     loop {
@@ -228,10 +229,40 @@ fn killed_at_any_moment(stack: &Stack) {
             "killed after {millis} ms: {after:?}"
         );
     }
+    let never_started = killed_before_a_start(stack);
     let set = create(stack, &[]);
+    let left = stack.leftovers_after(PATIENCE);
+    assert_eq!(left, "", "of these: {never_started}");
     let after = listed(stack);
     assert!(after.values().all(|s| s == "good"), "{after:?}");
     assert!(set.is_dir());
+}
+
+/// Killed between the creation of a helper and its start, surely: the engine never answers the start. Gives the
+/// helper that lies there.
+fn killed_before_a_start(stack: &Stack) -> String {
+    let socket = stack.dir.path().join("no-start.sock");
+    hanging_socket(&socket, |_, request| {
+        let line = request.split(|b| *b == b'\r').next().unwrap_or_default();
+        let line = String::from_utf8_lossy(line);
+        line.contains("/containers/") && line.contains("/start")
+    });
+    let mut child = stack
+        .command(&["backup"])
+        .env("DOCKER_HOST", format!("unix://{}", socket.display()))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let end = Instant::now() + Duration::from_secs(20);
+    while !stack.leftovers().contains(" Created") && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let _ = child.kill();
+    let _ = child.wait();
+    let left = stack.leftovers();
+    assert!(left.contains(" Created"), "no helper was created: {left:?}");
+    left
 }
 
 fn two_at_once(stack: &Stack) {

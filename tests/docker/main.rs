@@ -11,6 +11,7 @@
 
 mod backup;
 mod crash;
+mod crash_undo;
 mod faults;
 mod hostile;
 mod lookalikes;

@@ -92,19 +92,21 @@ fn silent_socket(path: &Path) {
     });
 }
 
-/// Passes on what is said to the real engine until `requests` have been made; after that nothing comes back.
-fn hanging_socket(path: &Path, requests: usize) {
+/// Passes on what is said to the real engine until a request, counted from 1, is one to hang at; from that one on
+/// nothing comes back.
+pub fn hanging_socket(path: &Path, hangs: impl Fn(usize, &[u8]) -> bool + Send + Sync + 'static) {
     let listener = UnixListener::bind(path).unwrap();
+    let hangs = Arc::new(hangs);
     let seen = Arc::new(AtomicUsize::new(0));
     std::thread::spawn(move || {
         for client in listener.incoming().map_while(Result::ok) {
-            let seen = seen.clone();
-            std::thread::spawn(move || pass_on(client, &seen, requests));
+            let (seen, hangs) = (seen.clone(), hangs.clone());
+            std::thread::spawn(move || pass_on(client, &seen, &*hangs));
         }
     });
 }
 
-fn pass_on(mut client: UnixStream, seen: &AtomicUsize, requests: usize) {
+fn pass_on(mut client: UnixStream, seen: &AtomicUsize, hangs: &(impl Fn(usize, &[u8]) -> bool + ?Sized)) {
     let engine = std::env::var("DOCKER_HOST").unwrap_or_default();
     let engine = engine
         .strip_prefix("unix://")
@@ -125,7 +127,7 @@ fn pass_on(mut client: UnixStream, seen: &AtomicUsize, requests: usize) {
         let begins = [&b"GET "[..], b"POST ", b"DELETE ", b"PUT "];
         if n > 0 && begins.iter().any(|b| buffer[..n].starts_with(b)) {
             let number = seen.fetch_add(1, Ordering::SeqCst) + 1;
-            if number > requests {
+            if hangs(number, &buffer[..n]) {
                 // Accepted, and never answered: the thread sleeps until the test is over.
                 loop {
                     std::thread::sleep(Duration::from_secs(60));
@@ -246,7 +248,7 @@ fn what_hangs_later_is_an_answer_too() {
     // The engine stops answering in the middle.
     for requests in [1, 2, 3, 4, 6, 8] {
         let socket = stack.dir.path().join(format!("hang-{requests}.sock"));
-        hanging_socket(&socket, requests);
+        hanging_socket(&socket, move |number, _| number > requests);
         let text = sound.replace(
             "  docker:\n",
             &format!("  docker:\n    host: \"unix://{}\"\n", socket.display()),
