@@ -11,6 +11,7 @@
 
 mod backup;
 mod crash;
+mod crash_undo;
 mod faults;
 mod hostile;
 mod lookalikes;
@@ -18,4 +19,5 @@ mod matrix;
 mod recover;
 mod redis;
 mod salvage;
+mod silence;
 mod stack;

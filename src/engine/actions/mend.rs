@@ -220,10 +220,11 @@ impl Mending<'_> {
         }
         let owner = owner(self.cx, self.server).await?;
         // Paths of pg_relation_filepath are digits, slashes and pg_tblspc/…/PG_…: nothing to quote.
-        let create: String = missing
-            .iter()
-            .map(|p| format!(": > \"$W/new/{p}\"; chown {owner} \"$W/new/{p}\"; chmod 600 \"$W/new/{p}\"\n"))
-            .collect();
+        let mut create = String::new();
+        for path in missing {
+            let file = format!("\"$W/new/{path}\"");
+            create += &format!(": > {file}; chown {owner} {file}; chmod 600 {file}\n");
+        }
         script(
             self.cx,
             self.server,
