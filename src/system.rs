@@ -8,7 +8,7 @@ use secrecy::SecretString;
 use crate::error::{Error, Kind, Result};
 use crate::postgres::{Client, ConnectSpec, PgError};
 use crate::runbook::{PostgresService, Runbook, ServiceName};
-use crate::workload::{ContainerInfo, Docker, HelperNetwork, HelperSpec, WorkloadError};
+use crate::workload::{ContainerInfo, Docker, HelperNetwork, HelperSpec, Reach, WorkloadError};
 
 /// Where PostgreSQL keeps its data when the container does not say otherwise.
 const DEFAULT_PGDATA: &str = "/var/lib/postgresql/data";
@@ -147,7 +147,11 @@ impl System {
             })?),
             None => container.env_var("POSTGRES_PASSWORD").map(SecretString::from),
         };
-        let (host, port) = self.address(&config, &container);
+        let Reach {
+            host,
+            port,
+            socket_dir,
+        } = self.reach(&config, &container).await?;
         let data_dir = container
             .env_var("PGDATA")
             .unwrap_or(DEFAULT_PGDATA)
@@ -158,6 +162,7 @@ impl System {
             admin: ConnectSpec {
                 host,
                 port,
+                socket_dir,
                 user: config.admin_user.to_string(),
                 password,
                 database: config.admin_database.to_string(),
@@ -170,24 +175,25 @@ impl System {
         })
     }
 
-    /// Where the server is reached from here: as configured, at the container's own
-    /// address when the engine is local, at its published port otherwise.
-    fn address(&self, config: &PostgresService, container: &ContainerInfo) -> (String, u16) {
+    /// Where the server is reached from here: as configured, or as its engine is reached.
+    /// One that does not run, or is cut off, is nowhere, which is no error.
+    async fn reach(
+        &self,
+        config: &PostgresService,
+        container: &ContainerInfo,
+    ) -> Result<Reach, WorkloadError> {
+        let at = |host: &str| Reach {
+            host: host.to_owned(),
+            port: config.port,
+            socket_dir: None,
+        };
         if let Some(host) = &config.host {
-            return (host.clone(), config.port);
+            return Ok(at(host));
         }
-        if self.docker.is_local()
-            && let Some(address) = container.address()
-        {
-            return (address.to_owned(), config.port);
+        match self.docker.reach(container, config.port).await {
+            Err(WorkloadError::NotFound { .. }) => Ok(at("")),
+            other => other,
         }
-        container
-            .published
-            .get(&format!("{}/tcp", config.port))
-            .and_then(|a| a.rsplit_once(':'))
-            .and_then(|(host, port)| Some((host.to_owned(), port.parse().ok()?)))
-            // Not running: the loopback address refuses at once.
-            .unwrap_or_else(|| ("127.0.0.1".to_owned(), config.port))
     }
 
     /// Labels that find everything drctl created for one run of this deployment.

@@ -12,9 +12,10 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::docker_host::DockerHost;
 use super::duration;
 use super::text::{
-    self, ColumnName, DatabaseName, DockerHost, HttpUrl, Percent, RoleName, ServiceName, SystemName,
+    self, ColumnName, DatabaseName, HttpUrl, Percent, RoleName, ServiceName, SystemName,
     TableName,
 };
 
@@ -85,7 +86,7 @@ pub enum Platform {
 #[derive(Debug, Clone, PartialEq, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Docker {
-    /// The engine's address, `unix:///path` or `tcp://host:port` (without TLS). Default: `$DOCKER_HOST`, else the local socket.
+    /// The engine's address: `unix:///path`, `ssh://[user@]host[:port]` or `tcp://host:port` (without TLS). Default: `$DOCKER_HOST`, else the local socket.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host: Option<DockerHost>,
     /// The compose project whose containers these are. Default: the deployment's name.
