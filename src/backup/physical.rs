@@ -16,7 +16,6 @@ use super::preflight::Surveyed;
 use super::run::Run;
 use crate::error::{Error, Kind, Result};
 use crate::postgres::Lsn;
-use crate::workload::HelperMount;
 
 /// Copies, then compares what was written with PostgreSQL's own manifest and reads the WAL.
 /// Not synced file by file: see [`files::sync_file_system`], which finds little left to do,
@@ -65,11 +64,9 @@ pub async fn copy(run: &Run<'_>, surveyed: &Surveyed) -> Result<PhysicalPart> {
         std::os::unix::fs::chown(&target, Some(uid), Some(gid)).map_err(|e| run.io(&target, &e))?;
         spec.user = Some(surveyed.owner.clone());
     }
-    spec.mounts.push(HelperMount {
-        source: target.display().to_string(),
-        target: "/backup".into(),
-        read_only: false,
-    });
+    let owner = spec.user.clone().unwrap_or_else(own_user);
+    let staging = run.area(server, "backup-base", &target, &owner).await?;
+    spec.mounts.push(staging.mount("/backup", false));
     let what = format!("base backup of {}", server.service);
     let growing = target.clone();
     let written = move || files::measure(&growing).0;
@@ -91,6 +88,7 @@ pub async fn copy(run: &Run<'_>, surveyed: &Surveyed) -> Result<PhysicalPart> {
         _ => return Err(run.tool_failed("pg_basebackup", &subject, &output)),
     }
     let finished = Timestamp::now();
+    run.fetch(staging, &what, surveyed.cluster_bytes).await?;
     let ranges = wal_ranges(&target.join("backup_manifest"))
         .map_err(|e| run.io(&target.join("backup_manifest"), &e))?;
     let (Some(first), Some(last)) = (ranges.first(), ranges.last()) else {

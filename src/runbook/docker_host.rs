@@ -10,7 +10,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use super::text::{BadText, text_type};
 
-const EXAMPLE: &str = "for example `unix:///var/run/docker.sock`, `ssh://admin@192.168.1.11` or `tcp://10.0.0.5:2375`";
+const EXAMPLE: &str =
+    "for example `unix:///var/run/docker.sock`, `ssh://admin@192.168.1.11` or `tcp://10.0.0.5:2375`";
 /// Where an engine listens when nothing else is said.
 const DEFAULT_SOCKET: &str = "/var/run/docker.sock";
 
@@ -133,7 +134,9 @@ fn ssh_address(text: &str) -> Result<SshAddress, BadText> {
 fn is_harmless(text: &str, more: &str) -> bool {
     !text.is_empty()
         && !text.starts_with('-')
-        && text.chars().all(|c| c.is_ascii_alphanumeric() || more.contains(c))
+        && text
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || more.contains(c))
 }
 
 impl SshAddress {

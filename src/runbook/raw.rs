@@ -15,8 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::docker_host::DockerHost;
 use super::duration;
 use super::text::{
-    self, ColumnName, DatabaseName, HttpUrl, Percent, RoleName, ServiceName, SystemName,
-    TableName,
+    self, ColumnName, DatabaseName, HttpUrl, Percent, RoleName, ServiceName, SystemName, TableName,
 };
 
 /// A drctl runbook: the names, objectives and thresholds of one deployment. The procedures are in drctl.

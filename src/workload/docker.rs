@@ -110,7 +110,9 @@ impl Docker {
                     "{} lets us in, but not to {}: {}",
                     ssh.login(),
                     ssh.socket.display(),
-                    Some(tunnel.words()).filter(|w| !w.is_empty()).unwrap_or_else(|| chain(&e))
+                    Some(tunnel.words())
+                        .filter(|w| !w.is_empty())
+                        .unwrap_or_else(|| chain(&e))
                 )),
                 _ => unreachable(chain(&e)),
             })?;
@@ -144,9 +146,7 @@ impl Docker {
     pub async fn reach(&self, container: &ContainerInfo, port: u16) -> Result<Reach, WorkloadError> {
         // A container on the host's own network has no address of its own.
         let shares_host = container.networks.contains_key("host");
-        let own = container
-            .address()
-            .or_else(|| shares_host.then_some("127.0.0.1"));
+        let own = container.address().or_else(|| shares_host.then_some("127.0.0.1"));
         let published = container
             .published
             .get(&format!("{port}/tcp"))

@@ -14,6 +14,8 @@
 mod docker;
 mod helper;
 mod ssh;
+mod staging;
+mod transfer;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -25,6 +27,7 @@ use crate::runbook::{DockerHost, SshAddress};
 
 pub use docker::{Docker, Reach};
 pub use helper::{Helper, HelperMount, HelperNetwork, HelperOutput, HelperSpec};
+pub use staging::{Meter, Staging, StagingSpec, metered};
 
 /// Label on everything that drctl creates: the deployment it was made for.
 pub const LABEL_DEPLOYMENT: &str = "drctl.deployment";
@@ -76,6 +79,14 @@ pub enum WorkloadError {
         /// The request.
         what: String,
         /// The chain of causes.
+        cause: String,
+    },
+    /// Files could not be brought to or from the engine's host.
+    #[error("{what}: {cause}")]
+    Transfer {
+        /// Which files, and where to.
+        what: String,
+        /// Why.
         cause: String,
     },
     /// A helper did not finish within its deadline and was ended.

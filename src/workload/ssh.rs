@@ -148,7 +148,10 @@ impl Tunnel {
             return Ok(dir.clone());
         }
         let fail = |cause: String| WorkloadError::Transport {
-            what: format!("the way to {address} port {port} through {}", self.address.login()),
+            what: format!(
+                "the way to {address} port {port} through {}",
+                self.address.login()
+            ),
             cause,
         };
         let dir = self.dir.join(state.forwards.len().to_string());
@@ -203,16 +206,14 @@ impl Tunnel {
         for old in sockets.chain([self.socket(), self.control()]) {
             let _ = std::fs::remove_file(old);
         }
-        self.words
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clear();
-        let mut child = self.command(forwards).spawn().map_err(|e| {
-            WorkloadError::Unreachable {
+        self.words.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        let mut child = self
+            .command(forwards)
+            .spawn()
+            .map_err(|e| WorkloadError::Unreachable {
                 host: self.address.to_string(),
                 cause: format!("/bin/sh cannot be started: {e}"),
-            }
-        })?;
+            })?;
         let listening = child
             .stderr
             .take()
@@ -264,7 +265,11 @@ impl Tunnel {
             .args(["-o", "LogLevel=INFO", "-S"])
             .arg(self.control())
             .arg("-L")
-            .arg(format!("{}:{}", self.socket().display(), self.address.socket.display()));
+            .arg(format!(
+                "{}:{}",
+                self.socket().display(),
+                self.address.socket.display()
+            ));
         for ((address, port), dir) in forwards {
             command.arg("-L").arg(forwarding(dir, *address, *port));
         }
