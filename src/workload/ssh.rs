@@ -233,10 +233,13 @@ impl Tunnel {
                 if let Some(listening) = listening {
                     let _ = tokio::time::timeout(Duration::from_millis(200), listening).await;
                 }
-                return Err(self.unreachable(&match status.code() {
-                    Some(127) => "there is no ssh program here: apt-get install openssh-client".to_owned(),
-                    _ => format!("it ended ({status}) without a word"),
-                }));
+                if status.code() == Some(127) {
+                    return Err(WorkloadError::Unreachable {
+                        host: self.address.to_string(),
+                        cause: "there is no ssh program here: apt-get install openssh-client".into(),
+                    });
+                }
+                return Err(self.unreachable(&format!("it ended ({status}) without a word")));
             }
             if Instant::now() >= end {
                 return Err(self.unreachable(&format!(

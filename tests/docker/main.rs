@@ -15,4 +15,5 @@ mod faults;
 mod hostile;
 mod lookalikes;
 mod recover;
+mod remote;
 mod stack;
