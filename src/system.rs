@@ -9,7 +9,7 @@ use crate::error::{Error, Kind, Result};
 use crate::postgres::{Client, ConnectSpec, PgError};
 use crate::redis::{Client as RedisClient, ConnectSpec as RedisSpec, RedisError};
 use crate::runbook::{PostgresService, RedisService, Runbook, SecretRef, ServiceName};
-use crate::workload::{ContainerInfo, Docker, HelperNetwork, HelperSpec, WorkloadError};
+use crate::workload::{ContainerInfo, Docker, HelperNetwork, HelperSpec, Reach, WorkloadError};
 
 /// Where PostgreSQL keeps its data when the container does not say otherwise.
 const DEFAULT_PGDATA: &str = "/var/lib/postgresql/data";
@@ -120,7 +120,13 @@ impl System {
             }
             None => container.env_var("POSTGRES_PASSWORD").map(SecretString::from),
         };
-        let (host, port) = self.address(config.host.as_deref(), config.port, &container);
+        let Reach {
+            host,
+            port,
+            socket_dir,
+        } = self
+            .reach(config.host.as_deref(), config.port, &container)
+            .await?;
         let data_dir = container
             .env_var("PGDATA")
             .unwrap_or(DEFAULT_PGDATA)
@@ -131,6 +137,7 @@ impl System {
             admin: ConnectSpec {
                 host,
                 port,
+                socket_dir,
                 user: config.admin_user.to_string(),
                 password,
                 database: config.admin_database.to_string(),
@@ -175,12 +182,17 @@ impl System {
                 .filter(|p| !p.is_empty())
                 .map(SecretString::from),
         };
-        let (host, port) = self.address(None, config.port, &container);
+        let Reach {
+            host,
+            port,
+            socket_dir,
+        } = self.reach(None, config.port, &container).await?;
         Ok(RedisServer {
             service: service.to_owned(),
             spec: RedisSpec {
                 host,
                 port,
+                socket: socket_dir.map(|dir| dir.join(format!(".s.PGSQL.{port}"))),
                 password,
                 password_optional: config.password.is_none(),
                 database: 0,
@@ -231,24 +243,26 @@ impl System {
         }
     }
 
-    /// Where a server is reached from here: as configured, at the container's own address when
-    /// the engine is local, at its published port otherwise.
-    fn address(&self, configured: Option<&str>, port: u16, container: &ContainerInfo) -> (String, u16) {
+    /// Where a server is reached from here: as configured, or as its engine is reached.
+    /// One that does not run, or is cut off, is nowhere, which is no error.
+    async fn reach(
+        &self,
+        configured: Option<&str>,
+        port: u16,
+        container: &ContainerInfo,
+    ) -> Result<Reach, WorkloadError> {
+        let at = |host: &str| Reach {
+            host: host.to_owned(),
+            port,
+            socket_dir: None,
+        };
         if let Some(host) = configured {
-            return (host.to_owned(), port);
+            return Ok(at(host));
         }
-        if self.docker.is_local()
-            && let Some(address) = container.address()
-        {
-            return (address.to_owned(), port);
+        match self.docker.reach(container, port).await {
+            Err(WorkloadError::NotFound { .. }) => Ok(at("")),
+            other => other,
         }
-        container
-            .published
-            .get(&format!("{port}/tcp"))
-            .and_then(|a| a.rsplit_once(':'))
-            .and_then(|(host, port)| Some((host.to_owned(), port.parse().ok()?)))
-            // Not running: the loopback address refuses at once.
-            .unwrap_or_else(|| ("127.0.0.1".to_owned(), port))
     }
 
     /// Labels that find everything drctl created for one run of this deployment.

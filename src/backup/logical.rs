@@ -17,7 +17,7 @@ use crate::event;
 use crate::postgres::{PgError, quote_literal};
 use crate::probe::facts::{DatabaseFacts, Snapshot};
 use crate::system::PostgresServer;
-use crate::workload::{HelperMount, HelperSpec};
+use crate::workload::HelperSpec;
 
 /// Level of `pg_dump`'s own gzip, where the disk is too small for [`Packer`]: the lowest that
 /// is not larger than `pg_dump | gzip`, which uses 6.
@@ -94,6 +94,7 @@ pub async fn dump(
     let jobs = run.system.runbook.backup.postgres.jobs;
     let expected = expected_dump(previous, &server.service, database, database_bytes);
     let mut packer = packer(&target, jobs, expected, database_bytes).map_err(|e| run.io(&target, &e))?;
+    let staging = run.area(server, "backup-dump", &target, &own_user()).await?;
     let mut spec = helper(
         run,
         server,
@@ -111,11 +112,7 @@ pub async fn dump(
     );
     // By environment: as an argument, a name with `=` in it would be connection parameters.
     spec.env.push(("PGDATABASE".into(), database.to_owned()));
-    spec.mounts.push(HelperMount {
-        source: target.display().to_string(),
-        target: "/backup".into(),
-        read_only: false,
-    });
+    spec.mounts.push(staging.mount("/backup", false));
     let named = server
         .config
         .databases
@@ -161,6 +158,7 @@ pub async fn dump(
         }
         _ => return Err(run.tool_failed("pg_dump", &subject, &output)),
     }
+    run.fetch(staging, &what, database_bytes).await?;
     if let Some(packer) = packer {
         packer.finish().await.map_err(|e| run.io(&target, &e))?;
     }

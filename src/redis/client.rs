@@ -1,6 +1,7 @@
 //! A connection in which nothing waits for ever and every error reply has its kind.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use ::redis::aio::MultiplexedConnection;
@@ -8,8 +9,8 @@ use ::redis::{AsyncConnectionConfig, Cmd, FromRedisValue, Pipeline, RedisConnect
 use jiff::Timestamp;
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, BufReader};
+use tokio::net::{TcpStream, UnixStream};
 use tokio::time::Instant;
 
 use super::error::{ErrorKind, RedisError};
@@ -30,6 +31,8 @@ pub struct ConnectSpec {
     pub host: String,
     /// TCP port.
     pub port: u16,
+    /// A socket on this machine that leads there; TCP when `None`.
+    pub socket: Option<PathBuf>,
     /// Password of the default user.
     pub password: Option<SecretString>,
     /// A server without a password is as good: the password is a guess, nobody has said that
@@ -120,6 +123,21 @@ impl Drop for Client {
     }
 }
 
+/// What a connection runs over.
+trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
+
+async fn stream(spec: &ConnectSpec) -> std::io::Result<Box<dyn Stream>> {
+    if let Some(path) = &spec.socket {
+        return Ok(Box::new(UnixStream::connect(path).await?));
+    }
+    let stream = TcpStream::connect((&*spec.host, spec.port)).await?;
+    // Not for its effect on speed alone: a pipeline's last small packet waits otherwise.
+    let _ = stream.set_nodelay(true);
+    Ok(Box::new(stream))
+}
+
 impl Client {
     /// Connects, authenticates and selects the database.
     ///
@@ -140,19 +158,12 @@ impl Client {
 
     async fn open(spec: &ConnectSpec) -> Result<Self, RedisError> {
         let address = spec.address();
-        let stream = within(
-            spec.deadline,
-            &address,
-            "the connection",
-            TcpStream::connect((&*spec.host, spec.port)),
-        )
-        .await?
-        .map_err(|e| RedisError::NoConnection {
-            address: address.clone(),
-            cause: e.to_string(),
-        })?;
-        // Not for its effect on speed alone: a pipeline's last small packet waits otherwise.
-        let _ = stream.set_nodelay(true);
+        let stream = within(spec.deadline, &address, "the connection", stream(spec))
+            .await?
+            .map_err(|e| RedisError::NoConnection {
+                address: address.clone(),
+                cause: e.to_string(),
+            })?;
         // The driver keeps only a phrase of its own of a refused AUTH: we send it ourselves,
         // and it has nothing to set up. Deadlines are ours, too.
         let settings = RedisConnectionInfo::default().set_skip_set_lib_name();
@@ -518,7 +529,7 @@ async fn within<F: Future>(
 /// What a server says unasked to a new connection before it hangs up.
 async fn greeting_error(spec: &ConnectSpec) -> Option<RedisError> {
     let read = async {
-        let stream = TcpStream::connect((&*spec.host, spec.port)).await.ok()?;
+        let stream = stream(spec).await.ok()?;
         let mut line = String::new();
         BufReader::new(stream.take(512)).read_line(&mut line).await.ok()?;
         line.strip_prefix('-').map(RedisError::from_reply_line)

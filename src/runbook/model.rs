@@ -6,11 +6,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
+use super::docker_host::DockerHost;
 use super::raw::{
     self, Backup, Deadlines, Endpoint, Environment, Objectives, PostgresService, RedisService, Thresholds,
     WriteCheck,
 };
-use super::text::{DockerHost, ServiceName, SystemName};
+use super::text::{ServiceName, SystemName};
 
 /// One deployment, as its runbook describes it.
 #[derive(Debug, Clone, PartialEq)]

@@ -12,10 +12,10 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::docker_host::DockerHost;
 use super::duration;
 use super::text::{
-    self, ColumnName, DatabaseName, DockerHost, HttpUrl, Percent, RoleName, ServiceName, SystemName,
-    TableName,
+    self, ColumnName, DatabaseName, HttpUrl, Percent, RoleName, ServiceName, SystemName, TableName,
 };
 
 /// A drctl runbook: the names, objectives and thresholds of one deployment. The procedures are in drctl.
@@ -85,7 +85,7 @@ pub enum Platform {
 #[derive(Debug, Clone, PartialEq, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Docker {
-    /// The engine's address, `unix:///path` or `tcp://host:port` (without TLS). Default: `$DOCKER_HOST`, else the local socket.
+    /// The engine's address: `unix:///path`, `ssh://[user@]host[:port]` or `tcp://host:port` (without TLS). Default: `$DOCKER_HOST`, else the local socket.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host: Option<DockerHost>,
     /// The compose project whose containers these are. Default: the deployment's name.

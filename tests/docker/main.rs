@@ -18,6 +18,7 @@ mod lookalikes;
 mod matrix;
 mod recover;
 mod redis;
+mod remote;
 mod salvage;
 mod silence;
 mod stack;

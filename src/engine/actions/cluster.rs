@@ -109,11 +109,8 @@ pub(super) async fn extract_base(
 ) -> Result<Outcome, ActionError> {
     let server = cx.system.postgres(service).await?;
     let begun = tokio::time::Instant::now();
-    let mount = HelperMount {
-        source: base.to_owned(),
-        target: "/drctl/base".into(),
-        read_only: true,
-    };
+    // On a remote engine it lies there twice for a while: as it came, and beside the data.
+    let staging = cx.staged(&server, "extract-base", base, 2).await?;
     let output = script(
         cx,
         &server,
@@ -121,9 +118,10 @@ pub(super) async fn extract_base(
         "extract-base",
         EXTRACT,
         &[("FIRST", first_segment)],
-        vec![mount],
+        vec![staging.mount("/drctl/base", true)],
     )
     .await?;
+    staging.close().await?;
     let differing: Vec<&str> = output
         .stdout
         .lines()

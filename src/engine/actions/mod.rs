@@ -15,6 +15,7 @@ mod sql;
 mod swap;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -22,8 +23,11 @@ use serde_json::Value;
 use crate::event::{Event, SharedReporter, Verdict};
 use crate::plan::{Action, ClusterAction, PostgresAction, RedisAction, WorkloadAction};
 use crate::postgres::PgError;
-use crate::system::System;
-use crate::workload::{HelperOutput, WorkloadError};
+use crate::system::{PostgresServer, System};
+use crate::workload::{HelperOutput, Meter, Staging, StagingSpec, WorkloadError, metered};
+
+/// How often the progress of a transfer is told.
+const TOLD_EVERY: Duration = Duration::from_millis(500);
 
 /// What an action works with.
 pub struct ActionContext<'a> {
@@ -44,6 +48,37 @@ impl ActionContext<'_> {
 
     pub(super) fn warn(&self, text: impl Into<String>) {
         self.reporter.event(&Event::Warning { text: text.into() });
+    }
+
+    /// Makes a directory of a backup readable for a helper of the server's image, which
+    /// takes a transfer where the engine is remote. `copies` as in [`Staging::filled`].
+    async fn staged(
+        &self,
+        server: &PostgresServer,
+        purpose: &str,
+        directory: &str,
+        copies: u64,
+    ) -> Result<Staging, WorkloadError> {
+        let spec = StagingSpec {
+            deployment: self.system.deployment(),
+            run: self.run,
+            purpose,
+            image: &server.container.image_id,
+        };
+        let sent = Meter::default();
+        let directory = Path::new(directory);
+        let staging = Staging::filled(&self.system.docker, spec, directory, copies, self.deadline, &sent);
+        let mut staging = std::pin::pin!(staging);
+        loop {
+            tokio::select! {
+                done = &mut staging => return done,
+                () = tokio::time::sleep(TOLD_EVERY) => self.reporter.event(&Event::Progress {
+                    what: format!("{} to {}", directory.display(), self.system.docker.host()),
+                    bytes: metered(&sent),
+                    total: None,
+                }),
+            }
+        }
     }
 }
 

@@ -6,7 +6,6 @@ use super::server::{end_sessions, session, session_beside};
 use super::{ActionContext, ActionError, Outcome, pg, prove, salvage, succeeded};
 use crate::plan::{RowFloor, SalvageTable};
 use crate::postgres::{quote_ident, quote_literal, quote_qualified};
-use crate::workload::HelperMount;
 
 /// How long writers may take to end after the fence went up.
 const FENCE_LIMIT: Duration = Duration::from_secs(15);
@@ -120,11 +119,8 @@ pub(super) async fn restore_side(
             "/drctl/dump",
         ],
     );
-    helper.mounts.push(HelperMount {
-        source: dump.to_owned(),
-        target: "/drctl/dump".into(),
-        read_only: true,
-    });
+    let staging = cx.staged(&server, "pg-restore", dump, 1).await?;
+    helper.mounts.push(staging.mount("/drctl/dump", true));
     // Commits need not wait for the disk: the checkpoint below does, once.
     helper.env.push((
         "PGOPTIONS".into(),
@@ -133,6 +129,7 @@ pub(super) async fn restore_side(
     let begun = tokio::time::Instant::now();
     let output = cx.system.docker.run_helper(&helper, cx.deadline).await?;
     succeeded(&format!("pg_restore into {side}"), output)?;
+    staging.close().await?;
     client
         .within(cx.deadline, "checkpoint")
         .await
