@@ -386,7 +386,7 @@ impl Site<'_> {
                     .await?
                     .map(|p| Prepared::Data(Box::new(server), Box::new(p)))
             }
-            "service-crash" => service_crash::prepare(self.system, variant, service, request)
+            "service-crash" => service_crash::prepare(self.system, variant, service, id)
                 .await?
                 .map(Prepared::Services),
             _ => None,

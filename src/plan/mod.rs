@@ -2,6 +2,7 @@
 //! [`Plan`]; the engine executes it; nothing here touches the world.
 
 mod action;
+mod container;
 mod lint;
 
 use std::time::Duration;
@@ -10,6 +11,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 pub use action::{Action, ClusterAction, PostgresAction, RowFloor, SalvageTable, WorkloadAction};
+pub use container::{ContainerAction, Limits, SET_ASIDE, kept_name};
 pub use lint::{LintError, lint};
 
 /// Version of the persisted form. A reader refuses a newer one.

@@ -10,6 +10,7 @@
 //!   server versions always match). It holds a lease: when drctl dies, for whatever
 //!   reason, the helper ends and the engine removes it.
 
+mod create;
 mod docker;
 mod helper;
 
@@ -19,6 +20,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+pub use create::{Like, Role};
 pub use docker::Docker;
 pub use helper::{Helper, HelperMount, HelperNetwork, HelperOutput, HelperSpec};
 

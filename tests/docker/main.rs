@@ -17,4 +17,5 @@ mod lookalikes;
 mod matrix;
 mod recover;
 mod salvage;
+mod service_crash;
 mod stack;

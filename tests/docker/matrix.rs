@@ -18,6 +18,8 @@ const REALLY: &[(&str, &str)] = &[
     ("db-corruption/stopped", "stopped"),
     ("db-corruption/shm-full", "shm-full"),
     ("db-corruption/slots-full", "slots-full"),
+    ("service-crash/starting", "healthy"),
+    ("service-crash/finished-job", "healthy"),
 ];
 
 /// What `diagnose` names first: a scenario, a look-alike's name, or that all is well or unknown.

@@ -6,6 +6,7 @@ mod container;
 mod damaged;
 mod mend;
 mod prove;
+mod recreate;
 mod salvage;
 mod scripts;
 mod server;
@@ -154,6 +155,7 @@ pub async fn apply(cx: &ActionContext<'_>, action: &Action) -> Result<Outcome, A
         Action::Postgres(action) => postgres(cx, action).await,
         Action::Cluster(action) => on_files(cx, action).await,
         Action::Workload(action) => workload(cx, action).await,
+        Action::Container(action) => recreate::apply(cx, action).await,
     }
 }
 
