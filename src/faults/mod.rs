@@ -396,7 +396,7 @@ impl Site<'_> {
                     .await?
                     .map(|p| Prepared::Data(Box::new(server), Box::new(p)))
             }
-            "service-crash" => service_crash::prepare(self.system, variant, service, request)
+            "service-crash" => service_crash::prepare(self.system, variant, service, id)
                 .await?
                 .map(Prepared::Services),
             "redis-oom" => redis_oom::prepare(self.system, variant, service, request, id)

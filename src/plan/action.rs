@@ -5,6 +5,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::{ContainerAction, RedisAction};
+
 /// One effect.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -17,51 +19,8 @@ pub enum Action {
     Workload(WorkloadAction),
     /// A running Redis server.
     Redis(RedisAction),
-}
-
-/// A running Redis server.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum RedisAction {
-    /// `CONFIG SET`, until the server's next start. Again: says the same.
-    #[serde(rename_all = "kebab-case")]
-    SetConfig {
-        /// Service.
-        service: String,
-        /// Parameter.
-        name: String,
-        /// Its value.
-        value: String,
-    },
-    /// Removes the keys of patterns in every database, by scanning and in small batches, so
-    /// that other clients hardly wait. Again: what is gone is not found.
-    #[serde(rename_all = "kebab-case")]
-    ClearPatterns {
-        /// Service.
-        service: String,
-        /// As in `SCAN MATCH`.
-        patterns: Vec<String>,
-    },
-    /// Removes from a set the members without a living owner: those whose key does not exist.
-    /// Again: only those that are still without one.
-    #[serde(rename_all = "kebab-case")]
-    ClearStaleMembers {
-        /// Service.
-        service: String,
-        /// Database.
-        database: u32,
-        /// The set.
-        index: String,
-        /// What stands before a member's name in its owner's key.
-        owner_prefix: String,
-    },
-    /// `BGSAVE`, and waits for it to succeed: that ends the refusal of writes after a failed
-    /// one. Again: saves once more.
-    #[serde(rename_all = "kebab-case")]
-    Save {
-        /// Service.
-        service: String,
-    },
+    /// Containers made anew, doubled, given other limits.
+    Container(ContainerAction),
 }
 
 /// A table whose newer rows are brought over from damaged data.
@@ -389,16 +348,8 @@ impl Action {
                     format!("remove the work directory .drctl/{run} of {service}")
                 }
             },
-            Self::Redis(a) => match a {
-                RedisAction::SetConfig { name, value, .. } => format!("set {name} to {value}"),
-                RedisAction::ClearPatterns { patterns, .. } => {
-                    format!("delete keys like {}", patterns.join(", "))
-                }
-                RedisAction::ClearStaleMembers { index, .. } => {
-                    format!("remove members of {index} that have no owner")
-                }
-                RedisAction::Save { service } => format!("save the data of {service}"),
-            },
+            Self::Redis(a) => a.summary(),
+            Self::Container(a) => a.summary(),
             Self::Workload(a) => match a {
                 WorkloadAction::Stop { service } => format!("stop {service}"),
                 WorkloadAction::Start { service, .. } => format!("start {service}"),

@@ -2,17 +2,19 @@
 //! [`Plan`]; the engine executes it; nothing here touches the world.
 
 mod action;
+mod container;
 mod lint;
+mod redis;
 
 use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-pub use action::{
-    Action, ClusterAction, PostgresAction, RedisAction, RowFloor, SalvageTable, WorkloadAction,
-};
+pub use action::{Action, ClusterAction, PostgresAction, RowFloor, SalvageTable, WorkloadAction};
+pub use container::{ContainerAction, Limits, SET_ASIDE, kept_name};
 pub use lint::{LintError, lint};
+pub use redis::RedisAction;
 
 /// Version of the persisted form. A reader refuses a newer one.
 pub const PLAN_FORMAT: u32 = 1;

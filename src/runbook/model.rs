@@ -63,6 +63,8 @@ pub struct Service {
     pub container: Option<String>,
     /// Services that this one needs.
     pub depends_on: Vec<ServiceName>,
+    /// Whether a second instance may be started beside it.
+    pub scale_out: bool,
     /// What the service is, with the facts that its kind needs.
     pub kind: ServiceKind,
 }
@@ -250,6 +252,7 @@ impl Service {
         Some(Self {
             container: raw.container,
             depends_on: raw.depends_on,
+            scale_out: raw.scale_out,
             kind,
         })
     }
@@ -265,6 +268,7 @@ impl Service {
             kind,
             container: self.container.clone(),
             depends_on: self.depends_on.clone(),
+            scale_out: self.scale_out,
             postgres,
             redis,
         }

@@ -123,6 +123,10 @@ pub struct Service {
     /// Services that this one needs. They are started before it and stopped after it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub depends_on: Vec<ServiceName>,
+    /// Whether a second instance may be started beside it when one is not enough: it keeps no data of its own, and
+    /// whoever sends it work finds it by its network name. Only for `kind: app`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub scale_out: bool,
     /// Facts about the PostgreSQL server. Required for `kind: postgres`, refused otherwise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub postgres: Option<PostgresService>,

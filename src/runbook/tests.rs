@@ -104,7 +104,7 @@ fn each_mistake_is_one_problem_at_its_place() {
         (
             "    kind: app",
             "    kind: app\n    colour: red",
-            "16:5 services.web.colour: unknown key `colour` | one of `kind`, `container`, `depends-on`, `postgres`, `redis`",
+            "16:5 services.web.colour: unknown key `colour` | one of `kind`, `container`, `depends-on`, `scale-out`, `postgres`, `redis`",
         ),
         // wrong types
         (

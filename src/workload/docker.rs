@@ -267,6 +267,8 @@ impl Docker {
                 "com.docker.compose.oneoff=False".to_owned(),
             ])
             .await?;
+        // What a recovery has set aside still has the labels that it was created with.
+        found.retain(|(_, name)| !name.contains(crate::plan::SET_ASIDE));
         found.sort_by(|a, b| a.1.cmp(&b.1));
         match found.first() {
             Some((id, _)) => self.inspect(id).await,

@@ -114,6 +114,8 @@ pub struct HelperSpec {
     /// `/dev/shm` in bytes: the default 64 MiB breaks parallel plans and looks like a
     /// full disk.
     pub shm_size: u64,
+    /// Whether it sees the processes of the engine's host: only for faults, which hit them.
+    pub host_processes: bool,
     /// Signal that asks the program to end: `INT` for a PostgreSQL server (fast
     /// shutdown), `TERM` otherwise.
     pub stop_signal: &'static str,
@@ -139,6 +141,7 @@ impl HelperSpec {
             volumes_from: None,
             network: HelperNetwork::None,
             shm_size: 256 << 20,
+            host_processes: false,
             stop_signal: "TERM",
             detached: None,
         }
@@ -511,6 +514,7 @@ fn create_body(spec: &HelperSpec) -> ContainerCreateBody {
                 HelperNetwork::Bridge => "bridge".to_owned(),
                 HelperNetwork::Container(id) => format!("container:{id}"),
             }),
+            pid_mode: spec.host_processes.then(|| "host".to_owned()),
             mounts: Some(mounts),
             volumes_from: spec
                 .volumes_from

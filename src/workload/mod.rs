@@ -11,6 +11,7 @@
 //!   server versions always match). It holds a lease: when drctl dies, for whatever
 //!   reason, the helper ends and the engine removes it.
 
+mod create;
 mod docker;
 mod helper;
 mod ssh;
@@ -25,6 +26,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::runbook::{DockerHost, SshAddress};
 
+pub use create::{Like, Role};
 pub use docker::{Docker, Reach};
 pub use helper::{Helper, HelperMount, HelperNetwork, HelperOutput, HelperSpec};
 pub use staging::{Meter, Staging, StagingSpec, metered};

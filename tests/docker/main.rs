@@ -20,5 +20,6 @@ mod recover;
 mod redis;
 mod remote;
 mod salvage;
+mod service_crash;
 mod silence;
 mod stack;

@@ -24,6 +24,8 @@ const REALLY: &[(&str, &str)] = &[
     ("redis-failure/memory-full", "redis-oom"),
     ("stuck-sessions/alive", "session-limit"),
     ("stuck-sessions/few", "healthy"),
+    ("service-crash/starting", "healthy"),
+    ("service-crash/finished-job", "healthy"),
 ];
 
 /// What `diagnose` names first: a scenario, a look-alike's name, or that all is well or unknown.

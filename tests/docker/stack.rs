@@ -292,6 +292,19 @@ impl Stack {
             .to_owned()
     }
 
+    /// The same of the container that has the service's name, where another one has been set aside.
+    pub fn inspect_name(&self, service: &str, format: &str) -> String {
+        docker(&[
+            "inspect",
+            "--format",
+            format,
+            &format!("{}_{service}_1", self.name),
+        ])
+        .ok()
+        .trim()
+        .to_owned()
+    }
+
     /// What a service has logged since then.
     pub fn logs(&self, service: &str, since: jiff::Timestamp) -> String {
         let out = docker(&["logs", "--since", &since.to_string(), &self.container(service)]);

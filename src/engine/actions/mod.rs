@@ -6,6 +6,7 @@ mod container;
 mod damaged;
 mod mend;
 mod prove;
+mod recreate;
 mod redis;
 mod salvage;
 mod scripts;
@@ -191,6 +192,7 @@ pub async fn apply(cx: &ActionContext<'_>, action: &Action) -> Result<Outcome, A
         Action::Cluster(action) => on_files(cx, action).await,
         Action::Workload(action) => workload(cx, action).await,
         Action::Redis(action) => on_redis(cx, action).await,
+        Action::Container(action) => recreate::apply(cx, action).await,
     }
 }
 
