@@ -356,8 +356,8 @@ fn backups_come_here_whole(server: &Server, stack: &Stack) {
     assert!(set.join("postgres/base/PG_VERSION").is_file());
     let plain = fs::read_dir(set.join("postgres/simgen"))
         .unwrap()
-        .filter_map(|e| e.unwrap().file_name().into_string().ok())
-        .filter(|n| n.ends_with(".dat") && n != "toc.dat")
+        .map(|e| e.unwrap().path())
+        .filter(|p| p.extension().is_some_and(|e| e == "dat") && !p.ends_with("toc.dat"))
         .count();
     assert_eq!(plain, 0, "data files that were not compressed");
     assert_eq!(stack.leftovers_after(Duration::from_secs(5)), "");
