@@ -1,43 +1,31 @@
 //! The copy of a whole server: a plain base backup with the WAL that it needs. Plain
 //! rather than compressed: it is verified, and put back, in a third of the time.
 
-use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
-use std::path::Path;
 use std::time::Instant;
 
 use jiff::Timestamp;
-use serde::Deserialize;
 
+use super::base_manifest::{self, BaseManifest, Compared};
 use super::files;
 use super::logical::own_user;
 use super::manifest::PhysicalPart;
 use super::preflight::Surveyed;
 use super::run::Run;
 use crate::error::{Error, Kind, Result};
-use crate::postgres::Lsn;
 
-/// Copies, then compares what was written with PostgreSQL's own manifest and reads the WAL.
-/// Not synced file by file: see [`files::sync_file_system`], which finds little left to do,
-/// because the disk is asked to write while the processor compares.
+/// Copies, and lets PostgreSQL's own tool check the list of files and read the WAL. The
+/// files are compared with the list by [`BaseManifest::compare`], meanwhile where the
+/// list is of the usual kind. Not synced file by file: see [`files::sync_file_system`], which
+/// finds little left to do, because the disk is asked to write while the copy goes on.
 const COPY: &str = r#"
+( while sleep 0.5; do sync -f /backup 2>/dev/null || sync; done ) &
+syncing=$!
 pg_basebackup --pgdata=/backup --format=plain --wal-method=stream --checkpoint=fast --label="$1" --no-sync --no-password || exit 41
-{ sync -f /backup 2>/dev/null || sync; } &
-pg_verifybackup --quiet /backup || exit 42
-wait
+kill "$syncing" 2>/dev/null
+pg_verifybackup --quiet --skip-checksums /backup || exit 42
 "#;
-/// The WAL ranges stand at the end of the manifest, whose length grows with the cluster.
-const TAIL: u64 = 64 << 10;
-
-#[derive(Debug, Deserialize)]
-struct WalRange {
-    #[serde(rename = "Timeline")]
-    timeline: u32,
-    #[serde(rename = "Start-LSN")]
-    start: Lsn,
-    #[serde(rename = "End-LSN")]
-    end: Lsn,
-}
+/// For a list with checksums that are not computed here.
+const VERIFY: &str = "pg_verifybackup --quiet /backup || exit 42";
 
 /// Copies one server.
 pub async fn copy(run: &Run<'_>, surveyed: &Surveyed) -> Result<PhysicalPart> {
@@ -73,24 +61,35 @@ pub async fn copy(run: &Run<'_>, surveyed: &Surveyed) -> Result<PhysicalPart> {
     let output = run.helper(&spec, &what, written, surveyed.cluster_bytes).await?;
     match output.exit_code {
         0 => {}
-        42 => {
-            return Err(Error::new(
-                Kind::BackupDamaged,
-                format!(
-                    "the base backup of {subject} does not hold: {}",
-                    output.last_words()
-                ),
-            )
-            .untouched("the server and every older backup; what this run had written was removed")
-            .next("drctl backup    # again")
-            .next("dmesg | tail    # a disk that does not keep what is written?"));
-        }
+        42 => return Err(does_not_hold(&subject, &output.last_words())),
         _ => return Err(run.tool_failed("pg_basebackup", &subject, &output)),
     }
     let finished = Timestamp::now();
-    run.fetch(staging, &what, surveyed.cluster_bytes).await?;
-    let ranges = wal_ranges(&target.join("backup_manifest"))
-        .map_err(|e| run.io(&target.join("backup_manifest"), &e))?;
+    run.fetch(&staging, &what, surveyed.cluster_bytes).await?;
+    let list = target.join(base_manifest::FILE_NAME);
+    let base = target.clone();
+    let (manifest, compared) = tokio::task::spawn_blocking(move || {
+        let manifest = BaseManifest::read(&base)?;
+        let compared = manifest.compare(&base)?;
+        Ok::<_, std::io::Error>((manifest, compared))
+    })
+    .await
+    .unwrap_or_else(|e| Err(std::io::Error::other(e)))
+    .map_err(|e| run.io(&list, &e))?;
+    match compared {
+        Compared::Same { .. } => {}
+        Compared::Different(problems) => return Err(does_not_hold(&subject, &problems.join("; "))),
+        Compared::OtherChecksum(_) => {
+            spec.argv = ["sh", "-c", VERIFY].map(str::to_owned).to_vec();
+            let deadline = run.system.runbook.deadlines.step;
+            let output = run.system.docker.run_helper(&spec, deadline).await?;
+            if output.exit_code != 0 {
+                return Err(does_not_hold(&subject, &output.last_words()));
+            }
+        }
+    }
+    staging.close().await?;
+    let ranges = manifest.wal_ranges();
     let (Some(first), Some(last)) = (ranges.first(), ranges.last()) else {
         return Err(Error::new(
             Kind::BackupDamaged,
@@ -113,35 +112,12 @@ pub async fn copy(run: &Run<'_>, surveyed: &Surveyed) -> Result<PhysicalPart> {
     })
 }
 
-/// `WAL-Ranges` of a `backup_manifest` (PostgreSQL manual, 76.2), without reading the rest.
-fn wal_ranges(manifest: &Path) -> std::io::Result<Vec<WalRange>> {
-    let mut file = File::open(manifest)?;
-    let length = file.seek(SeekFrom::End(0))?;
-    file.seek(SeekFrom::Start(length.saturating_sub(TAIL)))?;
-    let mut tail = Vec::new();
-    file.read_to_end(&mut tail)?;
-    Ok(parse_wal_ranges(&String::from_utf8_lossy(&tail)))
-}
-
-fn parse_wal_ranges(tail: &str) -> Vec<WalRange> {
-    tail.rsplit_once("\"WAL-Ranges\":")
-        .and_then(|(_, rest)| serde_json::Deserializer::from_str(rest).into_iter().next())
-        .and_then(std::result::Result::ok)
-        .unwrap_or_default()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_end_of_a_manifest_tells_the_wal() {
-        let tail = "},\n{ \"Path\": \"x\" }\n],\n\"WAL-Ranges\": [\n{ \"Timeline\": 1, \"Start-LSN\": \"0/4000028\", \
-                    \"End-LSN\": \"0/4000100\" }\n],\n\"Manifest-Checksum\": \"ab\"}\n";
-        let ranges = parse_wal_ranges(tail);
-        assert_eq!(ranges.len(), 1);
-        assert_eq!(ranges[0].start.to_string(), "0/4000028");
-        assert_eq!(ranges[0].timeline, 1);
-        assert!(parse_wal_ranges("{}").is_empty());
-    }
+fn does_not_hold(subject: &str, words: &str) -> Error {
+    Error::new(
+        Kind::BackupDamaged,
+        format!("the base backup of {subject} does not hold: {words}"),
+    )
+    .untouched("the server and every older backup; what this run had written was removed")
+    .next("drctl backup    # again")
+    .next("dmesg | tail    # a disk that does not keep what is written?")
 }

@@ -14,7 +14,10 @@ use crate::error::Result;
 use crate::plan::Remedy;
 use crate::recover::{Ended, Recover, recover};
 use crate::scenarios::db_corruption::DbCorruption;
+use crate::scenarios::redis_failure::RedisFailing;
+use crate::scenarios::redis_oom::RedisOom;
 use crate::scenarios::service_crash::ServiceCrash;
+use crate::scenarios::stuck_sessions::StuckSessions;
 use crate::scenarios::{DetectOptions, Scenario};
 use crate::system::System;
 use crate::ui;
@@ -32,6 +35,12 @@ enum ScenarioVerb {
     DbCorruption(DbCorruptionArgs),
     #[command(name = ServiceCrash::NAME, about = ServiceCrash::ABOUT)]
     ServiceCrash(ScenarioArgs<ServiceCrash>),
+    #[command(name = RedisOom::NAME, about = RedisOom::ABOUT)]
+    RedisOom(ScenarioArgs<RedisOom>),
+    #[command(name = RedisFailing::NAME, about = RedisFailing::ABOUT)]
+    RedisFailure(ScenarioArgs<RedisFailing>),
+    #[command(name = StuckSessions::NAME, about = StuckSessions::ABOUT)]
+    StuckSessions(ScenarioArgs<StuckSessions>),
 }
 
 const DB_CORRUPTION: &str = "Looks, names the cause, shows a plan of the least destructive remedy, and asks. The damaged \
@@ -120,6 +129,9 @@ pub async fn run(cx: &Context, args: RecoverArgs) -> Result<ExitCode> {
             carry_out::<DbCorruption>(cx, &request).await
         }
         ScenarioVerb::ServiceCrash(args) => plain(cx, args).await,
+        ScenarioVerb::RedisOom(args) => plain(cx, args).await,
+        ScenarioVerb::RedisFailure(args) => plain(cx, args).await,
+        ScenarioVerb::StuckSessions(args) => plain(cx, args).await,
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::Request;
+use super::redis::{self, RedisHarm, RedisMend};
 use crate::error::{Error, Kind, Result};
 use crate::system::System;
 use crate::workload::{ContainerInfo, Status, WorkloadError};
@@ -33,6 +34,8 @@ pub enum Harm {
         /// Container.
         container: String,
     },
+    /// An effect on a running Redis.
+    Redis(RedisHarm),
 }
 
 /// How one effect is put right. Each finds out for itself whether there is anything to do.
@@ -44,6 +47,14 @@ pub enum Mend {
     Run {
         /// Container.
         container: String,
+    },
+    /// An effect on a running Redis.
+    #[serde(rename_all = "kebab-case")]
+    Redis {
+        /// Service.
+        service: String,
+        /// How.
+        mend: RedisMend,
     },
 }
 
@@ -60,6 +71,31 @@ pub struct Prepared {
     pub harms: Vec<Harm>,
     /// What puts it right, in order.
     pub mends: Vec<Mend>,
+}
+
+impl Prepared {
+    /// A fault of a running Redis.
+    #[must_use]
+    pub fn of_redis(
+        service: String,
+        container: String,
+        harms: Vec<RedisHarm>,
+        mends: Vec<RedisMend>,
+    ) -> Self {
+        Self {
+            target: format!("the Redis server {service}"),
+            harms: harms.into_iter().map(Harm::Redis).collect(),
+            mends: mends
+                .into_iter()
+                .map(|mend| Mend::Redis {
+                    service: service.clone(),
+                    mend,
+                })
+                .collect(),
+            service,
+            container,
+        }
+    }
 }
 
 /// The container of the service that a fault is meant for: the one that was asked for, or
@@ -110,12 +146,12 @@ pub async fn victim(
 pub async fn inject(system: &System, prepared: &Prepared, _request: &Request) -> Result<String> {
     let mut seen = Vec::new();
     for harm in &prepared.harms {
-        seen.push(apply(system, harm).await?);
+        seen.push(apply(system, &prepared.service, harm).await?);
     }
     Ok(seen.join("; "))
 }
 
-async fn apply(system: &System, harm: &Harm) -> Result<String> {
+async fn apply(system: &System, service: &str, harm: &Harm) -> Result<String> {
     let docker = &system.docker;
     match harm {
         Harm::Stop { container } => {
@@ -132,6 +168,7 @@ async fn apply(system: &System, harm: &Harm) -> Result<String> {
             }
             Ok(format!("{signal} was sent to container {container}"))
         }
+        Harm::Redis(harm) => redis::apply(system, service, harm).await,
         Harm::Pause { container } => {
             docker.pause(container).await?;
             Ok(format!("container {container} is paused"))
@@ -154,6 +191,7 @@ pub async fn mend(system: &System, mends: &[Mend]) -> Result<Vec<String>> {
 async fn put_right(system: &System, mend: &Mend) -> Result<Option<String>> {
     let docker = &system.docker;
     match mend {
+        Mend::Redis { service, mend } => redis::put_right(system, service, mend).await,
         Mend::Run { container } => {
             let info = match docker.inspect(container).await {
                 // Created anew since: the new one is not the fault's.

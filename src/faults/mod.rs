@@ -9,8 +9,12 @@ pub mod db_corruption;
 pub mod expiry;
 mod harm;
 mod record;
+mod redis;
+mod redis_failure;
+mod redis_oom;
 mod server;
 mod service_crash;
+mod stuck_sessions;
 
 use std::time::Duration;
 
@@ -41,9 +45,15 @@ pub struct Fault {
 
 /// Every fault, in the order in which they are listed.
 pub fn catalogue() -> impl Iterator<Item = &'static Fault> {
-    [db_corruption::FAULTS, service_crash::FAULTS]
-        .into_iter()
-        .flatten()
+    [
+        db_corruption::FAULTS,
+        redis_oom::FAULTS,
+        redis_failure::FAULTS,
+        service_crash::FAULTS,
+        stuck_sessions::FAULTS,
+    ]
+    .into_iter()
+    .flatten()
 }
 
 /// A fault that has been worked out and not begun.
@@ -387,6 +397,15 @@ impl Site<'_> {
                     .map(|p| Prepared::Data(Box::new(server), Box::new(p)))
             }
             "service-crash" => service_crash::prepare(self.system, variant, service, request)
+                .await?
+                .map(Prepared::Services),
+            "redis-oom" => redis_oom::prepare(self.system, variant, service, request, id)
+                .await?
+                .map(Prepared::Services),
+            "redis-failure" => redis_failure::prepare(self.system, variant, service, request)
+                .await?
+                .map(Prepared::Services),
+            "stuck-sessions" => stuck_sessions::prepare(self.system, variant, service, request, id)
                 .await?
                 .map(Prepared::Services),
             _ => None,

@@ -15,6 +15,53 @@ pub enum Action {
     Cluster(ClusterAction),
     /// Containers.
     Workload(WorkloadAction),
+    /// A running Redis server.
+    Redis(RedisAction),
+}
+
+/// A running Redis server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RedisAction {
+    /// `CONFIG SET`, until the server's next start. Again: says the same.
+    #[serde(rename_all = "kebab-case")]
+    SetConfig {
+        /// Service.
+        service: String,
+        /// Parameter.
+        name: String,
+        /// Its value.
+        value: String,
+    },
+    /// Removes the keys of patterns in every database, by scanning and in small batches, so
+    /// that other clients hardly wait. Again: what is gone is not found.
+    #[serde(rename_all = "kebab-case")]
+    ClearPatterns {
+        /// Service.
+        service: String,
+        /// As in `SCAN MATCH`.
+        patterns: Vec<String>,
+    },
+    /// Removes from a set the members without a living owner: those whose key does not exist.
+    /// Again: only those that are still without one.
+    #[serde(rename_all = "kebab-case")]
+    ClearStaleMembers {
+        /// Service.
+        service: String,
+        /// Database.
+        database: u32,
+        /// The set.
+        index: String,
+        /// What stands before a member's name in its owner's key.
+        owner_prefix: String,
+    },
+    /// `BGSAVE`, and waits for it to succeed: that ends the refusal of writes after a failed
+    /// one. Again: saves once more.
+    #[serde(rename_all = "kebab-case")]
+    Save {
+        /// Service.
+        service: String,
+    },
 }
 
 /// A table whose newer rows are brought over from damaged data.
@@ -170,14 +217,19 @@ pub enum ClusterAction {
         /// First WAL segment that the backup needs.
         first_segment: String,
     },
-    /// Copies the whole damaged data directory to `new` beside it, and makes the copy
-    /// start with `pg_resetwal` if it needs that. Again: starts over.
+    /// Copies the whole damaged data directory to `new` beside it, makes the copy start,
+    /// with a new control file or `pg_resetwal` if it needs that, and takes out of it what
+    /// cannot be read and what refers to that. Again: starts over.
     #[serde(rename_all = "kebab-case")]
     CopyDamaged {
         /// Service.
         service: String,
         /// Run.
         run: String,
+        /// Per database, tables that are known to be damaged, as `schema.name`. Others are
+        /// found in the copy.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        tables: Vec<(String, Vec<String>)>,
     },
     /// Copies the WAL of the stopped server. Again: copies the same.
     #[serde(rename_all = "kebab-case")]
@@ -320,7 +372,9 @@ impl Action {
             },
             Self::Cluster(a) => match a {
                 ClusterAction::ExtractBase { .. } => "copy the base backup beside the data".into(),
-                ClusterAction::CopyDamaged { .. } => "copy the damaged data beside itself".into(),
+                ClusterAction::CopyDamaged { .. } => {
+                    "copy the damaged data beside itself and mend the copy".into()
+                }
                 ClusterAction::KeepWal { .. } => "keep a copy of the WAL".into(),
                 ClusterAction::ProveSide { .. } => "start and check the side server".into(),
                 ClusterAction::SalvageRows { .. } => {
@@ -334,6 +388,16 @@ impl Action {
                 ClusterAction::Discard { service, run } => {
                     format!("remove the work directory .drctl/{run} of {service}")
                 }
+            },
+            Self::Redis(a) => match a {
+                RedisAction::SetConfig { name, value, .. } => format!("set {name} to {value}"),
+                RedisAction::ClearPatterns { patterns, .. } => {
+                    format!("delete keys like {}", patterns.join(", "))
+                }
+                RedisAction::ClearStaleMembers { index, .. } => {
+                    format!("remove members of {index} that have no owner")
+                }
+                RedisAction::Save { service } => format!("save the data of {service}"),
             },
             Self::Workload(a) => match a {
                 WorkloadAction::Stop { service } => format!("stop {service}"),

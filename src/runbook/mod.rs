@@ -28,7 +28,8 @@ pub use model::{Docker, PlatformKind, Runbook, Service, ServiceKind};
 pub use problem::{Invalid, Problem, ProblemKind};
 pub use raw::{
     Backup, Database, Deadlines, Endpoint, Environment, Expect, Objectives, PostgresBackup, PostgresService,
-    RedisService, Salvage, SecretRef, Table, Thresholds, Validation, WriteCheck, WriteMethod, WriteRequest,
+    RedisService, Salvage, SecretRef, Sessions, Table, Thresholds, Validation, WriteCheck, WriteMethod,
+    WriteRequest,
 };
 pub use schema::schema;
 pub use secret::{SecretError, SecretFailure};

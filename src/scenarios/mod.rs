@@ -3,7 +3,10 @@
 
 pub mod db_corruption;
 pub mod ladder;
+pub mod redis_failure;
+pub mod redis_oom;
 pub mod service_crash;
+pub mod stuck_sessions;
 
 use std::pin::Pin;
 
@@ -185,6 +188,9 @@ fn entry<S: Scenario>() -> Entry {
 pub fn registry() -> Vec<Entry> {
     vec![
         entry::<db_corruption::DbCorruption>(),
+        entry::<redis_oom::RedisOom>(),
+        entry::<redis_failure::RedisFailing>(),
         entry::<service_crash::ServiceCrash>(),
+        entry::<stuck_sessions::StuckSessions>(),
     ]
 }

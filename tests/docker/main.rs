@@ -11,9 +11,14 @@
 
 mod backup;
 mod crash;
+mod crash_undo;
 mod faults;
 mod hostile;
 mod lookalikes;
+mod matrix;
 mod recover;
+mod redis;
 mod remote;
+mod salvage;
+mod silence;
 mod stack;

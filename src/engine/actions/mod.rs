@@ -3,7 +3,10 @@
 
 mod cluster;
 mod container;
+mod damaged;
+mod mend;
 mod prove;
+mod redis;
 mod salvage;
 mod scripts;
 mod server;
@@ -18,7 +21,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::event::{Event, SharedReporter, Verdict};
-use crate::plan::{Action, ClusterAction, PostgresAction, WorkloadAction};
+use crate::plan::{Action, ClusterAction, PostgresAction, RedisAction, WorkloadAction};
 use crate::postgres::PgError;
 use crate::system::{PostgresServer, System};
 use crate::workload::{HelperOutput, Meter, Staging, StagingSpec, WorkloadError, metered};
@@ -187,6 +190,22 @@ pub async fn apply(cx: &ActionContext<'_>, action: &Action) -> Result<Outcome, A
         Action::Postgres(action) => postgres(cx, action).await,
         Action::Cluster(action) => on_files(cx, action).await,
         Action::Workload(action) => workload(cx, action).await,
+        Action::Redis(action) => on_redis(cx, action).await,
+    }
+}
+
+async fn on_redis(cx: &ActionContext<'_>, action: &RedisAction) -> Result<Outcome, ActionError> {
+    use RedisAction as A;
+    match action {
+        A::SetConfig { service, name, value } => redis::set_config(cx, service, name, value).await,
+        A::ClearPatterns { service, patterns } => redis::clear_patterns(cx, service, patterns).await,
+        A::ClearStaleMembers {
+            service,
+            database,
+            index,
+            owner_prefix,
+        } => redis::clear_stale_members(cx, service, *database, index, owner_prefix).await,
+        A::Save { service } => redis::save(cx, service).await,
     }
 }
 
@@ -255,7 +274,7 @@ async fn on_files(cx: &ActionContext<'_>, action: &ClusterAction) -> Result<Outc
             base,
             first_segment,
         } => cluster::extract_base(cx, service, run, base, first_segment).await,
-        A::CopyDamaged { service, run } => cluster::copy_damaged(cx, service, run).await,
+        A::CopyDamaged { service, run, tables } => damaged::copy(cx, service, run, tables).await,
         A::KeepWal {
             service,
             run,

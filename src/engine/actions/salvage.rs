@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::{ActionContext, ActionError, Outcome, pg};
 use crate::plan::SalvageTable;
-use crate::postgres::{Client, ConnectSpec, PgError, quote_ident, quote_literal, quote_qualified};
+use crate::postgres::{Client, ConnectSpec, PgError, Row, quote_ident, quote_literal, quote_qualified};
 
 /// Blocks read in one statement at first: 64 MiB.
 const RANGE: u64 = 8192;
@@ -364,26 +364,30 @@ fn whole_page(e: &PgError) -> bool {
 }
 
 /// Moves sequences forward to where the damage had them: numbers that users have seen are
-/// not given out twice, whether or not their rows came back.
+/// not given out twice, whether or not their rows came back. Of a sequence that cannot be
+/// read the restored value stands.
 async fn sequences(source: &Client, target: &Client) -> Result<(), ActionError> {
-    let list = "select schemaname, sequencename, last_value, increment_by from pg_catalog.pg_sequences where last_value is not null";
-    // One unreadable sequence fails the view; then the restored values stand.
-    let Ok(seen) = source.rows(list).await else {
+    const LIST: &str = "select n.nspname, c.relname, s.seqincrement from pg_catalog.pg_sequence s \
+        join pg_catalog.pg_class c on c.oid = s.seqrelid \
+        join pg_catalog.pg_namespace n on n.oid = c.relnamespace where c.relpersistence <> 't'";
+    let Ok(seen) = source.rows(LIST).await else {
         return Ok(());
     };
-    let own = target.rows(list).await.map_err(pg("reading the sequences"))?;
     for row in seen {
-        let last: i64 = row.number(2).unwrap_or_default();
-        let ahead = own
-            .iter()
-            .find(|o| o.text(0) == row.text(0) && o.text(1) == row.text(1))
-            .and_then(|o| o.number::<i64>(2))
-            .is_none_or(|mine| mine < last);
-        if ahead && row.number::<i64>(3).unwrap_or(1) > 0 {
-            let name = format!("{}.{}", quote_ident(row.text(0)), quote_ident(row.text(1)));
+        let name = format!("{}.{}", quote_ident(row.text(0)), quote_ident(row.text(1)));
+        // Each by itself: the view pg_sequences fails as a whole when one cannot be read.
+        let last = format!("select last_value from {name} where is_called");
+        let (Ok(theirs), Ok(mine)) = (source.rows(&last).await, target.rows(&last).await) else {
+            continue;
+        };
+        let number = |rows: &[Row]| rows.first().and_then(|r| r.number::<i64>(0));
+        let (Some(theirs), mine) = (number(&theirs), number(&mine)) else {
+            continue;
+        };
+        if mine.is_none_or(|mine| mine < theirs) && row.number::<i64>(2).unwrap_or(1) > 0 {
             target
                 .execute(&format!(
-                    "select pg_catalog.setval(s, {last}) from to_regclass({}) s where s is not null",
+                    "select pg_catalog.setval(s, {theirs}) from to_regclass({}) s where s is not null",
                     quote_literal(&name)
                 ))
                 .await
