@@ -192,7 +192,7 @@ impl System {
             spec: RedisSpec {
                 host,
                 port,
-                socket: socket_dir.map(|dir| dir.join(format!(".s.PGSQL.{port}"))),
+                socket_dir,
                 password,
                 password_optional: config.password.is_none(),
                 database: 0,
@@ -243,8 +243,8 @@ impl System {
         }
     }
 
-    /// Where a server is reached from here: as configured, or as its engine is reached.
-    /// One that does not run, or is cut off, is nowhere, which is no error.
+    /// Where a server is reached from here: as configured, or as its engine is reached. One
+    /// that does not run, or is cut off, is nowhere, which is no error.
     async fn reach(
         &self,
         configured: Option<&str>,

@@ -158,7 +158,8 @@ pub async fn dump(
         }
         _ => return Err(run.tool_failed("pg_dump", &subject, &output)),
     }
-    run.fetch(staging, &what, database_bytes).await?;
+    run.fetch(&staging, &what, database_bytes).await?;
+    staging.close().await?;
     if let Some(packer) = packer {
         packer.finish().await.map_err(|e| run.io(&target, &e))?;
     }

@@ -85,7 +85,7 @@ impl Run<'_> {
     ///
     /// # Errors
     /// The engine's trouble, the transfer's, or the deadline's.
-    pub async fn fetch(&self, staging: Staging, what: &str, expected: u64) -> Result<(), WorkloadError> {
+    pub async fn fetch(&self, staging: &Staging, what: &str, expected: u64) -> Result<(), WorkloadError> {
         if staging.is_local() {
             return Ok(());
         }
@@ -94,8 +94,7 @@ impl Run<'_> {
         let fetch = staging.fetch(self.system.runbook.deadlines.step, &received);
         let what = format!("{what}, from {}", self.system.docker.host());
         self.watched(&what, move || metered(&meter), expected, fetch)
-            .await?;
-        staging.close().await
+            .await
     }
 
     async fn watched<T>(

@@ -31,8 +31,8 @@ pub struct ConnectSpec {
     pub host: String,
     /// TCP port.
     pub port: u16,
-    /// A socket on this machine that leads there; TCP when `None`.
-    pub socket: Option<PathBuf>,
+    /// Directory with a socket `.s.PGSQL.PORT` that leads there, where TCP does not.
+    pub socket_dir: Option<PathBuf>,
     /// Password of the default user.
     pub password: Option<SecretString>,
     /// A server without a password is as good: the password is a guess, nobody has said that
@@ -121,21 +121,6 @@ impl Drop for Client {
     fn drop(&mut self) {
         self.driver.abort();
     }
-}
-
-/// What a connection runs over.
-trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
-
-impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
-
-async fn stream(spec: &ConnectSpec) -> std::io::Result<Box<dyn Stream>> {
-    if let Some(path) = &spec.socket {
-        return Ok(Box::new(UnixStream::connect(path).await?));
-    }
-    let stream = TcpStream::connect((&*spec.host, spec.port)).await?;
-    // Not for its effect on speed alone: a pipeline's last small packet waits otherwise.
-    let _ = stream.set_nodelay(true);
-    Ok(Box::new(stream))
 }
 
 impl Client {
@@ -524,6 +509,27 @@ async fn within<F: Future>(
             what: what.to_owned(),
             deadline,
         })
+}
+
+/// The two kinds of connection.
+trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+impl Stream for TcpStream {}
+impl Stream for UnixStream {}
+
+async fn stream(spec: &ConnectSpec) -> std::io::Result<Box<dyn Stream>> {
+    if let Some(directory) = &spec.socket_dir {
+        let socket = directory.join(format!(".s.PGSQL.{}", spec.port));
+        return Ok(Box::new(UnixStream::connect(socket).await?));
+    }
+    if spec.host.is_empty() {
+        return Err(std::io::Error::other(
+            "the container is in no network that leads here",
+        ));
+    }
+    let stream = TcpStream::connect((&*spec.host, spec.port)).await?;
+    // Not for its effect on speed alone: a pipeline's last small packet waits otherwise.
+    let _ = stream.set_nodelay(true);
+    Ok(Box::new(stream))
 }
 
 /// What a server says unasked to a new connection before it hangs up.

@@ -77,6 +77,7 @@ struct Far {
     volume: String,
     packing: Packing,
     free: u64,
+    closed: bool,
 }
 
 /// Bytes that were transferred so far, for whoever watches.
@@ -166,15 +167,32 @@ impl Staging {
         }
     }
 
-    /// Removes what stands for the directory on the far side. Without this it goes by
-    /// itself, a little later.
+    /// Removes what stands for the directory on the far side. Without this it goes a little
+    /// later.
     ///
     /// # Errors
     /// The engine's trouble.
-    pub async fn close(self) -> Result<(), WorkloadError> {
-        match self.far {
-            Some(far) => far.docker.remove(&far.holder.id).await,
+    pub async fn close(mut self) -> Result<(), WorkloadError> {
+        match self.far.take() {
+            Some(mut far) => {
+                far.closed = true;
+                far.docker.remove(&far.holder.id).await
+            }
             None => Ok(()),
+        }
+    }
+}
+
+impl Drop for Far {
+    /// After a failure: not left to the far side, which may take long to notice that a
+    /// connection is dead.
+    fn drop(&mut self) {
+        if self.closed {
+            return;
+        }
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            let (docker, id) = (self.docker.clone(), self.holder.id.clone());
+            runtime.spawn(async move { docker.remove(&id).await });
         }
     }
 }
@@ -234,6 +252,7 @@ impl Far {
                 volume,
                 packing,
                 free: free.map_or(u64::MAX, |kib| kib.saturating_mul(1024)),
+                closed: false,
             }),
             Err(e) => {
                 let _ = docker.remove(&holder.id).await;
