@@ -174,8 +174,11 @@ impl Packer {
             .compare_exchange(FOLLOWING, FINISHING, Ordering::AcqRel, Ordering::Acquire);
         let threads = std::mem::take(&mut self.threads);
         let whole = tokio::task::spawn_blocking(move || {
-            // Every one is waited for.
-            threads.into_iter().fold(true, |all, t| t.join().is_ok() && all)
+            let mut whole = true;
+            for thread in threads {
+                whole &= thread.join().is_ok();
+            }
+            whole
         })
         .await
         .unwrap_or(false);

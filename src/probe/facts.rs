@@ -506,7 +506,7 @@ fn newest_of(column: String, row: Option<&Row>, at: usize) -> Newest {
 fn survivable(e: PgError) -> Result<PgError, PgError> {
     match e {
         PgError::NoConnection { .. } | PgError::Timeout { .. } | PgError::Broken { .. } => Err(e),
-        e if e.is(sqlstate::CANNOT_CONNECT_NOW) => Err(e),
-        e => Ok(e),
+        e @ PgError::Server { .. } if e.is(sqlstate::CANNOT_CONNECT_NOW) => Err(e),
+        e @ PgError::Server { .. } => Ok(e),
     }
 }
