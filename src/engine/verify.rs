@@ -25,6 +25,7 @@ pub fn describe(expectation: &Expectation) -> String {
             several => format!("{} run and stay up", several.join(", ")),
         },
         Expectation::ServerAnswers { service } => format!("{service} takes connections"),
+        Expectation::FreeSlots { service, .. } => format!("an ordinary role gets a connection to {service}"),
         Expectation::Sound {
             database, relations, ..
         } if relations.is_empty() => format!("no damage in {database}"),
@@ -101,6 +102,9 @@ pub async fn check(system: &System, expectation: &Expectation) -> Vec<Checked> {
             join_all(services.iter().map(|s| super::running::service_runs(system, s))).await
         }
         Expectation::ServerAnswers { service } => vec![server_answers(system, service, what).await],
+        Expectation::FreeSlots { service, at_least } => {
+            vec![super::free_slots::free_slots(system, service, *at_least, what).await]
+        }
         Expectation::Sound {
             service,
             database,

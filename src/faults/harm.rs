@@ -6,7 +6,10 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::Request;
+use super::server::{asking, session};
+use super::sessions::Sessions;
 use crate::error::{Error, Kind, Result};
+use crate::postgres::{quote_ident, quote_literal};
 use crate::system::System;
 use crate::workload::{ContainerInfo, Status, WorkloadError};
 
@@ -28,6 +31,24 @@ pub enum Harm {
         /// As `SIGKILL`.
         signal: String,
     },
+    /// Sessions hold the connection slots of a PostgreSQL server.
+    HoldSessions {
+        /// Service.
+        service: String,
+        /// What they do.
+        sessions: Sessions,
+        /// The fault, for the label.
+        run: String,
+    },
+    /// A role gets a connection limit, and its sessions are ended.
+    LimitRole {
+        /// Service.
+        service: String,
+        /// Role.
+        role: String,
+        /// Its limit.
+        limit: i32,
+    },
     /// The engine freezes the container.
     Pause {
         /// Container.
@@ -44,6 +65,30 @@ pub enum Mend {
     Run {
         /// Container.
         container: String,
+    },
+    /// The sessions that a fault holds are ended, and its role is removed.
+    #[serde(rename_all = "kebab-case")]
+    EndSessions {
+        /// Service.
+        service: String,
+        /// Database.
+        database: String,
+        /// Role.
+        role: String,
+        /// The fault, by the label of its helper.
+        run: String,
+    },
+    /// The role's connection limit is what it was, if it still is what the fault made it.
+    #[serde(rename_all = "kebab-case")]
+    LimitRole {
+        /// Service.
+        service: String,
+        /// Role.
+        role: String,
+        /// The limit to put back.
+        limit: i32,
+        /// What the fault made it.
+        was: i32,
     },
 }
 
@@ -132,11 +177,72 @@ async fn apply(system: &System, harm: &Harm) -> Result<String> {
             }
             Ok(format!("{signal} was sent to container {container}"))
         }
+        Harm::HoldSessions {
+            service,
+            sessions,
+            run,
+        } => {
+            let server = system.postgres(service).await?;
+            sessions.inject(system, &server, run).await
+        }
+        Harm::LimitRole { service, role, limit } => {
+            limit_role(system, service, role, *limit).await?;
+            Ok(format!("role {role} may have {limit} connections"))
+        }
         Harm::Pause { container } => {
             docker.pause(container).await?;
             Ok(format!("container {container} is paused"))
         }
     }
+}
+
+/// Sets a role's connection limit and ends the sessions that it has: a limit counts for new
+/// ones only.
+async fn limit_role(system: &System, service: &str, role: &str, limit: i32) -> Result<()> {
+    let server = system.postgres(service).await?;
+    let client = session(&server, &server.admin.database).await?;
+    let quoted = quote_ident(role);
+    for sql in [
+        format!("alter role {quoted} connection limit {limit}"),
+        format!(
+            "select pg_terminate_backend(pid) from pg_stat_activity where usename = {}",
+            quote_literal(role)
+        ),
+    ] {
+        client
+            .execute(&sql)
+            .await
+            .map_err(asking(&server, "the change of the role's connection limit"))?;
+    }
+    Ok(())
+}
+
+async fn unlimit_role(
+    system: &System,
+    service: &str,
+    role: &str,
+    (limit, was): (i32, i32),
+) -> Result<Option<String>> {
+    let server = system.postgres(service).await?;
+    let client = session(&server, &server.admin.database).await?;
+    let asked = client
+        .value(&format!(
+            "select rolconnlimit from pg_roles where rolname = {}",
+            quote_literal(role)
+        ))
+        .await;
+    let now = asked.map_err(asking(&server, "the question for the role's limit"))?;
+    if now != Some(was.to_string()) {
+        return Ok(None);
+    }
+    client
+        .execute(&format!(
+            "alter role {} connection limit {limit}",
+            quote_ident(role)
+        ))
+        .await
+        .map_err(asking(&server, "the change of the role's connection limit"))?;
+    Ok(Some(format!("role {role} has its connection limit back")))
 }
 
 /// Puts every effect right, in order. Tells what was done; nothing when all was right.
@@ -154,6 +260,22 @@ pub async fn mend(system: &System, mends: &[Mend]) -> Result<Vec<String>> {
 async fn put_right(system: &System, mend: &Mend) -> Result<Option<String>> {
     let docker = &system.docker;
     match mend {
+        Mend::EndSessions {
+            service,
+            database,
+            role,
+            run,
+        } => {
+            let server = system.postgres(service).await?;
+            let ended = super::sessions::end(system, &server, Some(database), run, role).await?;
+            Ok(ended.then(|| "the sessions are ended".to_owned()))
+        }
+        Mend::LimitRole {
+            service,
+            role,
+            limit,
+            was,
+        } => unlimit_role(system, service, role, (*limit, *was)).await,
         Mend::Run { container } => {
             let info = match docker.inspect(container).await {
                 // Created anew since: the new one is not the fault's.

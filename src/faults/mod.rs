@@ -5,12 +5,14 @@
 //! damaged files stay inside the deployment's own volume; and what a fault holds open
 //! ends by itself when its time is over, whether drctl still lives or not.
 
+mod connection_exhaustion;
 pub mod db_corruption;
 pub mod expiry;
 mod harm;
 mod record;
 mod server;
 mod service_crash;
+mod sessions;
 
 use std::time::Duration;
 
@@ -41,9 +43,13 @@ pub struct Fault {
 
 /// Every fault, in the order in which they are listed.
 pub fn catalogue() -> impl Iterator<Item = &'static Fault> {
-    [db_corruption::FAULTS, service_crash::FAULTS]
-        .into_iter()
-        .flatten()
+    [
+        db_corruption::FAULTS,
+        connection_exhaustion::FAULTS,
+        service_crash::FAULTS,
+    ]
+    .into_iter()
+    .flatten()
 }
 
 /// A fault that has been worked out and not begun.
@@ -335,7 +341,7 @@ impl Site<'_> {
                 }
             }
             Heal::EndSessions { role } => {
-                if db_corruption::end(system, server, &record.id, role).await? {
+                if sessions::end(system, server, None, &record.id, role).await? {
                     healed("the sessions are ended".into())
                 } else {
                     gone("the sessions had ended".into())
@@ -385,6 +391,11 @@ impl Site<'_> {
                 db_corruption::prepare(&server, variant, request, id)
                     .await?
                     .map(|p| Prepared::Data(Box::new(server), Box::new(p)))
+            }
+            "connection-exhaustion" => {
+                connection_exhaustion::prepare(self.system, variant, service, request, id)
+                    .await?
+                    .map(Prepared::Services)
             }
             "service-crash" => service_crash::prepare(self.system, variant, service, request)
                 .await?

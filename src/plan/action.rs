@@ -5,12 +5,16 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::SessionAction;
+
 /// One effect.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Action {
     /// SQL on a running server.
     Postgres(PostgresAction),
+    /// Sessions of a running server.
+    Sessions(SessionAction),
     /// Files of a server's data directory.
     Cluster(ClusterAction),
     /// Containers.
@@ -318,6 +322,7 @@ impl Action {
                 }
                 PostgresAction::DropDatabase { database, .. } => format!("drop database {database}"),
             },
+            Self::Sessions(a) => a.summary(),
             Self::Cluster(a) => match a {
                 ClusterAction::ExtractBase { .. } => "copy the base backup beside the data".into(),
                 ClusterAction::CopyDamaged { .. } => "copy the damaged data beside itself".into(),

@@ -3,6 +3,7 @@
 
 mod action;
 mod lint;
+mod sessions;
 
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 pub use action::{Action, ClusterAction, PostgresAction, RowFloor, SalvageTable, WorkloadAction};
 pub use lint::{LintError, lint};
+pub use sessions::{Release, SessionAction, SessionRef, SessionRules};
 
 /// Version of the persisted form. A reader refuses a newer one.
 pub const PLAN_FORMAT: u32 = 1;
@@ -217,6 +219,14 @@ pub enum Expectation {
     ServerAnswers {
         /// The service.
         service: String,
+    },
+    /// An ordinary role gets a connection: so many slots are free.
+    #[serde(rename_all = "kebab-case")]
+    FreeSlots {
+        /// The service.
+        service: String,
+        /// How many, at least.
+        at_least: u32,
     },
     /// amcheck finds nothing in the heap and the B-tree indexes. Empty `relations` means
     /// all of the database.

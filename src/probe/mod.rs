@@ -2,6 +2,7 @@
 //! fact too: why it failed.
 
 pub mod amcheck;
+pub mod backends;
 pub mod connection;
 pub mod containers;
 pub mod control;
@@ -12,5 +13,6 @@ pub mod http;
 pub mod logs;
 pub mod observer;
 pub mod relations;
+pub mod sessions;
 pub mod slots;
 pub mod watch;

@@ -15,6 +15,7 @@ pub mod raw;
 mod schema;
 pub mod secret;
 mod semantic;
+mod sessions;
 mod show;
 mod suggest;
 pub mod text;
@@ -30,6 +31,7 @@ pub use raw::{
 };
 pub use schema::schema;
 pub use secret::{SecretError, SecretFailure};
+pub use sessions::Sessions;
 pub use show::render;
 pub use text::{
     ColumnName, DatabaseName, DockerHost, HttpUrl, Percent, RoleName, ServiceName, SystemName, TableName,

@@ -13,6 +13,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::duration;
+use super::sessions::Sessions;
 use super::text::{
     self, ColumnName, DatabaseName, DockerHost, HttpUrl, Percent, RoleName, ServiceName, SystemName,
     TableName,
@@ -165,6 +166,9 @@ pub struct PostgresService {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1))]
     pub host: Option<String>,
+    /// When a session that does nothing may be ended to free its connection slot.
+    #[serde(default)]
+    pub sessions: Sessions,
     /// The databases of the application. Databases that are not listed are backed up by a physical backup only.
     #[schemars(extend("minProperties" = 1))]
     pub databases: BTreeMap<DatabaseName, Database>,

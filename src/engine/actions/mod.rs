@@ -7,6 +7,7 @@ mod prove;
 mod salvage;
 mod scripts;
 mod server;
+mod sessions;
 mod side_server;
 mod sql;
 mod swap;
@@ -17,7 +18,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::event::{Event, SharedReporter, Verdict};
-use crate::plan::{Action, ClusterAction, PostgresAction, WorkloadAction};
+use crate::plan::{Action, ClusterAction, PostgresAction, SessionAction, WorkloadAction};
 use crate::postgres::PgError;
 use crate::system::System;
 use crate::workload::{HelperOutput, WorkloadError};
@@ -150,6 +151,7 @@ fn succeeded(what: &str, output: HelperOutput) -> Result<HelperOutput, ActionErr
 pub async fn apply(cx: &ActionContext<'_>, action: &Action) -> Result<Outcome, ActionError> {
     match action {
         Action::Postgres(action) => postgres(cx, action).await,
+        Action::Sessions(action) => on_sessions(cx, action).await,
         Action::Cluster(action) => on_files(cx, action).await,
         Action::Workload(action) => workload(cx, action).await,
     }
@@ -208,6 +210,28 @@ async fn postgres(cx: &ActionContext<'_>, action: &PostgresAction) -> Result<Out
             undone,
         } => swap::swap_back(cx, service, database, (side, kept), undone).await,
         A::DropDatabase { service, database } => swap::drop_database(cx, service, database).await,
+    }
+}
+
+async fn on_sessions(cx: &ActionContext<'_>, action: &SessionAction) -> Result<Outcome, ActionError> {
+    use SessionAction as A;
+    match action {
+        A::FreeSlot { service, title } => sessions::free_slot(cx, service, title).await,
+        A::End {
+            service,
+            sessions,
+            rules,
+            free,
+        } => sessions::end(cx, service, sessions, rules, *free).await,
+        A::Unblock {
+            service,
+            session,
+            how,
+        } => sessions::unblock(cx, service, session, *how).await,
+        A::RestartPools {
+            service,
+            applications,
+        } => sessions::restart_pools(cx, service, applications).await,
     }
 }
 
