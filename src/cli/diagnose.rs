@@ -65,6 +65,7 @@ pub async fn run(cx: &Context, args: DiagnoseArgs) -> Result<ExitCode> {
     let options = DetectOptions {
         service: args.service,
         deep: args.deep,
+        ..DetectOptions::default()
     };
     let chosen = args
         .scenario

@@ -6,11 +6,11 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 use comfy_table::{Table, presets};
 
-use super::Context;
+use super::{Context, duration};
 use crate::error::{Error, Kind, Result};
 use crate::faults::{Record, Request, Site, catalogue, expiry};
 use crate::runbook::Environment;
-use crate::runbook::{format_duration, parse_duration};
+use crate::runbook::format_duration;
 use crate::ui;
 
 /// Arguments of `drctl drill`.
@@ -63,10 +63,6 @@ struct HealArgs {
     // How drctl calls itself beside every injection.
     #[arg(long, hide = true, requires = "id", conflicts_with = "forget")]
     at_expiry: bool,
-}
-
-fn duration(text: &str) -> Result<Duration, String> {
-    parse_duration(text).map_err(|e| e.message)
 }
 
 /// Runs `drctl drill`.

@@ -14,13 +14,14 @@ use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::error::{Error, Kind, Result};
 use crate::event::SharedReporter;
 use crate::incident::StateDir;
-use crate::runbook::Runbook;
+use crate::runbook::{Runbook, parse_duration};
 use crate::system::System;
 use crate::ui;
 
@@ -202,4 +203,9 @@ pub async fn run(cli: Cli) -> ExitCode {
         Ok(code) => code,
         Err(e) => ui::error(&e, cx.global.json),
     }
+}
+
+/// A duration as a person types it.
+fn duration(text: &str) -> std::result::Result<Duration, String> {
+    parse_duration(text).map_err(|e| e.message)
 }

@@ -4,15 +4,17 @@ use std::marker::PhantomData;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Subcommand};
 
-use super::Context;
+use super::{Context, duration};
 use crate::engine::{Consent, acknowledged};
 use crate::error::Result;
 use crate::plan::Remedy;
 use crate::recover::{Ended, Recover, recover};
+use crate::scenarios::connection_exhaustion::ConnectionExhaustion;
 use crate::scenarios::db_corruption::DbCorruption;
 use crate::scenarios::redis_failure::RedisFailing;
 use crate::scenarios::redis_oom::RedisOom;
@@ -33,6 +35,8 @@ pub struct RecoverArgs {
 enum ScenarioVerb {
     #[command(name = DbCorruption::NAME, about = DbCorruption::ABOUT, after_help = DB_CORRUPTION)]
     DbCorruption(DbCorruptionArgs),
+    #[command(name = ConnectionExhaustion::NAME, about = ConnectionExhaustion::ABOUT)]
+    ConnectionExhaustion(ConnectionExhaustionArgs),
     #[command(name = ServiceCrash::NAME, about = ServiceCrash::ABOUT)]
     ServiceCrash(ScenarioArgs<ServiceCrash>),
     #[command(name = RedisOom::NAME, about = RedisOom::ABOUT)]
@@ -89,6 +93,18 @@ struct DbCorruptionArgs {
     acknowledged: Option<PathBuf>,
 }
 
+#[derive(Debug, Args)]
+struct ConnectionExhaustionArgs {
+    #[command(flatten)]
+    common: ScenarioArgs<ConnectionExhaustion>,
+    /// End sessions that have been idle for longer, in a transaction or not, instead of what the runbook says
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    idle_over: Option<Duration>,
+    /// End statements too that run for longer: their work is rolled back
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    running_over: Option<Duration>,
+}
+
 /// The operator's agreement, as the command line gives it.
 pub(super) fn consent(cx: &Context) -> Consent {
     Consent {
@@ -128,6 +144,13 @@ pub async fn run(cx: &Context, args: RecoverArgs) -> Result<ExitCode> {
             request.acknowledged = numbers;
             carry_out::<DbCorruption>(cx, &request).await
         }
+        ScenarioVerb::ConnectionExhaustion(args) => {
+            let system = cx.system().await?;
+            let mut request = asked(cx, &system, args.common);
+            request.look.idle_over = args.idle_over;
+            request.look.running_over = args.running_over;
+            carry_out::<ConnectionExhaustion>(cx, &request).await
+        }
         ScenarioVerb::ServiceCrash(args) => plain(cx, args).await,
         ScenarioVerb::RedisOom(args) => plain(cx, args).await,
         ScenarioVerb::RedisFailure(args) => plain(cx, args).await,
@@ -150,7 +173,7 @@ fn asked<'a, S: Scenario + Send + Sync + 'static>(
         remedy: args.remedy,
         look: DetectOptions {
             service: args.service,
-            deep: false,
+            ..DetectOptions::default()
         },
         ..recovery(cx, system, consent(cx))
     }

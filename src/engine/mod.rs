@@ -6,6 +6,7 @@ pub mod actions;
 pub mod approve;
 mod endpoints;
 mod execute;
+mod free_slots;
 mod interrupt;
 #[cfg(test)]
 mod model;

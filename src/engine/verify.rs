@@ -29,6 +29,7 @@ pub fn describe(expectation: &Expectation) -> String {
             format!("{index} counts fewer than {limit} sessions")
         }
         Expectation::ServerAnswers { service } => format!("{service} takes connections"),
+        Expectation::FreeSlots { service, .. } => format!("an ordinary role gets a connection to {service}"),
         Expectation::Sound {
             database, relations, ..
         } if relations.is_empty() => format!("no damage in {database}"),
@@ -112,6 +113,9 @@ pub async fn check(system: &System, expectation: &Expectation) -> Vec<Checked> {
             limit,
         } => vec![super::redis::room(system, service, (index, *database), *limit, what).await],
         Expectation::ServerAnswers { service } => vec![server_answers(system, service, what).await],
+        Expectation::FreeSlots { service, at_least } => {
+            vec![super::free_slots::free_slots(system, service, *at_least, what).await]
+        }
         Expectation::Sound {
             service,
             database,

@@ -7,7 +7,10 @@ use serde::{Deserialize, Serialize};
 
 use super::Request;
 use super::redis::{self, RedisHarm, RedisMend};
+use super::server::{asking, session};
+use super::sessions::Sessions;
 use crate::error::{Error, Kind, Result};
+use crate::postgres::{quote_ident, quote_literal};
 use crate::system::System;
 use crate::workload::{ContainerInfo, HelperSpec, Status, WorkloadError};
 
@@ -28,6 +31,24 @@ pub enum Harm {
         container: String,
         /// As `SIGKILL`.
         signal: String,
+    },
+    /// Sessions hold the connection slots of a PostgreSQL server.
+    HoldSessions {
+        /// Service.
+        service: String,
+        /// What they do.
+        sessions: Sessions,
+        /// The fault, for the label.
+        run: String,
+    },
+    /// A role gets a connection limit, and its sessions are ended.
+    LimitRole {
+        /// Service.
+        service: String,
+        /// Role.
+        role: String,
+        /// Its limit.
+        limit: i32,
     },
     /// The engine freezes the container.
     Pause {
@@ -89,6 +110,30 @@ pub enum Mend {
         container: String,
         /// As inspect names it.
         policy: String,
+    },
+    /// The sessions that a fault holds are ended, and its role is removed.
+    #[serde(rename_all = "kebab-case")]
+    EndSessions {
+        /// Service.
+        service: String,
+        /// Database.
+        database: String,
+        /// Role.
+        role: String,
+        /// The fault, by the label of its helper.
+        run: String,
+    },
+    /// The role's connection limit is what it was, if it still is what the fault made it.
+    #[serde(rename_all = "kebab-case")]
+    LimitRole {
+        /// Service.
+        service: String,
+        /// Role.
+        role: String,
+        /// The limit to put back.
+        limit: i32,
+        /// What the fault made it.
+        was: i32,
     },
 }
 
@@ -219,6 +264,18 @@ async fn apply(system: &System, service: &str, harm: &Harm, request: &Request) -
             Ok(format!("{signal} was sent to container {container}"))
         }
         Harm::Redis(harm) => redis::apply(system, service, harm).await,
+        Harm::HoldSessions {
+            service,
+            sessions,
+            run,
+        } => {
+            let server = system.postgres(service).await?;
+            sessions.inject(system, &server, run).await
+        }
+        Harm::LimitRole { service, role, limit } => {
+            limit_role(system, service, role, *limit).await?;
+            Ok(format!("role {role} may have {limit} connections"))
+        }
         Harm::Pause { container } => {
             docker.pause(container).await?;
             Ok(format!("container {container} is paused"))
@@ -273,6 +330,55 @@ async fn crash_loop(system: &System, container: &str, fault: &str, request: &Req
     }
 }
 
+/// Sets a role's connection limit and ends the sessions that it has: a limit counts for new
+/// ones only.
+async fn limit_role(system: &System, service: &str, role: &str, limit: i32) -> Result<()> {
+    let server = system.postgres(service).await?;
+    let client = session(&server, &server.admin.database).await?;
+    let quoted = quote_ident(role);
+    for sql in [
+        format!("alter role {quoted} connection limit {limit}"),
+        format!(
+            "select pg_terminate_backend(pid) from pg_stat_activity where usename = {}",
+            quote_literal(role)
+        ),
+    ] {
+        client
+            .execute(&sql)
+            .await
+            .map_err(asking(&server, "the change of the role's connection limit"))?;
+    }
+    Ok(())
+}
+
+async fn unlimit_role(
+    system: &System,
+    service: &str,
+    role: &str,
+    (limit, was): (i32, i32),
+) -> Result<Option<String>> {
+    let server = system.postgres(service).await?;
+    let client = session(&server, &server.admin.database).await?;
+    let asked = client
+        .value(&format!(
+            "select rolconnlimit from pg_roles where rolname = {}",
+            quote_literal(role)
+        ))
+        .await;
+    let now = asked.map_err(asking(&server, "the question for the role's limit"))?;
+    if now != Some(was.to_string()) {
+        return Ok(None);
+    }
+    client
+        .execute(&format!(
+            "alter role {} connection limit {limit}",
+            quote_ident(role)
+        ))
+        .await
+        .map_err(asking(&server, "the change of the role's connection limit"))?;
+    Ok(Some(format!("role {role} has its connection limit back")))
+}
+
 /// Puts every effect right, in order. Tells what was done; nothing when all was right.
 ///
 /// # Errors
@@ -289,6 +395,22 @@ async fn put_right(system: &System, mend: &Mend) -> Result<Option<String>> {
     let docker = &system.docker;
     match mend {
         Mend::Redis { service, mend } => redis::put_right(system, service, mend).await,
+        Mend::EndSessions {
+            service,
+            database,
+            role,
+            run,
+        } => {
+            let server = system.postgres(service).await?;
+            let ended = super::sessions::end(system, &server, Some(database), run, role).await?;
+            Ok(ended.then(|| "the sessions are ended".to_owned()))
+        }
+        Mend::LimitRole {
+            service,
+            role,
+            limit,
+            was,
+        } => unlimit_role(system, service, role, (*limit, *was)).await,
         Mend::Run { container } => {
             let info = match docker.inspect(container).await {
                 // Created anew since: the new one is not the fault's.

@@ -5,6 +5,7 @@
 //! damaged files stay inside the deployment's own volume; and what a fault holds open
 //! ends by itself when its time is over, whether drctl still lives or not.
 
+mod connection_exhaustion;
 pub mod db_corruption;
 pub mod expiry;
 mod harm;
@@ -14,6 +15,7 @@ mod redis_failure;
 mod redis_oom;
 mod server;
 mod service_crash;
+mod sessions;
 mod stuck_sessions;
 
 use std::time::Duration;
@@ -51,6 +53,8 @@ pub fn catalogue() -> impl Iterator<Item = &'static Fault> {
         redis_failure::FAULTS,
         service_crash::FAULTS,
         stuck_sessions::FAULTS,
+        connection_exhaustion::FAULTS,
+        service_crash::FAULTS,
     ]
     .into_iter()
     .flatten()
@@ -345,7 +349,7 @@ impl Site<'_> {
                 }
             }
             Heal::EndSessions { role } => {
-                if db_corruption::end(system, server, &record.id, role).await? {
+                if sessions::end(system, server, None, &record.id, role).await? {
                     healed("the sessions are ended".into())
                 } else {
                     gone("the sessions had ended".into())
@@ -408,6 +412,11 @@ impl Site<'_> {
             "stuck-sessions" => stuck_sessions::prepare(self.system, variant, service, request, id)
                 .await?
                 .map(Prepared::Services),
+            "connection-exhaustion" => {
+                connection_exhaustion::prepare(self.system, variant, service, request, id)
+                    .await?
+                    .map(Prepared::Services)
+            }
             _ => None,
         };
         prepared.ok_or_else(|| Error::new(Kind::Internal, format!("fault {} has no procedure", fault.name)))

@@ -5,6 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::SessionAction;
 use super::{ContainerAction, RedisAction};
 
 /// One effect.
@@ -13,6 +14,8 @@ use super::{ContainerAction, RedisAction};
 pub enum Action {
     /// SQL on a running server.
     Postgres(PostgresAction),
+    /// Sessions of a running server.
+    Sessions(SessionAction),
     /// Files of a server's data directory.
     Cluster(ClusterAction),
     /// Containers.
@@ -329,6 +332,7 @@ impl Action {
                 }
                 PostgresAction::DropDatabase { database, .. } => format!("drop database {database}"),
             },
+            Self::Sessions(a) => a.summary(),
             Self::Cluster(a) => match a {
                 ClusterAction::ExtractBase { .. } => "copy the base backup beside the data".into(),
                 ClusterAction::CopyDamaged { .. } => {

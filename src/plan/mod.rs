@@ -5,6 +5,7 @@ mod action;
 mod container;
 mod lint;
 mod redis;
+mod sessions;
 
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ pub use action::{Action, ClusterAction, PostgresAction, RowFloor, SalvageTable, 
 pub use container::{ContainerAction, Limits, SET_ASIDE, kept_name};
 pub use lint::{LintError, lint};
 pub use redis::RedisAction;
+pub use sessions::{Release, SessionAction, SessionRef, SessionRules};
 
 /// Version of the persisted form. A reader refuses a newer one.
 pub const PLAN_FORMAT: u32 = 1;
@@ -243,6 +245,14 @@ pub enum Expectation {
     ServerAnswers {
         /// The service.
         service: String,
+    },
+    /// An ordinary role gets a connection: so many slots are free.
+    #[serde(rename_all = "kebab-case")]
+    FreeSlots {
+        /// The service.
+        service: String,
+        /// How many, at least.
+        at_least: u32,
     },
     /// amcheck finds nothing in the heap and the B-tree indexes. Empty `relations` means
     /// all of the database.

@@ -2,6 +2,7 @@
 //! fact too: why it failed.
 
 pub mod amcheck;
+pub mod backends;
 pub mod connection;
 pub mod containers;
 pub mod control;
@@ -17,5 +18,6 @@ pub mod redis;
 pub mod redis_keys;
 pub mod redis_sessions;
 pub mod relations;
+pub mod sessions;
 pub mod slots;
 pub mod watch;

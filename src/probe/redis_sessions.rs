@@ -1,11 +1,11 @@
-//! Sessions as an application keeps them in Redis: a set of all of them, and a key for each
+//! UserSessions as an application keeps them in Redis: a set of all of them, and a key for each
 //! that lives.
 
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use crate::redis::{Client, RedisError};
-use crate::runbook::Sessions;
+use crate::runbook::UserSessions;
 use crate::system::RedisServer;
 
 /// Members looked at in one round trip.
@@ -37,7 +37,7 @@ pub struct SessionFacts {
 ///
 /// # Errors
 /// [`RedisError`] when nothing could be counted.
-pub async fn count(server: &RedisServer, sessions: &Sessions) -> Result<SessionFacts, RedisError> {
+pub async fn count(server: &RedisServer, sessions: &UserSessions) -> Result<SessionFacts, RedisError> {
     let until = Instant::now() + server.spec.deadline;
     let client = Client::connect(&server.spec.to_database(sessions.database)).await?;
     let members: u64 = client.ask(::redis::cmd("SCARD").arg(&sessions.index)).await?;

@@ -10,7 +10,7 @@ use crate::postgres::{Client, PgError};
 pub struct SlotFacts {
     /// `max_connections`.
     pub max: u32,
-    /// `superuser_reserved_connections`.
+    /// `superuser_reserved_connections`, and `reserved_connections` (PostgreSQL 16).
     pub reserved: u32,
     /// Client backends now.
     pub used: u32,
@@ -28,7 +28,8 @@ pub async fn read(client: &Client) -> Result<SlotFacts, PgError> {
     let rows = client
         .rows(
             "select pg_catalog.current_setting('max_connections'), \
-             pg_catalog.current_setting('superuser_reserved_connections'), count(*), \
+             pg_catalog.current_setting('superuser_reserved_connections')::int \
+             + coalesce(pg_catalog.current_setting('reserved_connections', true)::int, 0), count(*), \
              count(*) filter (where state = 'idle'), \
              count(*) filter (where state like 'idle in transaction%') \
              from pg_catalog.pg_stat_activity where backend_type = 'client backend'",

@@ -16,6 +16,7 @@ pub mod raw;
 mod schema;
 pub mod secret;
 mod semantic;
+mod sessions;
 mod show;
 mod suggest;
 pub mod text;
@@ -28,11 +29,12 @@ pub use model::{Docker, PlatformKind, Runbook, Service, ServiceKind};
 pub use problem::{Invalid, Problem, ProblemKind};
 pub use raw::{
     Backup, Database, Deadlines, Endpoint, Environment, Expect, Objectives, PostgresBackup, PostgresService,
-    RedisService, Salvage, SecretRef, Sessions, Table, Thresholds, Validation, WriteCheck, WriteMethod,
+    RedisService, Salvage, SecretRef, Table, Thresholds, UserSessions, Validation, WriteCheck, WriteMethod,
     WriteRequest,
 };
 pub use schema::schema;
 pub use secret::{SecretError, SecretFailure};
+pub use sessions::Sessions;
 pub use show::render;
 pub use text::{
     BadText, ColumnName, DatabaseName, HttpUrl, Percent, RoleName, ServiceName, SystemName, TableName,

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::docker_host::DockerHost;
 use super::duration;
+use super::sessions::Sessions;
 use super::text::{
     self, ColumnName, DatabaseName, HttpUrl, Percent, RoleName, ServiceName, SystemName, TableName,
 };
@@ -169,6 +170,9 @@ pub struct PostgresService {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1))]
     pub host: Option<String>,
+    /// When a session that does nothing may be ended to free its connection slot.
+    #[serde(default)]
+    pub sessions: Sessions,
     /// The databases of the application. Databases that are not listed are backed up by a physical backup only.
     #[schemars(extend("minProperties" = 1))]
     pub databases: BTreeMap<DatabaseName, Database>,
@@ -273,13 +277,13 @@ pub struct RedisService {
     pub disposable_patterns: Vec<String>,
     /// How the application keeps its sessions. Without it, stuck sessions are not looked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub sessions: Option<Sessions>,
+    pub sessions: Option<UserSessions>,
 }
 
 /// How the application keeps its sessions in Redis: a set of all of them that is counted against a limit, and one key for each.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub struct Sessions {
+pub struct UserSessions {
     /// The set whose members are counted against the limit, for example `sessions:all`.
     #[schemars(length(min = 1))]
     pub index: String,

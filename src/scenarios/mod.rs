@@ -1,6 +1,7 @@
 //! One module per failure. Each reads like the page of the guide it replaces: what is
 //! observed, what it means, what is done about it.
 
+pub mod connection_exhaustion;
 pub mod db_corruption;
 pub mod ladder;
 pub mod redis_failure;
@@ -9,6 +10,7 @@ pub mod service_crash;
 pub mod stuck_sessions;
 
 use std::pin::Pin;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -106,6 +108,10 @@ pub struct DetectOptions {
     /// Reads everything: every row of every table, every index against its table. Bounded by
     /// the runbook's step deadline, where the quick look is bounded by the probe deadline.
     pub deep: bool,
+    /// Idle database sessions older than this may be ended, whatever the runbook says.
+    pub idle_over: Option<Duration>,
+    /// Statements that run for longer than this may be ended.
+    pub running_over: Option<Duration>,
 }
 
 /// A failure that drctl can recover from. `detect` observes; the rest is pure.
@@ -190,6 +196,7 @@ pub fn registry() -> Vec<Entry> {
         entry::<db_corruption::DbCorruption>(),
         entry::<redis_oom::RedisOom>(),
         entry::<redis_failure::RedisFailing>(),
+        entry::<connection_exhaustion::ConnectionExhaustion>(),
         entry::<service_crash::ServiceCrash>(),
         entry::<stuck_sessions::StuckSessions>(),
     ]

@@ -1,4 +1,4 @@
-//! Sessions that nobody holds any more and that still count.
+//! UserSessions that nobody holds any more and that still count.
 //!
 //! Symptom: "session limit reached" although hardly anybody is connected. Cause: a session
 //! that ended by its lifetime stays a member of the set that is counted.
@@ -14,7 +14,7 @@ use crate::error::Result;
 use crate::plan::{Action, DataLoss, Expectation, PLAN_FORMAT, Plan, RedisAction, Remedy, Risk, Step, Undo};
 use crate::probe::observer::Observer;
 use crate::probe::redis_sessions::{SessionFacts, count};
-use crate::runbook::{Runbook, Sessions};
+use crate::runbook::{Runbook, UserSessions};
 
 /// The scenario.
 #[derive(Debug, Clone, Copy)]
@@ -37,7 +37,7 @@ pub struct Server {
     /// The service.
     pub service: String,
     /// What the runbook says.
-    pub sessions: Sessions,
+    pub sessions: UserSessions,
     /// What was counted, or why not.
     pub counted: Result<SessionFacts, String>,
 }
@@ -47,7 +47,8 @@ const NEARLY_FULL: u64 = 90;
 
 impl Scenario for StuckSessions {
     const NAME: &'static str = "stuck-sessions";
-    const ABOUT: &'static str = "Sessions that nobody holds any more and that still count against the limit";
+    const ABOUT: &'static str =
+        "UserSessions that nobody holds any more and that still count against the limit";
     const REMEDIES: &'static [Remedy] = &[Remedy::ClearStale];
     const CAUSES: &'static [&'static str] = &[];
     type Evidence = Evidence;

@@ -15,7 +15,7 @@ use futures_util::StreamExt;
 use jiff::Timestamp;
 
 use super::ssh::Tunnel;
-use super::{ContainerInfo, ExecOutput, LogLine, MountInfo, Status, WorkloadError};
+use super::{ContainerInfo, ExecOutput, LogLine, MountInfo, ProcessInfo, Status, WorkloadError};
 use crate::runbook::DockerHost;
 
 /// Seconds that bollard allows a whole request, body included. Our own deadlines are
@@ -424,6 +424,37 @@ impl Docker {
             .collect();
         rows.sort_unstable_by_key(|(pid, _)| *pid);
         Ok(rows.into_iter().map(|(_, state)| state).collect())
+    }
+
+    /// A container's processes, the oldest first, with their command lines or titles.
+    ///
+    /// # Errors
+    /// The engine's trouble; `Engine` 409 when the container does not run.
+    pub async fn processes(&self, container: &str) -> Result<Vec<ProcessInfo>, WorkloadError> {
+        let options = q::TopOptionsBuilder::default()
+            .ps_args("-eo pid,etimes,stat,args")
+            .build();
+        let top = self
+            .call(
+                &format!("the processes of container {container}"),
+                self.deadline,
+                self.api.top_processes(container, Some(options)),
+            )
+            .await?;
+        let mut all: Vec<ProcessInfo> = top
+            .processes
+            .unwrap_or_default()
+            .into_iter()
+            .filter_map(|row| {
+                Some(ProcessInfo {
+                    seconds: row.get(1)?.parse().ok()?,
+                    state: row.get(2)?.clone(),
+                    command: row.get(3)?.clone(),
+                })
+            })
+            .collect();
+        all.sort_by_key(|p| std::cmp::Reverse(p.seconds));
+        Ok(all)
     }
 
     /// Freezes a container.

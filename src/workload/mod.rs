@@ -252,6 +252,17 @@ pub struct LogLine {
     pub text: String,
 }
 
+/// One process of a container, as the engine's host sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProcessInfo {
+    /// Seconds since it began.
+    pub seconds: u64,
+    /// State letters, as `ps` prints them.
+    pub state: String,
+    /// Command line, or the title that it has given itself.
+    pub command: String,
+}
+
 /// Output of a small program run by exec.
 #[derive(Debug, Clone)]
 pub struct ExecOutput {

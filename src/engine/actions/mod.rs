@@ -11,6 +11,7 @@ mod redis;
 mod salvage;
 mod scripts;
 mod server;
+mod sessions;
 mod side_server;
 mod sql;
 mod swap;
@@ -22,7 +23,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::event::{Event, SharedReporter, Verdict};
-use crate::plan::{Action, ClusterAction, PostgresAction, RedisAction, WorkloadAction};
+use crate::plan::{Action, ClusterAction, PostgresAction, RedisAction, SessionAction, WorkloadAction};
 use crate::postgres::PgError;
 use crate::system::{PostgresServer, System};
 use crate::workload::{HelperOutput, Meter, Staging, StagingSpec, WorkloadError, metered};
@@ -189,6 +190,7 @@ fn succeeded(what: &str, output: HelperOutput) -> Result<HelperOutput, ActionErr
 pub async fn apply(cx: &ActionContext<'_>, action: &Action) -> Result<Outcome, ActionError> {
     match action {
         Action::Postgres(action) => postgres(cx, action).await,
+        Action::Sessions(action) => on_sessions(cx, action).await,
         Action::Cluster(action) => on_files(cx, action).await,
         Action::Workload(action) => workload(cx, action).await,
         Action::Redis(action) => on_redis(cx, action).await,
@@ -264,6 +266,28 @@ async fn postgres(cx: &ActionContext<'_>, action: &PostgresAction) -> Result<Out
             undone,
         } => swap::swap_back(cx, service, database, (side, kept), undone).await,
         A::DropDatabase { service, database } => swap::drop_database(cx, service, database).await,
+    }
+}
+
+async fn on_sessions(cx: &ActionContext<'_>, action: &SessionAction) -> Result<Outcome, ActionError> {
+    use SessionAction as A;
+    match action {
+        A::FreeSlot { service, title } => sessions::free_slot(cx, service, title).await,
+        A::End {
+            service,
+            sessions,
+            rules,
+            free,
+        } => sessions::end(cx, service, sessions, rules, *free).await,
+        A::Unblock {
+            service,
+            session,
+            how,
+        } => sessions::unblock(cx, service, session, *how).await,
+        A::RestartPools {
+            service,
+            applications,
+        } => sessions::restart_pools(cx, service, applications).await,
     }
 }
 

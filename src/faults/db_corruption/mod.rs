@@ -9,7 +9,6 @@ mod damage;
 mod entries;
 mod files;
 mod memory;
-mod sessions;
 mod target;
 
 use std::time::Duration;
@@ -17,6 +16,7 @@ use std::time::Duration;
 pub use files::{Action, Damage, Found, forget, run as run_files, saved_dir};
 
 use super::record::Heal;
+use super::sessions::{self, How, Sessions};
 use super::{Fault, server};
 use crate::error::Result;
 use crate::system::{PostgresServer, System};
@@ -146,7 +146,7 @@ enum Work {
     Entries(Box<entries::Entries>),
     Stop,
     Memory(Duration),
-    Sessions(sessions::Sessions),
+    Sessions(Sessions),
 }
 
 /// In which state the server is when its files are damaged.
@@ -181,9 +181,21 @@ pub async fn prepare(
         "index-entries" => entries::prepare(server, request).await.map(Some),
         "stopped" => damage::stopped(server).map(Some),
         "shm-full" => memory::prepare(server, request, id).map(Some),
-        "slots-full" => sessions::prepare(server, request, id).await.map(Some),
+        "slots-full" => slots_full(server, request, id).await.map(Some),
         _ => damage::prepare(server, variant, request, id).await,
     }
+}
+
+async fn slots_full(server: &PostgresServer, request: &Request, id: &str) -> Result<Prepared> {
+    let database = request.database.as_deref().unwrap_or(&server.admin.database);
+    let sessions = sessions::prepare(server, database, How::Again, request.ttl, id).await?;
+    Ok(Prepared {
+        target: format!("every ordinary connection slot of {}", server.service),
+        heal: Heal::EndSessions {
+            role: sessions.role.clone(),
+        },
+        work: Work::Sessions(sessions),
+    })
 }
 
 impl Prepared {
@@ -227,4 +239,3 @@ impl Prepared {
 
 pub use entries::{reindex, reindex_table};
 pub use memory::free;
-pub use sessions::end;

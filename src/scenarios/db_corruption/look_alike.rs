@@ -299,10 +299,7 @@ pub(super) fn slots(ev: &Evidence, mut reasons: Vec<String>) -> Finding {
         "slots-full",
         "every connection slot that users may have is taken",
         reasons,
-        &[
-            "select pid, usename, state, state_change from pg_stat_activity order by state_change;".into(),
-            "select pg_terminate_backend(pid) from pg_stat_activity where state like 'idle%' and state_change < now() - interval '10 minutes';".into(),
-        ],
+        &["drctl recover connection-exhaustion".into()],
     )
 }
 

@@ -1,0 +1,345 @@
+//! What the sessions mean. A queue behind one lock is named before the slots that it fills,
+//! and real load is not taken for a leak.
+
+use std::time::Duration;
+
+use super::Evidence;
+use crate::event::seconds;
+use crate::plan::SessionRules;
+use crate::postgres::sqlstate;
+use crate::probe::connection::Connection;
+use crate::probe::sessions::{Activity, Holder, Root, Session, SessionFacts};
+use crate::runbook::Runbook;
+use crate::scenarios::{Certainty, Diagnosis, LookAlike};
+
+/// So many seconds ago somebody was turned away: it is still so.
+const LATELY: i64 = 60;
+/// Holders that are told.
+const TOLD: usize = 5;
+/// Seconds that a plan waits at most until a session is old enough.
+pub(super) const PATIENCE: u64 = 120;
+
+/// What is wrong.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Finding<'a> {
+    /// Many sessions wait behind one.
+    PileUp(Root<'a>),
+    /// No ordinary slot is free.
+    Full,
+    /// No slot at all: nobody could look.
+    Locked,
+    /// Every slot works.
+    Busy,
+    /// The server is not reached at all.
+    Down,
+    /// A role or a database has reached a limit of its own.
+    OwnLimit,
+    /// There are free slots.
+    Free,
+    /// It could not be looked at.
+    Unknown,
+}
+
+pub(super) fn classify<'a>(ev: &'a Evidence, rb: &Runbook) -> Finding<'a> {
+    let Some(facts) = &ev.facts else {
+        return match &ev.connection {
+            Connection::Refused { sqlstate, .. } if sqlstate == sqlstate::TOO_MANY_CONNECTIONS => {
+                Finding::Locked
+            }
+            Connection::Closed { .. } | Connection::Silent => Finding::Down,
+            Connection::Refused { sqlstate, .. } if sqlstate == sqlstate::CANNOT_CONNECT_NOW => Finding::Down,
+            _ => Finding::Unknown,
+        };
+    };
+    if let Some(root) = pile_up(facts) {
+        return Finding::PileUp(root);
+    }
+    if !is_full(ev, facts) {
+        return if own_limits(facts, ev, rb).is_empty() {
+            Finding::Free
+        } else {
+            Finding::OwnLimit
+        };
+    }
+    let works = |s: &&Session| s.is_client() && s.activity == Activity::Running && s.waits_for.is_empty();
+    let working = facts.sessions.iter().filter(works).count();
+    if working * 2 > facts.slots.used as usize && !can_be_made_room(facts, &ev.rules(rb)) {
+        return Finding::Busy;
+    }
+    Finding::Full
+}
+
+/// One that at least a quarter of the slots wait for.
+fn pile_up(facts: &SessionFacts) -> Option<Root<'_>> {
+    facts
+        .roots()
+        .into_iter()
+        .next()
+        .filter(|r| r.blocked.len() >= 3 && r.blocked.len() * 4 >= facts.ordinary() as usize)
+}
+
+/// No slot is free, or hardly one and somebody was turned away just now: those who wait for a
+/// slot take it for a moment and lose it again.
+fn is_full(ev: &Evidence, facts: &SessionFacts) -> bool {
+    let lately = ev
+        .turned_away
+        .is_some_and(|at| ev.taken_at.duration_since(at).as_secs() < LATELY);
+    facts.free() == 0 || (lately && facts.free() <= (facts.ordinary() / 20).max(1))
+}
+
+/// Whether what may be ended soon makes a difference.
+fn can_be_made_room(facts: &SessionFacts, rules: &SessionRules) -> bool {
+    let soon = facts
+        .endable(rules)
+        .iter()
+        .filter(|(_, left)| *left <= PATIENCE)
+        .count();
+    soon >= enough(facts) as usize / 2
+}
+
+/// How many free slots are enough: a quarter of the ordinary ones.
+pub(super) fn enough(facts: &SessionFacts) -> u32 {
+    (facts.ordinary() / 4).max(1)
+}
+
+/// Limits that concern the roles and databases of the runbook.
+fn own_limits(facts: &SessionFacts, ev: &Evidence, rb: &Runbook) -> Vec<String> {
+    let ours = rb
+        .postgres_services()
+        .filter(|(name, ..)| name.as_str() == ev.service)
+        .flat_map(|(_, _, p)| &p.databases)
+        .flat_map(|(name, d)| {
+            let role = d.application_user.as_ref().map(|r| format!("role {r}"));
+            role.into_iter().chain([format!("database {name}")])
+        });
+    let ours: Vec<String> = ours.collect();
+    facts
+        .limits
+        .iter()
+        .filter(|l| ours.contains(&l.what))
+        .map(|l| format!("{} has {} sessions and may have {}", l.what, l.used, l.limit))
+        .collect()
+}
+
+fn age(seconds_: u64) -> String {
+    seconds(Duration::from_secs(seconds_))
+}
+
+/// Who holds the slots, in a line.
+fn holder(h: &Holder<'_>) -> String {
+    let count = |a: Activity| h.sessions.iter().filter(|s| s.activity == a).count();
+    let longest = |a: Activity| {
+        let oldest = h
+            .sessions
+            .iter()
+            .filter(|s| s.activity == a)
+            .map(|s| s.seconds)
+            .max();
+        age(oldest.unwrap_or_default())
+    };
+    let waiting = h.sessions.iter().filter(|s| !s.waits_for.is_empty()).count();
+    let mut parts = Vec::new();
+    for (activity, name) in [
+        (Activity::Idle, "idle"),
+        (Activity::InTransaction, "idle in a transaction"),
+        (Activity::Running, "running"),
+    ] {
+        if count(activity) > 0 {
+            parts.push(format!(
+                "{} {name} (up to {})",
+                count(activity),
+                longest(activity)
+            ));
+        }
+    }
+    if waiting > 0 {
+        parts.push(format!("{waiting} of them wait for a lock"));
+    }
+    let count = h.sessions.len();
+    let s = if count == 1 { "" } else { "s" };
+    format!("{count} session{s} of {}: {}", h.who, parts.join(", "))
+}
+
+fn slots(facts: &SessionFacts) -> String {
+    format!(
+        "{} of {} connections are taken, {} are reserved for superusers, {} ordinary ones are free",
+        facts.slots.used,
+        facts.slots.max,
+        facts.slots.reserved,
+        facts.free()
+    )
+}
+
+/// A root in words.
+pub(super) fn root_in_words(root: &Root<'_>) -> String {
+    let Some(session) = root.session else {
+        return "a prepared transaction, which no session holds".into();
+    };
+    let doing = match session.activity {
+        Activity::InTransaction => format!("idle in a transaction for {}", age(session.seconds)),
+        Activity::Running => format!("running {} for {}", verb(session), age(session.seconds)),
+        _ => "at rest".into(),
+    };
+    format!("session {} of {}, {doing}", session.id.pid, session.holder())
+}
+
+/// First word of its statement.
+pub(super) fn verb(session: &Session) -> &str {
+    if session.verb.is_empty() {
+        "a statement"
+    } else {
+        &session.verb
+    }
+}
+
+pub(super) fn diagnose(ev: &Evidence, rb: &Runbook) -> Diagnosis {
+    let service = &ev.service;
+    let mut reasons = Vec::new();
+    if let Some(facts) = &ev.facts {
+        reasons.push(slots(facts));
+        reasons.extend(facts.holders().iter().take(TOLD).map(holder));
+    }
+    if let Some(at) = ev.turned_away {
+        reasons.push(format!("the server last turned somebody away at {at}"));
+    }
+    let say = |certainty, summary: String, reasons: Vec<String>| Diagnosis {
+        certainty,
+        summary,
+        reasons,
+        look_alike: None,
+    };
+    match classify(ev, rb) {
+        Finding::PileUp(root) => {
+            reasons.insert(0, format!("they wait for {}", root_in_words(&root)));
+            if let Some(exclusive) = root.exclusive {
+                reasons.insert(
+                    1,
+                    format!(
+                        "session {} of {} waits for a lock that excludes readers ({}), and the others wait behind it",
+                        exclusive.id.pid,
+                        exclusive.holder(),
+                        verb(exclusive)
+                    ),
+                );
+            }
+            say(
+                Certainty::Confirmed,
+                format!("{} sessions of {service} wait behind one", root.blocked.len()),
+                reasons,
+            )
+        }
+        Finding::Full => {
+            if ev.facts.as_ref().is_some_and(|f| f.free() > 0) {
+                reasons.push("what gets free is taken by the next who waits".into());
+            }
+            say(
+                Certainty::Confirmed,
+                format!("every connection of {service} that an application may have is taken"),
+                reasons,
+            )
+        }
+        Finding::Locked => {
+            let idle = ev.backends.iter().filter(|b| b.state == "idle").count();
+            reasons.push(format!(
+                "{} processes of sessions are there, {idle} of them idle",
+                ev.backends.len()
+            ));
+            say(
+                Certainty::Confirmed,
+                format!("every connection of {service} is taken, those reserved for superusers too"),
+                reasons,
+            )
+        }
+        Finding::Busy => busy(ev, reasons),
+        Finding::OwnLimit => {
+            let limits = ev
+                .facts
+                .as_ref()
+                .map(|f| own_limits(f, ev, rb))
+                .unwrap_or_default();
+            let explanation = format!("{service} has free connections; {}", limits.join("; "));
+            let next = ev.facts.iter().flat_map(|f| &f.limits).map(|l| {
+                format!(
+                    "alter {} connection limit -1;    # or what it should be",
+                    quoted(&l.what)
+                )
+            });
+            look_alike("own-limit", explanation, reasons, next.collect())
+        }
+        Finding::Down => look_alike(
+            "db-down",
+            format!("{service} takes no connection at all, from nobody"),
+            vec![in_words(&ev.connection)],
+            vec!["drctl recover db-down".into()],
+        ),
+        Finding::Unknown => say(
+            Certainty::Unknown,
+            format!("the sessions of {service} could not be looked at"),
+            vec![in_words(&ev.connection)],
+        ),
+        Finding::Free => say(
+            Certainty::Absent,
+            ev.facts.as_ref().map_or_else(String::new, |f| {
+                format!(
+                    "{} of {} ordinary connections of {service} are free",
+                    f.free(),
+                    f.ordinary()
+                )
+            }),
+            Vec::new(),
+        ),
+    }
+}
+
+fn busy(ev: &Evidence, reasons: Vec<String>) -> Diagnosis {
+    let running = ev
+        .facts
+        .iter()
+        .flat_map(|f| &f.sessions)
+        .filter(|s| s.activity == Activity::Running);
+    let longest = running.map(|s| s.seconds).max().unwrap_or_default();
+    look_alike(
+        "service-overload",
+        format!(
+            "the connections of {} are taken by statements that run (up to {}): this is work, not a leak, and nothing of it is ended without being asked",
+            ev.service,
+            age(longest)
+        ),
+        reasons,
+        vec![
+            "drctl diagnose    # what makes the load?".into(),
+            "drctl recover connection-exhaustion --running-over 30s --dry-run    # end statements that run for longer"
+                .into(),
+        ],
+    )
+}
+
+fn quoted(what: &str) -> String {
+    what.split_once(' ').map_or_else(
+        || what.to_owned(),
+        |(kind, name)| format!("{kind} {}", crate::postgres::quote_ident(name)),
+    )
+}
+
+fn look_alike(name: &str, explanation: String, reasons: Vec<String>, next: Vec<String>) -> Diagnosis {
+    Diagnosis {
+        certainty: Certainty::Absent,
+        summary: explanation.clone(),
+        reasons,
+        look_alike: Some(LookAlike {
+            name: name.into(),
+            explanation,
+            next,
+        }),
+    }
+}
+
+/// How an attempt to get in ended.
+pub(super) fn in_words(connection: &Connection) -> String {
+    match connection {
+        Connection::Open { .. } => "a session was had, and its questions failed".into(),
+        Connection::Refused { message, .. } => format!("it refuses: {message}"),
+        Connection::Closed { cause } => format!("it cannot be connected to: {cause}"),
+        Connection::Silent => "it accepts and does not answer".into(),
+    }
+}
