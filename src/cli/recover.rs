@@ -14,7 +14,9 @@ use crate::error::Result;
 use crate::plan::Remedy;
 use crate::recover::{Ended, Recover, recover};
 use crate::scenarios::db_corruption::DbCorruption;
+use crate::scenarios::outage::Outage;
 use crate::scenarios::service_crash::ServiceCrash;
+use crate::scenarios::service_overload::ServiceOverload;
 use crate::scenarios::{DetectOptions, Scenario};
 use crate::system::System;
 use crate::ui;
@@ -32,6 +34,10 @@ enum ScenarioVerb {
     DbCorruption(DbCorruptionArgs),
     #[command(name = ServiceCrash::NAME, about = ServiceCrash::ABOUT)]
     ServiceCrash(ScenarioArgs<ServiceCrash>),
+    #[command(name = ServiceOverload::NAME, about = ServiceOverload::ABOUT)]
+    ServiceOverload(ScenarioArgs<ServiceOverload>),
+    #[command(name = Outage::NAME, about = Outage::ABOUT)]
+    Outage(ScenarioArgs<Outage>),
 }
 
 const DB_CORRUPTION: &str = "Looks, names the cause, shows a plan of the least destructive remedy, and asks. The damaged \
@@ -120,6 +126,11 @@ pub async fn run(cx: &Context, args: RecoverArgs) -> Result<ExitCode> {
             carry_out::<DbCorruption>(cx, &request).await
         }
         ScenarioVerb::ServiceCrash(args) => plain(cx, args).await,
+        ScenarioVerb::ServiceOverload(args) => plain(cx, args).await,
+        ScenarioVerb::Outage(args) => match cx.system_or_outage().await? {
+            Ok(system) => carry_out::<Outage>(cx, &asked(cx, &system, args)).await,
+            Err(e) => Err(e),
+        },
     }
 }
 

@@ -7,6 +7,7 @@ pub mod approve;
 mod endpoints;
 mod execute;
 mod interrupt;
+mod load;
 #[cfg(test)]
 mod model;
 mod resume;

@@ -24,6 +24,8 @@ pub fn describe(expectation: &Expectation) -> String {
             [one] => format!("{one} runs and stays up"),
             several => format!("{} run and stay up", several.join(", ")),
         },
+        Expectation::HasRoom { service, .. } => format!("{service} is below its limits"),
+        Expectation::Responsive { millis } => format!("every endpoint answers within {millis} ms"),
         Expectation::ServerAnswers { service } => format!("{service} takes connections"),
         Expectation::Sound {
             database, relations, ..
@@ -100,6 +102,14 @@ pub async fn check(system: &System, expectation: &Expectation) -> Vec<Checked> {
         Expectation::ServicesRun { services } => {
             join_all(services.iter().map(|s| super::running::service_runs(system, s))).await
         }
+        Expectation::HasRoom {
+            service,
+            memory_percent,
+        } => {
+            let percent = memory_percent.parse().unwrap_or(100.0);
+            vec![super::load::has_room(system, service, percent, what).await]
+        }
+        Expectation::Responsive { millis } => super::load::responsive(system, *millis, &what).await,
         Expectation::ServerAnswers { service } => vec![server_answers(system, service, what).await],
         Expectation::Sound {
             service,

@@ -8,9 +8,12 @@
 pub mod db_corruption;
 pub mod expiry;
 mod harm;
+mod load;
+mod outage;
 mod record;
 mod server;
 mod service_crash;
+mod service_overload;
 
 use std::time::Duration;
 
@@ -41,9 +44,14 @@ pub struct Fault {
 
 /// Every fault, in the order in which they are listed.
 pub fn catalogue() -> impl Iterator<Item = &'static Fault> {
-    [db_corruption::FAULTS, service_crash::FAULTS]
-        .into_iter()
-        .flatten()
+    [
+        db_corruption::FAULTS,
+        service_crash::FAULTS,
+        service_overload::FAULTS,
+        outage::FAULTS,
+    ]
+    .into_iter()
+    .flatten()
 }
 
 /// A fault that has been worked out and not begun.
@@ -386,6 +394,12 @@ impl Site<'_> {
                     .await?
                     .map(|p| Prepared::Data(Box::new(server), Box::new(p)))
             }
+            "service-overload" => service_overload::prepare(self.system, variant, service, request, id)
+                .await?
+                .map(Prepared::Services),
+            "outage" => outage::prepare(self.system, variant, service)
+                .await?
+                .map(Prepared::Services),
             "service-crash" => service_crash::prepare(self.system, variant, service, id)
                 .await?
                 .map(Prepared::Services),

@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 use tokio::sync::OnceCell;
 
 use super::containers::{self, ContainerState};
+use super::endpoints::{self, Answers};
+use super::host::{self, Host};
 use crate::event::SharedReporter;
 use crate::system::System;
 
@@ -17,6 +19,8 @@ pub struct Observer<'a> {
     /// Who is told what is being looked at.
     pub reporter: &'a SharedReporter,
     containers: OnceCell<BTreeMap<String, ContainerState>>,
+    endpoints: OnceCell<BTreeMap<String, Answers>>,
+    host: OnceCell<Option<Host>>,
 }
 
 impl<'a> Observer<'a> {
@@ -27,6 +31,8 @@ impl<'a> Observer<'a> {
             system,
             reporter,
             containers: OnceCell::new(),
+            endpoints: OnceCell::new(),
+            host: OnceCell::new(),
         }
     }
 
@@ -34,6 +40,26 @@ impl<'a> Observer<'a> {
     pub async fn containers(&self) -> &BTreeMap<String, ContainerState> {
         self.containers
             .get_or_init(|| containers::look(self.system))
+            .await
+    }
+
+    /// How the runbook's endpoints answer, asked a few times each.
+    pub async fn endpoints(&self) -> &BTreeMap<String, Answers> {
+        self.endpoints
+            .get_or_init(|| endpoints::look(&self.system.runbook))
+            .await
+    }
+
+    /// What the machine has left; `None` where the engine is on another one.
+    pub async fn host(&self) -> &Option<Host> {
+        self.host
+            .get_or_init(|| async {
+                if self.system.docker.is_local() {
+                    host::look().await
+                } else {
+                    None
+                }
+            })
             .await
     }
 }

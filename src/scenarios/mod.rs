@@ -3,14 +3,16 @@
 
 pub mod db_corruption;
 pub mod ladder;
+pub mod outage;
 pub mod service_crash;
+pub mod service_overload;
 
 use std::pin::Pin;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use crate::plan::{Plan, Remedy};
 use crate::probe::observer::Observer;
 use crate::runbook::Runbook;
@@ -180,11 +182,29 @@ fn entry<S: Scenario>() -> Entry {
     }
 }
 
+/// Refuses a service that the runbook does not have.
+///
+/// # Errors
+/// [`Kind::Usage`].
+fn known_service(world: &Observer<'_>, options: &DetectOptions) -> Result<()> {
+    match &options.service {
+        Some(wanted) if world.system.runbook.service(wanted).is_none() => Err(Error::new(
+            Kind::Usage,
+            format!("the runbook has no service {wanted:?}"),
+        )
+        .untouched("everything")
+        .next("drctl runbook show")),
+        _ => Ok(()),
+    }
+}
+
 /// Every scenario. The order counts where nothing else decides: what is deeper comes first.
 #[must_use]
 pub fn registry() -> Vec<Entry> {
     vec![
         entry::<db_corruption::DbCorruption>(),
+        entry::<outage::Outage>(),
+        entry::<service_overload::ServiceOverload>(),
         entry::<service_crash::ServiceCrash>(),
     ]
 }

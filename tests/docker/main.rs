@@ -15,6 +15,7 @@ mod faults;
 mod hostile;
 mod lookalikes;
 mod matrix;
+mod outage;
 mod recover;
 mod salvage;
 mod service_crash;

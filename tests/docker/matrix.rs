@@ -18,6 +18,8 @@ const REALLY: &[(&str, &str)] = &[
     ("db-corruption/stopped", "stopped"),
     ("db-corruption/shm-full", "shm-full"),
     ("db-corruption/slots-full", "slots-full"),
+    ("outage/frontend-stopped", "service-crash"),
+    ("outage/one-service", "service-crash"),
     ("service-crash/starting", "healthy"),
     ("service-crash/finished-job", "healthy"),
 ];
