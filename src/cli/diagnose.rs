@@ -8,16 +8,18 @@ use clap::builder::{PossibleValue, PossibleValuesParser};
 
 use super::Context;
 use crate::diagnose::{Opinion, all, one};
-use crate::error::{Kind, Result};
+use crate::error::{Error, Kind, Result};
 use crate::probe::observer::Observer;
-use crate::scenarios::{Certainty, DetectOptions, registry};
+use crate::runbook::Runbook;
+use crate::scenarios::outage::{self, Outage};
+use crate::scenarios::{Certainty, DetectOptions, Looked, Scenario, registry};
 use crate::ui;
 
 /// Arguments of `drctl diagnose`.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Looks only; nothing is changed. Exit code 0: nothing is wrong; 10: a failure was found; \
-12: something could not be looked at.\n\n\
+12: something could not be looked at; 7: the engine does not answer, and what is known without it is told.\n\n\
 Examples:\n  drctl diagnose                  # what is wrong?\n  drctl diagnose db-corruption    # one failure, with all of its evidence"
 )]
 pub struct DiagnoseArgs {
@@ -48,7 +50,11 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// # Errors
 /// A runbook or an engine that cannot be used. What was found decides the exit code.
 pub async fn run(cx: &Context, args: DiagnoseArgs) -> Result<ExitCode> {
-    let system = cx.system().await?;
+    let system = if args.scenario.as_deref().is_none_or(|s| s == Outage::NAME) {
+        cx.system_or_outage().await??
+    } else {
+        cx.system().await?
+    };
     // Opinions are printed when all are there, ranked; the talk of each look would be a jumble.
     let reporter = if args.scenario.is_some() {
         cx.reporter.clone()
@@ -87,6 +93,33 @@ pub async fn run(cx: &Context, args: DiagnoseArgs) -> Result<ExitCode> {
         ));
     }
     Ok(verdict(&opinions))
+}
+
+/// Prints what is known without an engine; gives the error back with what to type.
+pub(super) async fn without_engine(cx: &Context, runbook: &Runbook, mut error: Error) -> Error {
+    let began = std::time::Instant::now();
+    let evidence = outage::without_engine(runbook, error.message.clone()).await;
+    let opinion = registry()
+        .into_iter()
+        .find(|s| s.name == Outage::NAME)
+        .map(|scenario| Opinion {
+            scenario,
+            looked: Ok(Looked {
+                diagnosis: Outage::diagnose(&evidence, runbook),
+                evidence: serde_json::to_value(&evidence).unwrap_or_default(),
+            }),
+            took: began.elapsed(),
+            consequence_of: None,
+        });
+    if let Some(opinion) = &opinion {
+        if cx.global.json {
+            ui::json(&ui::diagnosis::json(opinion, true));
+        } else {
+            ui::data(&ui::diagnosis::without_engine(opinion));
+        }
+    }
+    error.next = outage::what_to_type(&evidence);
+    error
 }
 
 /// What was found is printed already: only the exit code is left to say.

@@ -184,6 +184,21 @@ impl Context {
     pub async fn system(&self) -> Result<System> {
         System::open(self.runbook()?).await
     }
+
+    /// The same; where the engine does not answer, what is known without it is printed, and
+    /// the inner error is what is left to say.
+    ///
+    /// # Errors
+    /// As [`Self::runbook`].
+    pub async fn system_or_outage(&self) -> Result<Result<System>> {
+        let runbook = self.runbook()?;
+        match System::open(runbook.clone()).await {
+            Err(e) if e.kind == Kind::Unreachable => {
+                Ok(Err(diagnose::without_engine(self, &runbook, e).await))
+            }
+            other => other.map(Ok),
+        }
+    }
 }
 
 /// Runs a parsed command line; prints the error, if any, and returns the exit code.

@@ -16,9 +16,11 @@ use crate::plan::Remedy;
 use crate::recover::{Ended, Recover, recover};
 use crate::scenarios::connection_exhaustion::ConnectionExhaustion;
 use crate::scenarios::db_corruption::DbCorruption;
+use crate::scenarios::outage::Outage;
 use crate::scenarios::redis_failure::RedisFailing;
 use crate::scenarios::redis_oom::RedisOom;
 use crate::scenarios::service_crash::ServiceCrash;
+use crate::scenarios::service_overload::ServiceOverload;
 use crate::scenarios::stuck_sessions::StuckSessions;
 use crate::scenarios::{DetectOptions, Scenario};
 use crate::system::System;
@@ -45,6 +47,10 @@ enum ScenarioVerb {
     RedisFailure(ScenarioArgs<RedisFailing>),
     #[command(name = StuckSessions::NAME, about = StuckSessions::ABOUT)]
     StuckSessions(ScenarioArgs<StuckSessions>),
+    #[command(name = ServiceOverload::NAME, about = ServiceOverload::ABOUT)]
+    ServiceOverload(ScenarioArgs<ServiceOverload>),
+    #[command(name = Outage::NAME, about = Outage::ABOUT)]
+    Outage(ScenarioArgs<Outage>),
 }
 
 const DB_CORRUPTION: &str = "Looks, names the cause, shows a plan of the least destructive remedy, and asks. The damaged \
@@ -155,6 +161,11 @@ pub async fn run(cx: &Context, args: RecoverArgs) -> Result<ExitCode> {
         ScenarioVerb::RedisOom(args) => plain(cx, args).await,
         ScenarioVerb::RedisFailure(args) => plain(cx, args).await,
         ScenarioVerb::StuckSessions(args) => plain(cx, args).await,
+        ScenarioVerb::ServiceOverload(args) => plain(cx, args).await,
+        ScenarioVerb::Outage(args) => match cx.system_or_outage().await? {
+            Ok(system) => carry_out::<Outage>(cx, &asked(cx, &system, args)).await,
+            Err(e) => Err(e),
+        },
     }
 }
 

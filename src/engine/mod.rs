@@ -8,6 +8,7 @@ mod endpoints;
 mod execute;
 mod free_slots;
 mod interrupt;
+mod load;
 #[cfg(test)]
 mod model;
 mod redis;

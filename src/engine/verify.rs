@@ -28,6 +28,8 @@ pub fn describe(expectation: &Expectation) -> String {
         Expectation::RoomForSessions { index, limit, .. } => {
             format!("{index} counts fewer than {limit} sessions")
         }
+        Expectation::HasRoom { service, .. } => format!("{service} is below its limits"),
+        Expectation::Responsive { millis } => format!("every endpoint answers within {millis} ms"),
         Expectation::ServerAnswers { service } => format!("{service} takes connections"),
         Expectation::FreeSlots { service, .. } => format!("an ordinary role gets a connection to {service}"),
         Expectation::Sound {
@@ -112,6 +114,14 @@ pub async fn check(system: &System, expectation: &Expectation) -> Vec<Checked> {
             database,
             limit,
         } => vec![super::redis::room(system, service, (index, *database), *limit, what).await],
+        Expectation::HasRoom {
+            service,
+            memory_percent,
+        } => {
+            let percent = memory_percent.parse().unwrap_or(100.0);
+            vec![super::load::has_room(system, service, percent, what).await]
+        }
+        Expectation::Responsive { millis } => super::load::responsive(system, *millis, &what).await,
         Expectation::ServerAnswers { service } => vec![server_answers(system, service, what).await],
         Expectation::FreeSlots { service, at_least } => {
             vec![super::free_slots::free_slots(system, service, *at_least, what).await]

@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::Request;
 use super::redis::{self, RedisHarm, RedisMend};
 use super::server::{asking, session};
 use super::sessions::Sessions;
+use super::{Request, load};
 use crate::error::{Error, Kind, Result};
+use crate::plan::Limits;
 use crate::postgres::{quote_ident, quote_literal};
 use crate::system::System;
 use crate::workload::{ContainerInfo, HelperSpec, Status, WorkloadError};
@@ -77,6 +78,38 @@ pub enum Harm {
         /// As inspect names it.
         policy: String,
     },
+    /// Other limits.
+    Limits {
+        /// Container.
+        container: String,
+        /// What is set.
+        limits: Limits,
+    },
+    /// A process inside holds memory, and the limit is just above what is used then.
+    HoldMemory {
+        /// Container.
+        container: String,
+        /// What the process is found by.
+        marker: String,
+        /// For how long.
+        seconds: u64,
+    },
+    /// A process inside keeps a processor busy.
+    KeepBusy {
+        /// Container.
+        container: String,
+        /// What the process is found by.
+        marker: String,
+        /// For how long.
+        seconds: u64,
+    },
+    /// Sessions of a database run slow statements.
+    SlowStatements {
+        /// Service.
+        service: String,
+        /// The fault's identity, which labels the helper.
+        fault: String,
+    },
 }
 
 /// How one effect is put right. Each finds out for itself whether there is anything to do.
@@ -134,6 +167,22 @@ pub enum Mend {
         limit: i32,
         /// What the fault made it.
         was: i32,
+    },
+    /// The limits are as before.
+    #[serde(rename_all = "kebab-case")]
+    Limits {
+        /// Container.
+        container: String,
+        /// What is set.
+        limits: Limits,
+    },
+    /// The processes that carry the marker are gone.
+    #[serde(rename_all = "kebab-case")]
+    EndProcesses {
+        /// Container.
+        container: String,
+        /// What they are found by.
+        marker: String,
     },
 }
 
@@ -281,6 +330,23 @@ async fn apply(system: &System, service: &str, harm: &Harm, request: &Request) -
             Ok(format!("container {container} is paused"))
         }
         Harm::CrashLoop { container, fault } => crash_loop(system, container, fault, request).await,
+        Harm::Limits { container, limits } => {
+            docker.set_limits(container, limits).await?;
+            Ok(format!("container {container} has other limits"))
+        }
+        Harm::HoldMemory {
+            container,
+            marker,
+            seconds,
+        } => load::hold_memory(system, container, marker, *seconds).await,
+        Harm::KeepBusy {
+            container,
+            marker,
+            seconds,
+        } => load::keep_busy(system, container, marker, *seconds).await,
+        Harm::SlowStatements { service, fault } => {
+            load::slow_statements(system, service, fault, request).await
+        }
         Harm::Restart { container } => {
             docker.stop(container, system.runbook.deadlines.stop).await?;
             docker.start(container).await?;
@@ -451,6 +517,32 @@ async fn put_right(system: &System, mend: &Mend) -> Result<Option<String>> {
                 docker.remove(id).await?;
             }
             Ok((!helpers.is_empty()).then(|| "its helper was removed".to_owned()))
+        }
+        Mend::Limits { container, limits } => {
+            let info = match docker.inspect(container).await {
+                Err(WorkloadError::NotFound { .. }) => return Ok(None),
+                other => other?,
+            };
+            let is = |wanted: Option<i64>, now: i64| wanted.is_none_or(|w| w == now);
+            let memory = i64::try_from(info.memory_limit).unwrap_or(i64::MAX);
+            if is(limits.memory, memory)
+                && is(limits.cpu_quota, info.cpu_quota)
+                && is(limits.nano_cpus, info.nano_cpus)
+            {
+                return Ok(None);
+            }
+            docker.set_limits(container, limits).await?;
+            Ok(Some(format!("container {container} has its limits back")))
+        }
+        Mend::EndProcesses { container, marker } => {
+            match docker.inspect(container).await {
+                // They ended with it.
+                Ok(info) if !info.is_running() => return Ok(None),
+                Err(WorkloadError::NotFound { .. }) => return Ok(None),
+                other => other?,
+            };
+            load::end_processes(system, container, marker).await?;
+            Ok(None)
         }
         Mend::RestartPolicy { container, policy } => {
             let info = match docker.inspect(container).await {

@@ -9,12 +9,15 @@ mod connection_exhaustion;
 pub mod db_corruption;
 pub mod expiry;
 mod harm;
+mod load;
+mod outage;
 mod record;
 mod redis;
 mod redis_failure;
 mod redis_oom;
 mod server;
 mod service_crash;
+mod service_overload;
 mod sessions;
 mod stuck_sessions;
 
@@ -49,12 +52,13 @@ pub struct Fault {
 pub fn catalogue() -> impl Iterator<Item = &'static Fault> {
     [
         db_corruption::FAULTS,
+        connection_exhaustion::FAULTS,
         redis_oom::FAULTS,
         redis_failure::FAULTS,
         service_crash::FAULTS,
+        service_overload::FAULTS,
         stuck_sessions::FAULTS,
-        connection_exhaustion::FAULTS,
-        service_crash::FAULTS,
+        outage::FAULTS,
     ]
     .into_iter()
     .flatten()
@@ -400,6 +404,12 @@ impl Site<'_> {
                     .await?
                     .map(|p| Prepared::Data(Box::new(server), Box::new(p)))
             }
+            "service-overload" => service_overload::prepare(self.system, variant, service, request, id)
+                .await?
+                .map(Prepared::Services),
+            "outage" => outage::prepare(self.system, variant, service)
+                .await?
+                .map(Prepared::Services),
             "service-crash" => service_crash::prepare(self.system, variant, service, id)
                 .await?
                 .map(Prepared::Services),

@@ -290,6 +290,19 @@ pub enum WorkloadAction {
         /// Whether to wait until it answers.
         wait: bool,
     },
+    /// Starts services that do not need each other, at once, and waits until each answers.
+    /// Again: they run.
+    #[serde(rename_all = "kebab-case")]
+    StartTogether {
+        /// Services.
+        services: Vec<String>,
+    },
+    /// Stops services cleanly, at once. Again: they are stopped.
+    #[serde(rename_all = "kebab-case")]
+    StopTogether {
+        /// Services.
+        services: Vec<String>,
+    },
     /// Lets the processes of a service run again, whether the engine froze them or a
     /// signal did. Again: they run.
     #[serde(rename_all = "kebab-case")]
@@ -357,6 +370,8 @@ impl Action {
             Self::Workload(a) => match a {
                 WorkloadAction::Stop { service } => format!("stop {service}"),
                 WorkloadAction::Start { service, .. } => format!("start {service}"),
+                WorkloadAction::StartTogether { services } => format!("start {}", services.join(", ")),
+                WorkloadAction::StopTogether { services } => format!("stop {}", services.join(", ")),
                 WorkloadAction::Thaw { service } => format!("let {service} run again"),
                 WorkloadAction::Restart { service } => format!("restart {service}"),
             },

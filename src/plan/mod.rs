@@ -240,6 +240,20 @@ pub enum Expectation {
         /// The limit.
         limit: u64,
     },
+    /// A service's container is below its memory and processor limits while it works.
+    #[serde(rename_all = "kebab-case")]
+    HasRoom {
+        /// The service.
+        service: String,
+        /// Percent of the memory limit, from which on it is too little.
+        memory_percent: String,
+    },
+    /// Every endpoint answers within so many milliseconds at the 95th percentile.
+    #[serde(rename_all = "kebab-case")]
+    Responsive {
+        /// Milliseconds.
+        millis: u64,
+    },
     /// The server takes connections and has ended recovery.
     #[serde(rename_all = "kebab-case")]
     ServerAnswers {

@@ -7,6 +7,8 @@ use futures_util::future::join_all;
 use tokio::sync::OnceCell;
 
 use super::containers::{self, ContainerState};
+use super::endpoints::{self, Answers};
+use super::host::{self, Host};
 use super::redis::{RedisState, observe};
 use crate::event::SharedReporter;
 use crate::system::System;
@@ -20,6 +22,8 @@ pub struct Observer<'a> {
     pub reporter: &'a SharedReporter,
     containers: OnceCell<BTreeMap<String, ContainerState>>,
     redis: OnceCell<BTreeMap<String, Result<RedisState, String>>>,
+    endpoints: OnceCell<BTreeMap<String, Answers>>,
+    host: OnceCell<Option<Host>>,
 }
 
 impl<'a> Observer<'a> {
@@ -31,6 +35,8 @@ impl<'a> Observer<'a> {
             reporter,
             containers: OnceCell::new(),
             redis: OnceCell::new(),
+            endpoints: OnceCell::new(),
+            host: OnceCell::new(),
         }
     }
 
@@ -58,6 +64,26 @@ impl<'a> Observer<'a> {
     pub async fn containers(&self) -> &BTreeMap<String, ContainerState> {
         self.containers
             .get_or_init(|| containers::look(self.system))
+            .await
+    }
+
+    /// How the runbook's endpoints answer, asked a few times each.
+    pub async fn endpoints(&self) -> &BTreeMap<String, Answers> {
+        self.endpoints
+            .get_or_init(|| endpoints::look(&self.system.runbook))
+            .await
+    }
+
+    /// What the machine has left; `None` where the engine is on another one.
+    pub async fn host(&self) -> &Option<Host> {
+        self.host
+            .get_or_init(|| async {
+                if self.system.docker.is_local() {
+                    host::look().await
+                } else {
+                    None
+                }
+            })
             .await
     }
 }

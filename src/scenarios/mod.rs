@@ -4,9 +4,11 @@
 pub mod connection_exhaustion;
 pub mod db_corruption;
 pub mod ladder;
+pub mod outage;
 pub mod redis_failure;
 pub mod redis_oom;
 pub mod service_crash;
+pub mod service_overload;
 pub mod stuck_sessions;
 
 use std::pin::Pin;
@@ -15,7 +17,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use crate::plan::{Plan, Remedy};
 use crate::probe::observer::Observer;
 use crate::runbook::Runbook;
@@ -189,6 +191,22 @@ fn entry<S: Scenario>() -> Entry {
     }
 }
 
+/// Refuses a service that the runbook does not have.
+///
+/// # Errors
+/// [`Kind::Usage`].
+fn known_service(world: &Observer<'_>, options: &DetectOptions) -> Result<()> {
+    match &options.service {
+        Some(wanted) if world.system.runbook.service(wanted).is_none() => Err(Error::new(
+            Kind::Usage,
+            format!("the runbook has no service {wanted:?}"),
+        )
+        .untouched("everything")
+        .next("drctl runbook show")),
+        _ => Ok(()),
+    }
+}
+
 /// Every scenario. The order counts where nothing else decides: what is deeper comes first.
 #[must_use]
 pub fn registry() -> Vec<Entry> {
@@ -197,6 +215,8 @@ pub fn registry() -> Vec<Entry> {
         entry::<redis_oom::RedisOom>(),
         entry::<redis_failure::RedisFailing>(),
         entry::<connection_exhaustion::ConnectionExhaustion>(),
+        entry::<outage::Outage>(),
+        entry::<service_overload::ServiceOverload>(),
         entry::<service_crash::ServiceCrash>(),
         entry::<stuck_sessions::StuckSessions>(),
     ]

@@ -18,7 +18,6 @@ use super::{Certainty, DetectOptions, Diagnosis, LookAlike, PlanRequest, Refusal
 use crate::error::Result;
 use crate::event::bytes;
 use crate::plan::{Action, DataLoss, Expectation, PLAN_FORMAT, Plan, RedisAction, Remedy, Risk, Step, Undo};
-use crate::probe::host;
 use crate::probe::observer::Observer;
 use crate::probe::redis::RedisState;
 use crate::probe::redis_keys::{KeySample, SampleLimits, sample};
@@ -103,7 +102,7 @@ impl Scenario for RedisOom {
         }
         Ok(Evidence {
             taken_at: Timestamp::now(),
-            host_free: host::memory_available(world.system).await,
+            host_free: world.host().await.as_ref().map(|h| h.memory_available),
             servers,
         })
     }

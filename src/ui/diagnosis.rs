@@ -100,6 +100,16 @@ pub fn text(deployment: &str, opinions: &[Opinion], in_full: bool) -> String {
     out
 }
 
+/// The opinion on an engine that does not answer. What to type comes with the error.
+#[must_use]
+pub fn without_engine(opinion: &Opinion) -> String {
+    let mut out = format!("{}\n", style(opinion.scenario.name).bold());
+    if let Some(d) = opinion.diagnosis() {
+        out += &preview::diagnosis(d.certainty.name(), &d.summary, &d.reasons, None, preview::width());
+    }
+    out
+}
+
 fn finding(out: &mut String, opinion: &Opinion, summary: &str, reasons: &[String], width: usize) {
     let name = opinion.scenario.name;
     if let Some(cause) = opinion.consequence_of {

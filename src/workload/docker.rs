@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bollard::container::LogOutput;
 use bollard::errors::Error as BollardError;
-use bollard::exec::{CreateExecOptions, StartExecResults};
+use bollard::exec::{CreateExecOptions, StartExecOptions, StartExecResults};
 use bollard::models::{ContainerInspectResponse, ContainerStateStatusEnum};
 use bollard::query_parameters as q;
 use futures_util::StreamExt;
@@ -570,6 +570,31 @@ impl Docker {
         })
         .await
     }
+
+    /// Starts a program inside a running container and does not wait for it. Only for faults:
+    /// nothing is known of it afterwards.
+    ///
+    /// # Errors
+    /// As [`Self::exec`].
+    pub async fn exec_detached(&self, container: &str, argv: &[&str]) -> Result<(), WorkloadError> {
+        let what = format!(
+            "{} in container {container}",
+            argv.first().copied().unwrap_or("exec")
+        );
+        let options = CreateExecOptions {
+            cmd: Some(argv.iter().map(|s| (*s).to_owned()).collect()),
+            ..CreateExecOptions::default()
+        };
+        let detached = StartExecOptions {
+            detach: true,
+            ..StartExecOptions::default()
+        };
+        self.call(&what, self.deadline.max(Duration::from_secs(10)), async {
+            let id = self.api.create_exec(container, options).await?.id;
+            self.api.start_exec(&id, Some(detached)).await.map(drop)
+        })
+        .await
+    }
 }
 
 fn over_socket(path: &str) -> Result<bollard::Docker, BollardError> {
@@ -654,6 +679,10 @@ fn container_info(raw: ContainerInspectResponse) -> ContainerInfo {
         stop_signal: config.stop_signal.unwrap_or_else(|| "SIGTERM".into()),
         shm_size: u64::try_from(host.shm_size.unwrap_or_default()).unwrap_or_default(),
         memory_limit: u64::try_from(host.memory.unwrap_or_default()).unwrap_or_default(),
+        memory_swap: host.memory_swap.unwrap_or_default(),
+        nano_cpus: host.nano_cpus.unwrap_or_default(),
+        cpu_quota: host.cpu_quota.unwrap_or_default(),
+        cpu_period: host.cpu_period.unwrap_or_default(),
         networks: network
             .networks
             .unwrap_or_default()

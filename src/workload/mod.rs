@@ -16,6 +16,7 @@ mod docker;
 mod helper;
 mod ssh;
 mod staging;
+mod stats;
 mod transfer;
 
 use std::collections::BTreeMap;
@@ -30,6 +31,8 @@ pub use create::{Like, Role};
 pub use docker::{Docker, Reach};
 pub use helper::{Helper, HelperMount, HelperNetwork, HelperOutput, HelperSpec};
 pub use staging::{Meter, Staging, StagingSpec, metered};
+
+pub use stats::Counters;
 
 /// Label on everything that drctl creates: the deployment it was made for.
 pub const LABEL_DEPLOYMENT: &str = "drctl.deployment";
@@ -193,6 +196,18 @@ pub struct ContainerInfo {
     pub shm_size: u64,
     /// Memory limit in bytes, 0 for none.
     pub memory_limit: u64,
+    /// Limit of memory and swap together in bytes; 0 when not said, -1 for none.
+    #[serde(default)]
+    pub memory_swap: i64,
+    /// Processors in billionths (`--cpus`), 0 for no limit.
+    #[serde(default)]
+    pub nano_cpus: i64,
+    /// Microseconds of processor time per period; 0 or -1 for no limit.
+    #[serde(default)]
+    pub cpu_quota: i64,
+    /// Microseconds of a period; 0 for the kernel's own.
+    #[serde(default)]
+    pub cpu_period: i64,
     /// Network name → address (empty when not running).
     pub networks: BTreeMap<String, String>,
     /// Published ports: container port (`5432/tcp`) → host address and port.
@@ -211,6 +226,27 @@ impl ContainerInfo {
     #[must_use]
     pub fn is_running(&self) -> bool {
         self.status == Status::Running
+    }
+
+    /// Processors that it may use; `None` without a limit.
+    #[must_use]
+    pub fn cpu_limit(&self) -> Option<f64> {
+        #[expect(clippy::cast_precision_loss, reason = "a ratio of small numbers")]
+        match (self.nano_cpus, self.cpu_quota) {
+            (nano, _) if nano > 0 => Some(nano as f64 / 1e9),
+            (_, quota) if quota > 0 => Some(quota as f64 / self.period() as f64),
+            _ => None,
+        }
+    }
+
+    /// Length of a scheduler period in microseconds, the kernel's own where none is set.
+    #[must_use]
+    pub fn period(&self) -> i64 {
+        if self.cpu_period > 0 {
+            self.cpu_period
+        } else {
+            100_000
+        }
     }
 
     /// Value of an environment variable of the container.

@@ -17,6 +17,7 @@ mod faults;
 mod hostile;
 mod lookalikes;
 mod matrix;
+mod outage;
 mod recover;
 mod redis;
 mod remote;

@@ -24,6 +24,8 @@ const REALLY: &[(&str, &str)] = &[
     ("redis-failure/memory-full", "redis-oom"),
     ("stuck-sessions/alive", "session-limit"),
     ("stuck-sessions/few", "healthy"),
+    ("outage/frontend-stopped", "service-crash"),
+    ("outage/one-service", "service-crash"),
     ("service-crash/starting", "healthy"),
     ("service-crash/finished-job", "healthy"),
 ];

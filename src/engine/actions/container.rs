@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use tokio::time::Instant;
 
 use super::{ActionContext, ActionError, Outcome, server};
@@ -60,6 +61,41 @@ pub(super) async fn start(cx: &ActionContext<'_>, service: &str, wait: bool) -> 
     }
     until_up(cx, service, &container, begun).await?;
     Ok(Outcome::new(format!("{service} is up")).fact("start-seconds", begun.elapsed().as_secs_f64()))
+}
+
+pub(super) async fn start_together(
+    cx: &ActionContext<'_>,
+    services: &[String],
+) -> Result<Outcome, ActionError> {
+    let begun = Instant::now();
+    together(
+        services,
+        join_all(services.iter().map(|s| start(cx, s, true))).await,
+    )?;
+    Ok(Outcome::new(format!("up: {}", services.join(", ")))
+        .fact("start-seconds", begun.elapsed().as_secs_f64()))
+}
+
+pub(super) async fn stop_together(
+    cx: &ActionContext<'_>,
+    services: &[String],
+) -> Result<Outcome, ActionError> {
+    together(services, join_all(services.iter().map(|s| stop(cx, s))).await)?;
+    Ok(Outcome::new(format!("stopped: {}", services.join(", "))))
+}
+
+/// Every failure is told, not only the first.
+fn together(services: &[String], ended: Vec<Result<Outcome, ActionError>>) -> Result<(), ActionError> {
+    let failed: Vec<String> = services
+        .iter()
+        .zip(ended)
+        .filter_map(|(service, ended)| Some(format!("{service}: {}", ended.err()?)))
+        .collect();
+    if failed.is_empty() {
+        Ok(())
+    } else {
+        Err(ActionError::Other(failed.join("; ")))
+    }
 }
 
 pub(super) async fn thaw(cx: &ActionContext<'_>, service: &str) -> Result<Outcome, ActionError> {

@@ -218,6 +218,8 @@ async fn workload(cx: &ActionContext<'_>, action: &WorkloadAction) -> Result<Out
     match action {
         A::Stop { service } => container::stop(cx, service).await,
         A::Start { service, wait } => container::start(cx, service, *wait).await,
+        A::StartTogether { services } => container::start_together(cx, services).await,
+        A::StopTogether { services } => container::stop_together(cx, services).await,
         A::Thaw { service } => container::thaw(cx, service).await,
         A::Restart { service } => container::restart(cx, service).await,
     }

@@ -12,6 +12,8 @@
 //! careless restart can cost), start a job that has done its work, or run a migration again
 //! that has failed.
 
+#[cfg(test)]
+pub(super) mod fixtures;
 mod plan;
 #[cfg(test)]
 mod tests;
@@ -24,7 +26,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use super::{Certainty, DetectOptions, Diagnosis, LookAlike, PlanRequest, Refusal, Scenario};
-use crate::error::{Error, Kind, Result};
+use crate::error::Result;
 use crate::plan::{Plan, Remedy};
 use crate::probe::containers::{ContainerFacts, ContainerState, end_in_words, one};
 use crate::probe::observer::Observer;
@@ -90,15 +92,7 @@ impl Scenario for ServiceCrash {
     type Evidence = Evidence;
 
     async fn detect(world: &Observer<'_>, options: &DetectOptions) -> Result<Evidence> {
-        if let Some(wanted) = &options.service
-            && world.system.runbook.service(wanted).is_none()
-        {
-            return Err(
-                Error::new(Kind::Usage, format!("the runbook has no service {wanted:?}"))
-                    .untouched("everything")
-                    .next("drctl runbook show"),
-            );
-        }
+        super::known_service(world, options)?;
         let containers = world.containers().await.clone();
         let taken_at = Timestamp::now();
         let found = |wanted: fn(&ContainerFacts, Timestamp) -> bool| {

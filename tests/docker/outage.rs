@@ -1,0 +1,110 @@
+//! Everything down at once, less than that, and an engine that does not answer.
+
+use crate::stack::Stack;
+
+const SERVICES: &[&str] = &["postgres", "redis", "api1", "api2", "cv_service", "nginx"];
+
+fn states(stack: &Stack) -> Vec<String> {
+    SERVICES
+        .iter()
+        .map(|s| stack.inspect(s, "{{.Id}} {{.State.Status}} {{.State.StartedAt}}"))
+        .collect()
+}
+
+fn opinions(stack: &Stack) -> Vec<serde_json::Value> {
+    let mut all = stack.drctl(&["diagnose", "--json"]).events();
+    all.retain(|e| e["event"] == "opinion");
+    all
+}
+
+#[test]
+fn everything_is_started_again_in_order_and_can_be_stopped_again() {
+    let Some(stack) = Stack::up("outage") else { return };
+    for fault in ["outage/all-stopped", "outage/all-killed"] {
+        stack.agreed(&["drill", "inject", fault, "--ttl", "10m"]).ok();
+        let first = &opinions(&stack)[0];
+        assert_eq!(
+            (&first["scenario"], &first["certainty"]),
+            (&"outage".into(), &"confirmed".into()),
+            "{first}"
+        );
+        let out = stack.agreed(&["recover", "outage"]);
+        assert_eq!(out.event("plan")["plan"]["remedy"], "start-all");
+        out.ok();
+        stack.wait_healthy();
+        // Each began after all that it needs.
+        let started: Vec<jiff::Timestamp> = ["postgres", "api1", "nginx"]
+            .iter()
+            .map(|s| stack.inspect(s, "{{.State.StartedAt}}").parse().unwrap())
+            .collect();
+        assert!(started.is_sorted(), "{started:?}");
+        stack.agreed(&["drill", "heal"]).ok();
+    }
+    stack.agreed(&["incident", "undo"]).ok();
+    assert!(
+        states(&stack).iter().all(|s| s.contains(" exited ")),
+        "{:?}",
+        states(&stack)
+    );
+    stack.agreed(&["recover", "outage"]).ok();
+    stack.wait_healthy();
+}
+
+#[test]
+fn one_service_is_no_outage() {
+    let Some(stack) = Stack::up("nooutage") else {
+        return;
+    };
+    for fault in ["outage/frontend-stopped", "outage/one-service"] {
+        stack.agreed(&["drill", "inject", fault, "--ttl", "10m"]).ok();
+        let all = opinions(&stack);
+        assert_eq!(all[0]["scenario"], "service-crash", "{fault}: {}", all[0]);
+        let outage = all.iter().find(|o| o["scenario"] == "outage").unwrap();
+        assert_eq!(outage["certainty"], "absent", "{outage}");
+        let before = states(&stack);
+        let out = stack.agreed(&["recover", "outage"]);
+        assert!(out.event("plan").is_null(), "{}", out.stdout);
+        out.ok();
+        assert_eq!(states(&stack), before);
+        stack.agreed(&["drill", "heal"]).ok();
+        stack.wait_healthy();
+    }
+}
+
+#[test]
+fn without_an_engine_it_tells_what_is_still_known() {
+    let Some(stack) = Stack::up("noengine") else {
+        return;
+    };
+    for verb in [
+        &["diagnose", "--json"][..],
+        &["recover", "outage", "--json", "--yes"],
+    ] {
+        let mut command = stack.command(verb);
+        command.env(
+            "DOCKER_HOST",
+            format!("unix://{}/none.sock", stack.dir.path().display()),
+        );
+        let out = crate::stack::run(&mut command, None, std::time::Duration::from_secs(30));
+        assert_eq!(out.code, Some(7), "{}{}", out.stdout, out.stderr);
+        let opinion = out.event("opinion");
+        // The application runs on, and users are what counts.
+        assert_eq!(opinion["certainty"], "unknown", "{opinion}");
+        assert!(
+            opinion["summary"].as_str().unwrap().contains("still served"),
+            "{opinion}"
+        );
+        assert_eq!(
+            opinion["evidence"]["endpoints"]["ready"]["failures"]
+                .as_array()
+                .unwrap()
+                .len(),
+            0
+        );
+        assert!(
+            out.event("error")["next"]
+                .as_array()
+                .is_some_and(|n| !n.is_empty())
+        );
+    }
+}
