@@ -15,6 +15,7 @@ mod crash_undo;
 mod faults;
 mod hostile;
 mod lookalikes;
+mod mounted;
 mod recover;
 mod salvage;
 mod silence;
