@@ -312,7 +312,12 @@ impl Site<'_> {
                     };
                 }
                 db_corruption::forget(system, server, id).await?;
-                if !server.container.is_running() {
+                if *offline && record.status == Status::Planned {
+                    // Killed in the middle. The engine may still be about to carry out the
+                    // stop that was asked of it: this one waits for that.
+                    server::stop_anyhow(system, server).await?;
+                    server::start_and_serve(system, server).await?;
+                } else if !server.container.is_running() {
                     // Stopped for a fault that was never done.
                     server::start_and_serve(system, server).await?;
                 }

@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::mounted::Mounted;
 use crate::silence::hanging_socket;
-use crate::stack::{Mounted, Stack, docker, run};
+use crate::stack::{Stack, docker, run};
 
 const ACCOUNTS: &str = "select count(*), sum(id) from accounts";
 /// What drctl ends with when it is killed while a helper works.

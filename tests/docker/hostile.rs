@@ -6,8 +6,9 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use crate::mounted::Mounted;
 use crate::silence::{ANSWER, answers, recover};
-use crate::stack::{Mounted, Stack, run};
+use crate::stack::{Stack, run};
 
 #[test]
 fn a_hostile_world_is_survived() {

@@ -2,7 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use crate::stack::{Mounted, Output, Stack, docker, run};
+use crate::mounted::Mounted;
+use crate::stack::{Output, Stack, docker, run};
 
 /// What drctl must leave exactly as it is.
 #[derive(Debug, PartialEq, Eq)]

@@ -18,6 +18,7 @@ mod hostile;
 mod lookalikes;
 mod matrix;
 mod outage;
+mod mounted;
 mod recover;
 mod redis;
 mod remote;
