@@ -154,7 +154,7 @@ async fn one(
             .collect::<Vec<_>>()
             .join(" and ")
     );
-    let count = |rows: Vec<crate::postgres::Row>| rows.first().and_then(|r| r.number(0)).unwrap_or_default();
+    let count = |rows: Vec<Row>| rows.first().and_then(|r| r.number(0)).unwrap_or_default();
     result.missing = target
         .within(
             cx.deadline,
@@ -168,19 +168,18 @@ async fn one(
         // It also turns foreign keys off, so the parents are asked for by hand.
         let sql = format!(
             "begin; set local session_replication_role = replica; set local statement_timeout = 0; \
-             insert into {name} ({0}) overriding system value select {0} from pg_temp.{stage} s where {absent}{1} \
-             on conflict do nothing; commit",
+             with merged as (insert into {name} ({0}) overriding system value \
+             select {0} from pg_temp.{stage} s where {absent}{1} on conflict do nothing returning 1) \
+             select count(*) from merged; commit",
             shape.columns, shape.parents
         );
-        let before = count_rows(target, &name).await.map_err(what())?;
-        if let Err(e) = target.within(cx.deadline, &sql).await {
-            let _ = target.execute("rollback").await;
-            return Err(what()(e));
-        }
-        result.merged = count_rows(target, &name)
-            .await
-            .map_err(what())?
-            .saturating_sub(before);
+        result.merged = match target.within(cx.deadline, &sql).await {
+            Ok(rows) => count(rows),
+            Err(e) => {
+                let _ = target.execute("rollback").await;
+                return Err(what()(e));
+            }
+        };
         if result.merged < result.missing {
             result.remark = Some(format!(
                 "{} rows refer to rows that are lost or collide with others: they stay in the kept data",
@@ -193,18 +192,6 @@ async fn one(
         .await
         .map_err(what())?;
     Ok(result)
-}
-
-async fn count_rows(client: &Client, name: &str) -> Result<u64, PgError> {
-    Ok(client
-        .within(
-            std::time::Duration::from_secs(600),
-            &format!("select count(*) from {name}"),
-        )
-        .await?
-        .first()
-        .and_then(|r| r.number(0))
-        .unwrap_or_default())
 }
 
 /// What is needed to copy rows of a table and to tell them apart.
