@@ -124,22 +124,35 @@ impl Server {
         format!("ssh://root@127.0.0.1:{}", self.port)
     }
 
-    /// The stack's runbook with that engine.
-    fn runbook(&self, stack: &Stack, address: &str) -> PathBuf {
+    /// The stack's runbook with that engine, and so long for one question.
+    fn runbook(&self, stack: &Stack, address: &str, probe: &str) -> PathBuf {
         let text = fs::read_to_string(stack.runbook()).unwrap();
-        let project = format!("    compose-project: {}", stack.name);
-        assert!(text.contains(&project));
-        let path = self.dir.path().join("drctl.yaml");
-        fs::write(
-            &path,
-            text.replace(&project, &format!("{project}\n    host: {address}")),
-        )
-        .unwrap();
+        let text = text
+            .lines()
+            .map(|line| match line.trim_start().split_once(": ") {
+                Some(("compose-project", _)) => format!("{line}\n    host: {address}\n"),
+                Some(("probe", _)) => format!("  probe: {probe}\n"),
+                _ => format!("{line}\n"),
+            })
+            .collect::<String>();
+        let path = self.dir.path().join(format!("drctl-{probe}.yaml"));
+        fs::write(&path, text).unwrap();
         path
     }
 
     /// A `drctl` that reaches the stack from afar, as one of the clients.
     fn command_as(&self, stack: &Stack, client: &str, address: &str, args: &[&str]) -> Command {
+        self.command_within(stack, client, address, "3s", args)
+    }
+
+    fn command_within(
+        &self,
+        stack: &Stack,
+        client: &str,
+        address: &str,
+        probe: &str,
+        args: &[&str],
+    ) -> Command {
         let path = format!(
             "{}:{}",
             self.dir.path().join(client).display(),
@@ -147,14 +160,15 @@ impl Server {
         );
         let mut command = stack.command(args);
         command
-            .env("DRCTL_RUNBOOK", self.runbook(stack, address))
+            .env("DRCTL_RUNBOOK", self.runbook(stack, address, probe))
             .env("PATH", path)
             .env_remove("SSH_AUTH_SOCK");
         command
     }
 
     fn command(&self, stack: &Stack, args: &[&str]) -> Command {
-        self.command_as(stack, "good", &self.address(), args)
+        // On a busy machine the search for damage would end before it has seen everything.
+        self.command_within(stack, "good", &self.address(), "10s", args)
     }
 
     fn drctl(&self, stack: &Stack, args: &[&str]) -> Output {
