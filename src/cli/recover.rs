@@ -14,6 +14,7 @@ use crate::error::Result;
 use crate::plan::Remedy;
 use crate::recover::{Ended, Recover, recover};
 use crate::scenarios::db_corruption::DbCorruption;
+use crate::scenarios::network_partition::NetworkPartition;
 use crate::scenarios::service_crash::ServiceCrash;
 use crate::scenarios::{DetectOptions, Scenario};
 use crate::system::System;
@@ -30,6 +31,8 @@ pub struct RecoverArgs {
 enum ScenarioVerb {
     #[command(name = DbCorruption::NAME, about = DbCorruption::ABOUT, after_help = DB_CORRUPTION)]
     DbCorruption(DbCorruptionArgs),
+    #[command(name = NetworkPartition::NAME, about = NetworkPartition::ABOUT)]
+    NetworkPartition(ScenarioArgs<NetworkPartition>),
     #[command(name = ServiceCrash::NAME, about = ServiceCrash::ABOUT)]
     ServiceCrash(ScenarioArgs<ServiceCrash>),
 }
@@ -119,6 +122,7 @@ pub async fn run(cx: &Context, args: RecoverArgs) -> Result<ExitCode> {
             request.acknowledged = numbers;
             carry_out::<DbCorruption>(cx, &request).await
         }
+        ScenarioVerb::NetworkPartition(args) => plain(cx, args).await,
         ScenarioVerb::ServiceCrash(args) => plain(cx, args).await,
     }
 }

@@ -9,6 +9,7 @@ mod execute;
 mod interrupt;
 #[cfg(test)]
 mod model;
+mod reaches;
 mod resume;
 mod running;
 mod undo;

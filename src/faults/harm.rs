@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::Request;
+use super::network_partition::{self, NetworkHarm, NetworkMend};
 use crate::error::{Error, Kind, Result};
 use crate::system::System;
 use crate::workload::{ContainerInfo, Status, WorkloadError};
@@ -33,6 +34,8 @@ pub enum Harm {
         /// Container.
         container: String,
     },
+    /// Networks.
+    Network(NetworkHarm),
 }
 
 /// How one effect is put right. Each finds out for itself whether there is anything to do.
@@ -45,6 +48,8 @@ pub enum Mend {
         /// Container.
         container: String,
     },
+    /// Networks.
+    Network(NetworkMend),
 }
 
 /// A fault of running services that has been worked out and not begun.
@@ -132,6 +137,7 @@ async fn apply(system: &System, harm: &Harm) -> Result<String> {
             }
             Ok(format!("{signal} was sent to container {container}"))
         }
+        Harm::Network(harm) => network_partition::apply(system, harm).await,
         Harm::Pause { container } => {
             docker.pause(container).await?;
             Ok(format!("container {container} is paused"))
@@ -154,6 +160,7 @@ pub async fn mend(system: &System, mends: &[Mend]) -> Result<Vec<String>> {
 async fn put_right(system: &System, mend: &Mend) -> Result<Option<String>> {
     let docker = &system.docker;
     match mend {
+        Mend::Network(mend) => network_partition::put_right(system, mend).await,
         Mend::Run { container } => {
             let info = match docker.inspect(container).await {
                 // Created anew since: the new one is not the fault's.

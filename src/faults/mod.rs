@@ -8,6 +8,7 @@
 pub mod db_corruption;
 pub mod expiry;
 mod harm;
+mod network_partition;
 mod record;
 mod server;
 mod service_crash;
@@ -41,9 +42,13 @@ pub struct Fault {
 
 /// Every fault, in the order in which they are listed.
 pub fn catalogue() -> impl Iterator<Item = &'static Fault> {
-    [db_corruption::FAULTS, service_crash::FAULTS]
-        .into_iter()
-        .flatten()
+    [
+        db_corruption::FAULTS,
+        service_crash::FAULTS,
+        network_partition::FAULTS,
+    ]
+    .into_iter()
+    .flatten()
 }
 
 /// A fault that has been worked out and not begun.
@@ -386,6 +391,9 @@ impl Site<'_> {
                     .await?
                     .map(|p| Prepared::Data(Box::new(server), Box::new(p)))
             }
+            "network-partition" => network_partition::prepare(self.system, variant, service, request)
+                .await?
+                .map(Prepared::Services),
             "service-crash" => service_crash::prepare(self.system, variant, service, request)
                 .await?
                 .map(Prepared::Services),

@@ -5,6 +5,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::NetworkAction;
+
 /// One effect.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -15,6 +17,8 @@ pub enum Action {
     Cluster(ClusterAction),
     /// Containers.
     Workload(WorkloadAction),
+    /// Networks.
+    Network(NetworkAction),
 }
 
 /// A table whose newer rows are brought over from damaged data.
@@ -335,6 +339,7 @@ impl Action {
                     format!("remove the work directory .drctl/{run} of {service}")
                 }
             },
+            Self::Network(a) => a.summary(),
             Self::Workload(a) => match a {
                 WorkloadAction::Stop { service } => format!("stop {service}"),
                 WorkloadAction::Start { service, .. } => format!("start {service}"),

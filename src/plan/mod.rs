@@ -3,6 +3,7 @@
 
 mod action;
 mod lint;
+mod network;
 
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 pub use action::{Action, ClusterAction, PostgresAction, RowFloor, SalvageTable, WorkloadAction};
 pub use lint::{LintError, lint};
+pub use network::NetworkAction;
 
 /// Version of the persisted form. A reader refuses a newer one.
 pub const PLAN_FORMAT: u32 = 1;
@@ -256,6 +258,12 @@ pub enum Expectation {
         database: String,
         /// The role.
         role: String,
+    },
+    /// Services reach what they need by name, asked from inside them.
+    #[serde(rename_all = "kebab-case")]
+    Reaches {
+        /// Who, and whom.
+        edges: Vec<(String, String)>,
     },
     /// Every endpoint of the runbook answers as it should.
     Endpoints,

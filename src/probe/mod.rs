@@ -11,6 +11,7 @@ pub mod files;
 pub mod http;
 pub mod logs;
 pub mod observer;
+pub mod reach;
 pub mod relations;
 pub mod slots;
 pub mod watch;

@@ -6,8 +6,10 @@ use std::collections::BTreeMap;
 use tokio::sync::OnceCell;
 
 use super::containers::{self, ContainerState};
+use super::reach::{self, Reach};
 use crate::event::SharedReporter;
 use crate::system::System;
+use crate::workload::NetworkInfo;
 
 /// One look at a deployment. Made anew for each look: what it has seen does not change.
 pub struct Observer<'a> {
@@ -17,6 +19,8 @@ pub struct Observer<'a> {
     /// Who is told what is being looked at.
     pub reporter: &'a SharedReporter,
     containers: OnceCell<BTreeMap<String, ContainerState>>,
+    networks: OnceCell<Result<Vec<NetworkInfo>, String>>,
+    reach: OnceCell<Reach>,
 }
 
 impl<'a> Observer<'a> {
@@ -27,6 +31,8 @@ impl<'a> Observer<'a> {
             system,
             reporter,
             containers: OnceCell::new(),
+            networks: OnceCell::new(),
+            reach: OnceCell::new(),
         }
     }
 
@@ -34,6 +40,20 @@ impl<'a> Observer<'a> {
     pub async fn containers(&self) -> &BTreeMap<String, ContainerState> {
         self.containers
             .get_or_init(|| containers::look(self.system))
+            .await
+    }
+
+    /// Every network of the engine, or why they could not be listed.
+    pub async fn networks(&self) -> &Result<Vec<NetworkInfo>, String> {
+        self.networks
+            .get_or_init(|| async { self.system.docker.networks().await.map_err(|e| e.to_string()) })
+            .await
+    }
+
+    /// Who reaches whom, asked inside the containers.
+    pub async fn reach(&self) -> &Reach {
+        self.reach
+            .get_or_init(|| async { reach::look(self.system, self.containers().await).await })
             .await
     }
 }

@@ -3,6 +3,7 @@
 
 pub mod db_corruption;
 pub mod ladder;
+pub mod network_partition;
 pub mod service_crash;
 
 use std::pin::Pin;
@@ -10,7 +11,7 @@ use std::pin::Pin;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use crate::plan::{Plan, Remedy};
 use crate::probe::observer::Observer;
 use crate::runbook::Runbook;
@@ -105,6 +106,22 @@ pub struct DetectOptions {
     pub deep: bool,
 }
 
+/// Refuses a service that the runbook does not have.
+///
+/// # Errors
+/// [`Kind::Usage`].
+pub fn known_service(runbook: &Runbook, options: &DetectOptions) -> Result<()> {
+    match &options.service {
+        Some(wanted) if runbook.service(wanted).is_none() => Err(Error::new(
+            Kind::Usage,
+            format!("the runbook has no service {wanted:?}"),
+        )
+        .untouched("everything")
+        .next("drctl runbook show")),
+        _ => Ok(()),
+    }
+}
+
 /// A failure that drctl can recover from. `detect` observes; the rest is pure.
 pub trait Scenario {
     /// The name: file, subcommand, label.
@@ -185,6 +202,7 @@ fn entry<S: Scenario>() -> Entry {
 pub fn registry() -> Vec<Entry> {
     vec![
         entry::<db_corruption::DbCorruption>(),
+        entry::<network_partition::NetworkPartition>(),
         entry::<service_crash::ServiceCrash>(),
     ]
 }

@@ -15,8 +15,10 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{Certainty, DetectOptions, Diagnosis, LookAlike, PlanRequest, Refusal, Scenario, ladder};
-use crate::error::{Error, Kind, Result};
+use super::{
+    Certainty, DetectOptions, Diagnosis, LookAlike, PlanRequest, Refusal, Scenario, known_service, ladder,
+};
+use crate::error::Result;
 use crate::plan::{
     Action, DataLoss, Expectation, PLAN_FORMAT, Plan, Remedy, Risk, Step, Undo, WorkloadAction,
 };
@@ -67,15 +69,7 @@ impl Scenario for ServiceCrash {
     type Evidence = Evidence;
 
     async fn detect(world: &Observer<'_>, options: &DetectOptions) -> Result<Evidence> {
-        if let Some(wanted) = &options.service
-            && world.system.runbook.service(wanted).is_none()
-        {
-            return Err(
-                Error::new(Kind::Usage, format!("the runbook has no service {wanted:?}"))
-                    .untouched("everything")
-                    .next("drctl runbook show"),
-            );
-        }
+        known_service(&world.system.runbook, options)?;
         Ok(Evidence {
             taken_at: Timestamp::now(),
             service: options.service.clone(),

@@ -14,5 +14,6 @@ mod crash;
 mod faults;
 mod hostile;
 mod lookalikes;
+mod network_partition;
 mod recover;
 mod stack;

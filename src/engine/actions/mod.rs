@@ -3,6 +3,7 @@
 
 mod cluster;
 mod container;
+mod network;
 mod prove;
 mod salvage;
 mod scripts;
@@ -152,6 +153,7 @@ pub async fn apply(cx: &ActionContext<'_>, action: &Action) -> Result<Outcome, A
         Action::Postgres(action) => postgres(cx, action).await,
         Action::Cluster(action) => on_files(cx, action).await,
         Action::Workload(action) => workload(cx, action).await,
+        Action::Network(action) => network::apply(cx, action).await,
     }
 }
 
