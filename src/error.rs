@@ -164,10 +164,19 @@ impl std::error::Error for Error {}
 impl From<crate::workload::WorkloadError> for Error {
     fn from(e: crate::workload::WorkloadError) -> Self {
         if e.is_unreachable() {
-            Self::new(Kind::Unreachable, e.to_string())
-                .untouched("everything: drctl changed nothing over a connection it does not have")
-                .next("docker version    # does the engine answer at all?")
-                .next("systemctl status docker")
+            let error = Self::new(Kind::Unreachable, e.to_string())
+                .untouched("everything: drctl changed nothing over a connection it does not have");
+            match e.ssh() {
+                Some(address) => error
+                    .next(format!(
+                        "{}    # by hand: is its host key known here, is your key known there?",
+                        address.command("docker version")
+                    ))
+                    .next("drctl runbook show      # `deadlines.probe` is how long a connection may take"),
+                None => error
+                    .next("docker version    # does the engine answer at all?")
+                    .next("systemctl status docker"),
+            }
         } else {
             Self::new(Kind::Internal, e.to_string())
         }

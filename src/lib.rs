@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! cli, ui → recover, diagnose → scenarios, drill → engine → incident, backup, probe, faults → system
-//!         → postgres, workload → plan, runbook, event
+//!         → postgres, redis, workload → plan, runbook, event
 //! ```
 //!
 //! Only code reached from `engine`, `backup` and `faults` changes anything; only `ui`
@@ -24,6 +24,7 @@ pub mod plan;
 pub mod postgres;
 pub mod probe;
 pub mod recover;
+pub mod redis;
 pub mod runbook;
 pub mod scenarios;
 pub mod system;

@@ -7,8 +7,9 @@ use secrecy::SecretString;
 
 use crate::error::{Error, Kind, Result};
 use crate::postgres::{Client, ConnectSpec, PgError};
-use crate::runbook::{PostgresService, Runbook, ServiceName};
-use crate::workload::{ContainerInfo, Docker, HelperNetwork, HelperSpec, WorkloadError};
+use crate::redis::{Client as RedisClient, ConnectSpec as RedisSpec, RedisError};
+use crate::runbook::{PostgresService, RedisService, Runbook, SecretRef, ServiceName};
+use crate::workload::{ContainerInfo, Docker, HelperNetwork, HelperSpec, Reach, WorkloadError};
 
 /// Where PostgreSQL keeps its data when the container does not say otherwise.
 const DEFAULT_PGDATA: &str = "/var/lib/postgresql/data";
@@ -39,6 +40,19 @@ pub struct PostgresServer {
     pub data_dir: String,
     /// As the administrator, to the administration database, read-only.
     pub admin: ConnectSpec,
+}
+
+/// A Redis service, resolved: its container as it is now, and how to get in.
+#[derive(Debug, Clone)]
+pub struct RedisServer {
+    /// The service's name in the runbook.
+    pub service: String,
+    /// What the runbook says of it.
+    pub config: RedisService,
+    /// Its container when this was made: after a stop, start or re-creation make another one.
+    pub container: ContainerInfo,
+    /// Address, password and deadline, to database 0.
+    pub spec: RedisSpec,
 }
 
 impl System {
@@ -82,31 +96,8 @@ impl System {
     /// # Errors
     /// [`Kind::Usage`] when there is none of that name, or several and no name.
     pub fn postgres_service(&self, name: Option<&str>) -> Result<&ServiceName> {
-        let all: Vec<&ServiceName> = self.runbook.postgres_services().map(|(n, ..)| n).collect();
-        let listed = || all.iter().map(|n| n.as_str()).collect::<Vec<_>>().join(", ");
-        match (name, all.as_slice()) {
-            (Some(wanted), _) => all.iter().find(|n| n.as_str() == wanted).copied().ok_or_else(|| {
-                Error::new(
-                    Kind::Usage,
-                    format!(
-                        "the runbook has no PostgreSQL service {wanted:?} (it has: {})",
-                        listed()
-                    ),
-                )
-            }),
-            (None, [only]) => Ok(only),
-            (None, []) => Err(Error::new(
-                Kind::Usage,
-                format!("the runbook of {} names no PostgreSQL service", self.deployment()),
-            )),
-            (None, _) => Err(Error::new(
-                Kind::Usage,
-                format!(
-                    "the runbook has several PostgreSQL services: choose one of {} with --service",
-                    listed()
-                ),
-            )),
-        }
+        let all = self.runbook.postgres_services().map(|(n, ..)| n).collect();
+        self.choose("PostgreSQL", all, name)
     }
 
     /// A PostgreSQL service with its container and its way in.
@@ -121,33 +112,21 @@ impl System {
             .find(|(n, ..)| n.as_str() == service)
             .map(|(_, _, p)| p.clone())
             .ok_or_else(|| Error::new(Kind::Usage, format!("{service} is not a PostgreSQL service")))?;
-        let container = match self.container(service).await {
-            Err(e @ WorkloadError::NotFound { .. }) => {
-                return Err(Error::new(
-                    Kind::Unreachable,
-                    format!("service {service} has no container: {e}"),
-                )
-                .untouched("everything")
-                .next("docker compose up -d    # create the deployment's containers")
-                .next("drctl runbook show      # is the Compose project's name right?"));
-            }
-            other => other?,
-        };
+        let container = self.existing_container(service).await?;
         let password = match &config.password {
-            Some(reference) => Some(reference.resolve(&container.env).await.map_err(|e| {
-                Error::new(
-                    Kind::Runbook,
-                    format!(
-                        "the password of {} on {service} cannot be read",
-                        config.admin_user
-                    ),
-                )
-                .because(&e)
-                .untouched("everything")
-            })?),
+            Some(reference) => {
+                let whose = format!("{} on {service}", config.admin_user);
+                Some(resolve(reference, &container, &whose).await?)
+            }
             None => container.env_var("POSTGRES_PASSWORD").map(SecretString::from),
         };
-        let (host, port) = self.address(&config, &container);
+        let Reach {
+            host,
+            port,
+            socket_dir,
+        } = self
+            .reach(config.host.as_deref(), config.port, &container)
+            .await?;
         let data_dir = container
             .env_var("PGDATA")
             .unwrap_or(DEFAULT_PGDATA)
@@ -158,6 +137,7 @@ impl System {
             admin: ConnectSpec {
                 host,
                 port,
+                socket_dir,
                 user: config.admin_user.to_string(),
                 password,
                 database: config.admin_database.to_string(),
@@ -170,24 +150,119 @@ impl System {
         })
     }
 
-    /// Where the server is reached from here: as configured, at the container's own
-    /// address when the engine is local, at its published port otherwise.
-    fn address(&self, config: &PostgresService, container: &ContainerInfo) -> (String, u16) {
-        if let Some(host) = &config.host {
-            return (host.clone(), config.port);
+    /// The Redis service called `name`, or the only one.
+    ///
+    /// # Errors
+    /// [`Kind::Usage`] when there is none of that name, or several and no name.
+    pub fn redis_service(&self, name: Option<&str>) -> Result<&ServiceName> {
+        self.choose(
+            "Redis",
+            self.runbook.redis_services().map(|(n, ..)| n).collect(),
+            name,
+        )
+    }
+
+    /// A Redis service with its container and its way in. When the runbook names no password
+    /// and the container's environment has a `REDIS_PASSWORD`, that is tried.
+    ///
+    /// # Errors
+    /// As [`Self::postgres`].
+    pub async fn redis(&self, service: &str) -> Result<RedisServer> {
+        let config = self
+            .runbook
+            .redis_services()
+            .find(|(n, ..)| n.as_str() == service)
+            .map(|(_, _, r)| r.clone())
+            .ok_or_else(|| Error::new(Kind::Usage, format!("{service} is not a Redis service")))?;
+        let container = self.existing_container(service).await?;
+        let password = match &config.password {
+            Some(reference) => Some(resolve(reference, &container, service).await?),
+            None => container
+                .env_var("REDIS_PASSWORD")
+                .filter(|p| !p.is_empty())
+                .map(SecretString::from),
+        };
+        let Reach {
+            host,
+            port,
+            socket_dir,
+        } = self.reach(None, config.port, &container).await?;
+        Ok(RedisServer {
+            service: service.to_owned(),
+            spec: RedisSpec {
+                host,
+                port,
+                socket_dir,
+                password,
+                password_optional: config.password.is_none(),
+                database: 0,
+                deadline: self.runbook.deadlines.probe,
+            },
+            config,
+            container,
+        })
+    }
+
+    /// The service called `name` of those there are, or the only one.
+    fn choose<'a>(
+        &self,
+        kind: &str,
+        all: Vec<&'a ServiceName>,
+        name: Option<&str>,
+    ) -> Result<&'a ServiceName> {
+        let listed = || all.iter().map(|n| n.as_str()).collect::<Vec<_>>().join(", ");
+        let message = match (name, all.as_slice()) {
+            (Some(wanted), _) => match all.iter().find(|n| n.as_str() == wanted) {
+                Some(found) => return Ok(found),
+                None => format!(
+                    "the runbook has no {kind} service {wanted:?} (it has: {})",
+                    listed()
+                ),
+            },
+            (None, [only]) => return Ok(only),
+            (None, []) => format!("the runbook of {} names no {kind} service", self.deployment()),
+            (None, _) => format!(
+                "the runbook has several {kind} services: choose one of {} with --service",
+                listed()
+            ),
+        };
+        Err(Error::new(Kind::Usage, message))
+    }
+
+    /// The container of a service; that there is none is an error with a way out.
+    async fn existing_container(&self, service: &str) -> Result<ContainerInfo> {
+        match self.container(service).await {
+            Err(e @ WorkloadError::NotFound { .. }) => Err(Error::new(
+                Kind::Unreachable,
+                format!("service {service} has no container: {e}"),
+            )
+            .untouched("everything")
+            .next("docker compose up -d    # create the deployment's containers")
+            .next("drctl runbook show      # is the Compose project's name right?")),
+            other => Ok(other?),
         }
-        if self.docker.is_local()
-            && let Some(address) = container.address()
-        {
-            return (address.to_owned(), config.port);
+    }
+
+    /// Where a server is reached from here: as configured, or as its engine is reached. One
+    /// that does not run, or is cut off, is nowhere, which is no error.
+    async fn reach(
+        &self,
+        configured: Option<&str>,
+        port: u16,
+        container: &ContainerInfo,
+    ) -> Result<Reach, WorkloadError> {
+        let at = |host: &str| Reach {
+            host: host.to_owned(),
+            port,
+            socket_dir: None,
+        };
+        if let Some(host) = configured {
+            return Ok(at(host));
         }
-        container
-            .published
-            .get(&format!("{}/tcp", config.port))
-            .and_then(|a| a.rsplit_once(':'))
-            .and_then(|(host, port)| Some((host.to_owned(), port.parse().ok()?)))
-            // Not running: the loopback address refuses at once.
-            .unwrap_or_else(|| ("127.0.0.1".to_owned(), config.port))
+        match self.docker.reach(container, port).await {
+            Err(WorkloadError::NotFound { .. }) => Ok(at("")),
+            other => other,
+        }
     }
 
     /// Labels that find everything drctl created for one run of this deployment.
@@ -197,6 +272,39 @@ impl System {
             format!("{}={}", crate::workload::LABEL_DEPLOYMENT, self.deployment()),
             format!("{}={run}", crate::workload::LABEL_RUN),
         ]
+    }
+}
+
+/// The secret behind a reference; `whose` it is, for the error.
+async fn resolve(reference: &SecretRef, container: &ContainerInfo, whose: &str) -> Result<SecretString> {
+    reference.resolve(&container.env).await.map_err(|e| {
+        Error::new(Kind::Runbook, format!("the password of {whose} cannot be read"))
+            .because(&e)
+            .untouched("everything")
+    })
+}
+
+impl RedisServer {
+    /// Connects to database 0.
+    ///
+    /// # Errors
+    /// [`RedisError`]; a container that does not run is `NoConnection`.
+    pub async fn connect(&self) -> Result<RedisClient, RedisError> {
+        self.connect_to(&self.spec).await
+    }
+
+    /// Connects with a spec derived from [`Self::spec`].
+    ///
+    /// # Errors
+    /// As [`Self::connect`].
+    pub async fn connect_to(&self, spec: &RedisSpec) -> Result<RedisClient, RedisError> {
+        if !self.container.is_running() {
+            return Err(RedisError::NoConnection {
+                address: spec.address(),
+                cause: format!("container {} is not running", self.container.name),
+            });
+        }
+        RedisClient::connect(spec).await
     }
 }
 

@@ -50,10 +50,10 @@ pub struct Forecast {
 /// # Errors
 /// What [`create`] would refuse.
 pub async fn forecast(system: &System, options: Options) -> Result<Forecast> {
-    preflight::engine_is_local(system)?;
     let directory = &system.runbook.backup.directory;
     let previous = Catalogue::open(directory).sets().map_err(catalogue_error)?.pop();
     let servers = survey(system).await?;
+    preflight::far_room(system, &servers, options).await?;
     let room = preflight::room(
         directory,
         &servers,
@@ -95,11 +95,11 @@ pub async fn create(
     reporter: &SharedReporter,
     interrupt: impl Future<Output = ()>,
 ) -> Result<Set> {
-    preflight::engine_is_local(system)?;
     let lock =
         Lock::acquire(state, &format!("backup-{}", system.deployment()), "backup").map_err(|e| locked(&e))?;
     let directory = &system.runbook.backup.directory;
     let servers = survey(system).await?;
+    preflight::far_room(system, &servers, options).await?;
     let catalogue = Catalogue::open(directory);
     let room = {
         let previous = catalogue.sets().map_err(catalogue_error)?.pop();

@@ -15,9 +15,9 @@ use super::{Manifest, files, shape};
 use crate::error::{Error, Kind, Result};
 use crate::event;
 use crate::postgres::{PgError, quote_literal};
-use crate::probe::facts::{DatabaseFacts, Snapshot};
+use crate::probe::facts::{Counting, DatabaseFacts, Snapshot};
 use crate::system::PostgresServer;
-use crate::workload::{HelperMount, HelperSpec};
+use crate::workload::HelperSpec;
 
 /// Level of `pg_dump`'s own gzip, where the disk is too small for [`Packer`]: the lowest that
 /// is not larger than `pg_dump | gzip`, which uses 6.
@@ -91,9 +91,11 @@ pub async fn dump(
     let snapshot = Snapshot::take(server, database).await.map_err(fail)?;
     let snapshot_at = Timestamp::now();
     let id = snapshot.export().await.map_err(fail)?;
+    let plain = snapshot.plain_tables().await.map_err(fail)?;
     let jobs = run.system.runbook.backup.postgres.jobs;
     let expected = expected_dump(previous, &server.service, database, database_bytes);
     let mut packer = packer(&target, jobs, expected, database_bytes).map_err(|e| run.io(&target, &e))?;
+    let staging = run.area(server, "backup-dump", &target, &own_user()).await?;
     let mut spec = helper(
         run,
         server,
@@ -111,21 +113,24 @@ pub async fn dump(
     );
     // By environment: as an argument, a name with `=` in it would be connection parameters.
     spec.env.push(("PGDATABASE".into(), database.to_owned()));
-    spec.mounts.push(HelperMount {
-        source: target.display().to_string(),
-        target: "/backup".into(),
-        read_only: false,
-    });
+    spec.mounts.push(staging.mount("/backup", false));
     let named = server
         .config
         .databases
         .iter()
         .find(|(n, _)| n.as_str() == database);
     let none = std::collections::BTreeMap::new();
+    // Who compresses counts as well, and spares the server the reading of its tables.
+    let elsewhere: BTreeSet<(String, String)> = if packer.is_some() {
+        plain.values().cloned().collect()
+    } else {
+        BTreeSet::new()
+    };
+    let limit = run.system.runbook.deadlines.step;
     let facts = snapshot.read(
         named.map_or(&none, |(_, d)| &d.tables),
-        true,
-        run.system.runbook.deadlines.step,
+        Counting::AllBut(&elsewhere),
+        limit,
     );
     // Together: the rows that are counted are exactly the rows that are dumped.
     let what = format!("dump of {database}");
@@ -161,14 +166,26 @@ pub async fn dump(
         }
         _ => return Err(run.tool_failed("pg_dump", &subject, &output)),
     }
+    run.fetch(&staging, &what, database_bytes).await?;
+    staging.close().await?;
+    let (toc, properties) = output.stdout.split_once(MARK).unwrap_or((&output.stdout, ""));
+    let mut facts = facts.map_err(fail)?;
     if let Some(packer) = packer {
-        packer.finish().await.map_err(|e| run.io(&target, &e))?;
+        let rows = packer.finish().await.map_err(|e| run.io(&target, &e))?;
+        for (entry, table) in shape::data_numbers(toc) {
+            if let (Some(rows), Some((schema, name))) = (rows.get(&entry), plain.get(&table)) {
+                facts.set_rows(schema, name, *rows);
+            }
+        }
+        // Whatever the text did not tell, as that of a dump by INSERT.
+        snapshot
+            .count_rest(&mut facts, &elsewhere, limit)
+            .await
+            .map_err(fail)?;
     }
-    let facts = facts.map_err(fail)?;
     // Best effort: the session ends with the value in any case.
     let _ = snapshot.release().await;
     let after = tables(server, database).await.map_err(fail)?;
-    let (toc, properties) = output.stdout.split_once(MARK).unwrap_or((&output.stdout, ""));
     // Tables that came or went meanwhile prove nothing.
     let lasting: Vec<String> = before.intersection(&after).cloned().collect();
     let missing = shape::missing_tables(toc, &lasting);

@@ -5,6 +5,7 @@
 //! `LABEL.partial`, its manifest last, and renamed when all of it is on disk; so a set
 //! that is there is whole, and what a killed run leaves is never taken for one.
 
+mod base_check;
 mod catalogue;
 mod compress;
 mod create;

@@ -84,20 +84,54 @@ pub fn server_error(service: &str, doing: &str, e: &PgError) -> Error {
     error.untouched("the server and every older backup")
 }
 
-/// Refuses what cannot work, before anything is written.
-pub fn engine_is_local(system: &System) -> Result<()> {
+/// Where the engine is remote, each part lies there for a while before it is brought here:
+/// compares the largest with what is free. A small question of one process: exec is right.
+pub async fn far_room(system: &System, servers: &[Surveyed], options: Options) -> Result<()> {
     if system.docker.is_local() {
         return Ok(());
     }
-    Err(Error::new(
-        Kind::Refused,
-        format!(
-            "the engine at {} is not on this machine: backups are not yet taken from a remote engine",
-            system.docker.host()
-        ),
-    )
-    .untouched("everything: nothing was written and no server was asked")
-    .next("run drctl backup on the engine's own host"))
+    for surveyed in servers {
+        let physical = options.physical.then(|| base_bytes(surveyed));
+        let dumps = surveyed
+            .databases
+            .iter()
+            .filter(|_| options.logical)
+            .map(|(_, b)| *b);
+        let needed = physical.into_iter().chain(dumps).max().unwrap_or_default();
+        // Volumes and the containers' own files lie on the same disk.
+        let container = &surveyed.server.container;
+        let argv = ["df", "-Pk", "/"];
+        let deadline = system.runbook.deadlines.probe;
+        let said = system.docker.exec(&container.id, None, &argv, deadline).await?;
+        let free = said
+            .stdout
+            .lines()
+            .nth(1)
+            .and_then(|l| l.split_whitespace().nth(3)?.parse::<u64>().ok())
+            .map(|kib| kib.saturating_mul(1024));
+        if let Some(free) = free
+            && needed > free
+        {
+            return Err(Error::new(
+                Kind::Refused,
+                format!(
+                    "the host behind {} has {} free for volumes, and a part of the backup takes about {} there before it is brought here",
+                    system.docker.host(),
+                    event::bytes(free),
+                    event::bytes(needed)
+                ),
+            )
+            .untouched("everything: nothing was written, no older backup was removed")
+            .next("drctl diagnose")
+            .next("drctl backup --logical-only"));
+        }
+    }
+    Ok(())
+}
+
+/// Bytes that the base backup of a server takes at most.
+fn base_bytes(surveyed: &Surveyed) -> u64 {
+    surveyed.cluster_bytes + WAL_MARGIN + 4 * surveyed.wal_segment_size
 }
 
 /// Looks at one PostgreSQL service.
@@ -226,10 +260,7 @@ pub fn room(
         .untouched("everything: nothing was written")
     })?;
     let physical = if options.physical {
-        servers
-            .iter()
-            .map(|s| s.cluster_bytes + WAL_MARGIN + 4 * s.wal_segment_size)
-            .sum()
+        servers.iter().map(base_bytes).sum()
     } else {
         0
     };

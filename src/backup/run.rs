@@ -9,8 +9,8 @@ use super::{Label, files};
 use crate::error::{Error, Kind};
 use crate::event::{self, Event, SharedReporter};
 use crate::incident::Lock;
-use crate::system::System;
-use crate::workload::{HelperOutput, HelperSpec, WorkloadError};
+use crate::system::{PostgresServer, System};
+use crate::workload::{HelperOutput, HelperSpec, Meter, Staging, StagingSpec, WorkloadError, metered};
 
 /// How often the staging directory is measured.
 const MEASURE_EVERY: Duration = Duration::from_millis(500);
@@ -61,6 +61,42 @@ impl Run<'_> {
         .await
     }
 
+    /// Where a helper of the server's image writes what is to end up in `directory`.
+    ///
+    /// # Errors
+    /// The engine's trouble.
+    pub async fn area(
+        &self,
+        server: &PostgresServer,
+        purpose: &str,
+        directory: &Path,
+        owner: &str,
+    ) -> Result<Staging, WorkloadError> {
+        let spec = StagingSpec {
+            deployment: self.system.deployment(),
+            run: &self.label.to_string(),
+            purpose,
+            image: &server.container.image_id,
+        };
+        Staging::empty(&self.system.docker, spec, directory, owner).await
+    }
+
+    /// Brings what the helper wrote from the engine's host, where that is another one.
+    ///
+    /// # Errors
+    /// The engine's trouble, the transfer's, or the deadline's.
+    pub async fn fetch(&self, staging: &Staging, what: &str, expected: u64) -> Result<(), WorkloadError> {
+        if staging.is_local() {
+            return Ok(());
+        }
+        let received = Meter::default();
+        let meter = received.clone();
+        let fetch = staging.fetch(self.system.runbook.deadlines.step, &received);
+        let what = format!("{what}, from {}", self.system.docker.host());
+        self.watched(&what, move || metered(&meter), expected, fetch)
+            .await
+    }
+
     async fn watched<T>(
         &self,
         what: &str,
@@ -92,6 +128,17 @@ impl Run<'_> {
     #[must_use]
     pub fn tool_failed(&self, tool: &str, subject: &str, output: &HelperOutput) -> Error {
         let words = output.last_words();
+        if is_full(&words) && !self.system.docker.is_local() {
+            return Error::new(
+                Kind::FailedUndone,
+                format!(
+                    "a disk of the host behind {} filled up during {tool} of {subject}: {words}",
+                    self.system.docker.host()
+                ),
+            )
+            .untouched("the server and every older backup; what this run had written was removed")
+            .next("drctl backup --logical-only    # needs the least space");
+        }
         if is_full(&words) {
             return self.full(&format!("{tool} of {subject}"), &words);
         }

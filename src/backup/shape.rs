@@ -70,6 +70,21 @@ pub fn data_entries(toc: &str) -> Vec<&str> {
         .collect()
 }
 
+/// Numbers of the entries that hold a table's data, as (number of the entry, which names its
+/// file, and identifier of the table).
+#[must_use]
+pub fn data_numbers(toc: &str) -> Vec<(u32, u32)> {
+    toc.lines()
+        .filter_map(|line| {
+            let (entry, rest) = line.split_once("; ")?;
+            let mut words = rest.splitn(3, ' ');
+            let (_, table, what) = (words.next()?, words.next()?, words.next()?);
+            what.starts_with("TABLE DATA ")
+                .then(|| Some((entry.parse().ok()?, table.parse().ok()?)))?
+        })
+        .collect()
+}
+
 /// The tables of `expected` (`schema name owner`, as the table of contents writes them)
 /// whose data a dump lacks.
 #[must_use]
@@ -115,5 +130,6 @@ mod tests {
         let expected = ["public orders simgen".to_owned(), "public gone simgen".to_owned()];
         assert_eq!(missing_tables(toc, &expected), ["public gone simgen"]);
         assert!(data_entries("").is_empty());
+        assert_eq!(data_numbers(toc), [(3385, 16390), (3386, 16399)]);
     }
 }

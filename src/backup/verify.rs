@@ -12,7 +12,7 @@ use super::{files, shape};
 use crate::event::{self, Event, SharedReporter, Verdict};
 use crate::runbook::Runbook;
 use crate::system::System;
-use crate::workload::{HelperMount, HelperOutput, HelperSpec, WorkloadError};
+use crate::workload::{HelperOutput, HelperSpec, Meter, Staging, StagingSpec, WorkloadError};
 
 /// At most so many bad files are named; the rest are counted.
 const NAMED: usize = 5;
@@ -89,15 +89,10 @@ pub async fn verify(
             add(match engine {
                 Err(why) => could_not(&what, why),
                 Ok(system) => {
-                    let spec = helper(
-                        system,
-                        set,
-                        part,
-                        "verify-dump",
-                        &["sh", "-c", READ_DUMP],
-                        &dump.path,
-                    );
-                    judge_dump(&what, run(system, service, spec).await, dump.tables)
+                    let argv = ["sh", "-c", READ_DUMP];
+                    let spec = helper(system, set, part, "verify-dump", &argv);
+                    let output = run(system, service, spec, &set.path.join(&dump.path)).await;
+                    judge_dump(&what, output, dump.tables)
                 }
             });
         }
@@ -107,8 +102,9 @@ pub async fn verify(
                 Err(why) => could_not(&what, why),
                 Ok(system) => {
                     let argv = ["pg_verifybackup", "--quiet", "/backup"];
-                    let spec = helper(system, set, part, "verify-base", &argv, &base.path);
-                    judge_base(&what, run(system, service, spec).await, base.bytes)
+                    let spec = helper(system, set, part, "verify-base", &argv);
+                    let output = run(system, service, spec, &set.path.join(&base.path)).await;
+                    judge_base(&what, output, base.bytes)
                 }
             });
         }
@@ -182,14 +178,7 @@ fn digests(root: &Path, listed: &[FileDigest]) -> Check {
     check("digests", Verdict::Fail, bad.join("; "))
 }
 
-fn helper(
-    system: &System,
-    set: &Set,
-    part: &PostgresPart,
-    purpose: &str,
-    argv: &[&str],
-    path: &str,
-) -> HelperSpec {
+fn helper(system: &System, set: &Set, part: &PostgresPart, purpose: &str, argv: &[&str]) -> HelperSpec {
     let mut spec = HelperSpec::new(
         system.deployment(),
         &set.label.to_string(),
@@ -198,24 +187,45 @@ fn helper(
         argv,
     );
     spec.user = Some(own_user());
-    spec.mounts.push(HelperMount {
-        source: set.path.join(path).display().to_string(),
-        target: "/backup".into(),
-        read_only: true,
-    });
     spec
 }
 
 /// With the image that made the set, else with the one that the service has now.
-async fn run(system: &System, service: &str, mut spec: HelperSpec) -> Result<HelperOutput, WorkloadError> {
-    let deadline = system.runbook.deadlines.step;
-    match system.docker.run_helper(&spec, deadline).await {
+async fn run(
+    system: &System,
+    service: &str,
+    mut spec: HelperSpec,
+    directory: &Path,
+) -> Result<HelperOutput, WorkloadError> {
+    match attempt(system, spec.clone(), directory).await {
         Err(WorkloadError::NotFound { .. }) => {
             spec.image = system.container(service).await?.image_id;
-            system.docker.run_helper(&spec, deadline).await
+            attempt(system, spec, directory).await
         }
         other => other,
     }
+}
+
+async fn attempt(
+    system: &System,
+    mut spec: HelperSpec,
+    directory: &Path,
+) -> Result<HelperOutput, WorkloadError> {
+    let deadline = system.runbook.deadlines.step;
+    let purpose = spec.purpose.clone();
+    let (run, image) = (spec.run.clone(), spec.image.clone());
+    let wanted = StagingSpec {
+        deployment: system.deployment(),
+        run: &run,
+        purpose: &purpose,
+        image: &image,
+    };
+    let sent = Meter::default();
+    let staging = Staging::filled(&system.docker, wanted, directory, 1, deadline, &sent).await?;
+    spec.mounts.push(staging.mount("/backup", true));
+    let output = system.docker.run_helper(&spec, deadline).await?;
+    staging.close().await?;
+    Ok(output)
 }
 
 fn judge_dump(what: &str, output: Result<HelperOutput, WorkloadError>, tables: u64) -> Check {

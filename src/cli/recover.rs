@@ -15,7 +15,10 @@ use crate::plan::Remedy;
 use crate::recover::{Ended, Recover, recover};
 use crate::scenarios::db_corruption::DbCorruption;
 use crate::scenarios::network_partition::NetworkPartition;
+use crate::scenarios::redis_failure::RedisFailing;
+use crate::scenarios::redis_oom::RedisOom;
 use crate::scenarios::service_crash::ServiceCrash;
+use crate::scenarios::stuck_sessions::StuckSessions;
 use crate::scenarios::{DetectOptions, Scenario};
 use crate::system::System;
 use crate::ui;
@@ -35,6 +38,12 @@ enum ScenarioVerb {
     NetworkPartition(ScenarioArgs<NetworkPartition>),
     #[command(name = ServiceCrash::NAME, about = ServiceCrash::ABOUT)]
     ServiceCrash(ScenarioArgs<ServiceCrash>),
+    #[command(name = RedisOom::NAME, about = RedisOom::ABOUT)]
+    RedisOom(ScenarioArgs<RedisOom>),
+    #[command(name = RedisFailing::NAME, about = RedisFailing::ABOUT)]
+    RedisFailure(ScenarioArgs<RedisFailing>),
+    #[command(name = StuckSessions::NAME, about = StuckSessions::ABOUT)]
+    StuckSessions(ScenarioArgs<StuckSessions>),
 }
 
 const DB_CORRUPTION: &str = "Looks, names the cause, shows a plan of the least destructive remedy, and asks. The damaged \
@@ -124,6 +133,9 @@ pub async fn run(cx: &Context, args: RecoverArgs) -> Result<ExitCode> {
         }
         ScenarioVerb::NetworkPartition(args) => plain(cx, args).await,
         ScenarioVerb::ServiceCrash(args) => plain(cx, args).await,
+        ScenarioVerb::RedisOom(args) => plain(cx, args).await,
+        ScenarioVerb::RedisFailure(args) => plain(cx, args).await,
+        ScenarioVerb::StuckSessions(args) => plain(cx, args).await,
     }
 }
 

@@ -10,6 +10,7 @@ mod interrupt;
 #[cfg(test)]
 mod model;
 mod reaches;
+mod redis;
 mod resume;
 mod running;
 mod undo;

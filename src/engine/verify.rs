@@ -24,6 +24,10 @@ pub fn describe(expectation: &Expectation) -> String {
             [one] => format!("{one} runs and stays up"),
             several => format!("{} run and stay up", several.join(", ")),
         },
+        Expectation::RedisWrites { service } => format!("{service} stores, reads and deletes a value"),
+        Expectation::RoomForSessions { index, limit, .. } => {
+            format!("{index} counts fewer than {limit} sessions")
+        }
         Expectation::ServerAnswers { service } => format!("{service} takes connections"),
         Expectation::Sound {
             database, relations, ..
@@ -103,6 +107,13 @@ pub async fn check(system: &System, expectation: &Expectation) -> Vec<Checked> {
         Expectation::ServicesRun { services } => {
             join_all(services.iter().map(|s| super::running::service_runs(system, s))).await
         }
+        Expectation::RedisWrites { service } => vec![super::redis::writes(system, service, what).await],
+        Expectation::RoomForSessions {
+            service,
+            index,
+            database,
+            limit,
+        } => vec![super::redis::room(system, service, (index, *database), *limit, what).await],
         Expectation::ServerAnswers { service } => vec![server_answers(system, service, what).await],
         Expectation::Sound {
             service,

@@ -7,9 +7,10 @@ use serde::{Deserialize, Serialize};
 
 use super::Request;
 use super::network_partition::{self, NetworkHarm, NetworkMend};
+use super::redis::{self, RedisHarm, RedisMend};
 use crate::error::{Error, Kind, Result};
 use crate::system::System;
-use crate::workload::{ContainerInfo, Status, WorkloadError};
+use crate::workload::{ContainerInfo, HelperSpec, Status, WorkloadError};
 
 /// How long a container may take to come to the state that a fault wants.
 const SETTLE: Duration = Duration::from_secs(20);
@@ -36,6 +37,28 @@ pub enum Harm {
     },
     /// Networks.
     Network(NetworkHarm),
+    /// An effect on a running Redis.
+    Redis(RedisHarm),
+    /// The main process is killed from outside, as soon as the engine has started it again:
+    /// what the engine does not take for a stop by hand.
+    CrashLoop {
+        /// Container.
+        container: String,
+        /// The fault's identity, which labels the helper.
+        fault: String,
+    },
+    /// The container is stopped and started.
+    Restart {
+        /// Container.
+        container: String,
+    },
+    /// What the engine does when the container ends.
+    RestartPolicy {
+        /// Container.
+        container: String,
+        /// As inspect names it.
+        policy: String,
+    },
 }
 
 /// How one effect is put right. Each finds out for itself whether there is anything to do.
@@ -50,7 +73,45 @@ pub enum Mend {
     },
     /// Networks.
     Network(NetworkMend),
+    /// An effect on a running Redis.
+    #[serde(rename_all = "kebab-case")]
+    Redis {
+        /// Service.
+        service: String,
+        /// How.
+        mend: RedisMend,
+    },
+    /// The helpers of this fault are gone.
+    #[serde(rename_all = "kebab-case")]
+    EndHelpers {
+        /// The fault's identity.
+        fault: String,
+    },
+    /// The engine does what it did before when the container ends.
+    #[serde(rename_all = "kebab-case")]
+    RestartPolicy {
+        /// Container.
+        container: String,
+        /// As inspect names it.
+        policy: String,
+    },
 }
+
+/// Kills the main process of container $1 whenever it has run for a moment. Main is the one
+/// whose own namespace calls it 1; the container is found by its control group. Killed while
+/// the engine is still starting it (`runc`), the engine would give it up.
+const CRASH_LOOP: &str = r#"
+while :; do
+  for status in $(grep -ls "$1" /proc/[0-9]*/cgroup); do
+    dir=${status%/cgroup}
+    if grep -qs "^NSpid:.*[[:space:]]1$" "$dir/status" && ! grep -qs runc "$dir/comm"; then
+      sleep 0.7
+      kill -s KILL "${dir#/proc/}" 2>/dev/null
+    fi
+  done
+  sleep 0.1
+done
+"#;
 
 /// A fault of running services that has been worked out and not begun.
 #[derive(Debug, Clone)]
@@ -65,6 +126,31 @@ pub struct Prepared {
     pub harms: Vec<Harm>,
     /// What puts it right, in order.
     pub mends: Vec<Mend>,
+}
+
+impl Prepared {
+    /// A fault of a running Redis.
+    #[must_use]
+    pub fn of_redis(
+        service: String,
+        container: String,
+        harms: Vec<RedisHarm>,
+        mends: Vec<RedisMend>,
+    ) -> Self {
+        Self {
+            target: format!("the Redis server {service}"),
+            harms: harms.into_iter().map(Harm::Redis).collect(),
+            mends: mends
+                .into_iter()
+                .map(|mend| Mend::Redis {
+                    service: service.clone(),
+                    mend,
+                })
+                .collect(),
+            service,
+            container,
+        }
+    }
 }
 
 /// The container of the service that a fault is meant for: the one that was asked for, or
@@ -112,15 +198,15 @@ pub async fn victim(
 ///
 /// # Errors
 /// The first effect that failed; the mends tell how to put right what was begun.
-pub async fn inject(system: &System, prepared: &Prepared, _request: &Request) -> Result<String> {
+pub async fn inject(system: &System, prepared: &Prepared, request: &Request) -> Result<String> {
     let mut seen = Vec::new();
     for harm in &prepared.harms {
-        seen.push(apply(system, harm).await?);
+        seen.push(apply(system, &prepared.service, harm, request).await?);
     }
     Ok(seen.join("; "))
 }
 
-async fn apply(system: &System, harm: &Harm) -> Result<String> {
+async fn apply(system: &System, service: &str, harm: &Harm, request: &Request) -> Result<String> {
     let docker = &system.docker;
     match harm {
         Harm::Stop { container } => {
@@ -138,10 +224,58 @@ async fn apply(system: &System, harm: &Harm) -> Result<String> {
             Ok(format!("{signal} was sent to container {container}"))
         }
         Harm::Network(harm) => network_partition::apply(system, harm).await,
+        Harm::Redis(harm) => redis::apply(system, service, harm).await,
         Harm::Pause { container } => {
             docker.pause(container).await?;
             Ok(format!("container {container} is paused"))
         }
+        Harm::CrashLoop { container, fault } => crash_loop(system, container, fault, request).await,
+        Harm::Restart { container } => {
+            docker.stop(container, system.runbook.deadlines.stop).await?;
+            docker.start(container).await?;
+            Ok(format!("container {container} was restarted"))
+        }
+        Harm::RestartPolicy { container, policy } => {
+            docker.set_restart_policy(container, policy).await?;
+            Ok(format!("the restart policy of container {container} is {policy}"))
+        }
+    }
+}
+
+/// Starts the helper that kills, and waits until the engine has restarted its victim twice.
+async fn crash_loop(system: &System, container: &str, fault: &str, request: &Request) -> Result<String> {
+    let docker = &system.docker;
+    let info = docker.inspect(container).await?;
+    let argv = ["/bin/sh", "-c", CRASH_LOOP, "crash-loop", &info.id];
+    let mut spec = HelperSpec::new(
+        system.deployment(),
+        fault,
+        "fault-crash-loop",
+        &info.image_id,
+        &argv,
+    );
+    spec.host_processes = true;
+    spec.detached = Some(request.ttl);
+    docker.launch_helper(&spec).await?;
+    let end = tokio::time::Instant::now() + SETTLE;
+    loop {
+        let now = docker.inspect(container).await?;
+        if now.restart_count > info.restart_count + 2 {
+            return Ok(format!(
+                "container {container} was killed and restarted {} times",
+                now.restart_count - info.restart_count
+            ));
+        }
+        if tokio::time::Instant::now() >= end {
+            return Err(Error::new(
+                Kind::FailedChanged,
+                format!(
+                    "container {container} did not get into a loop: its restart policy is {}",
+                    now.restart_policy
+                ),
+            ));
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
 
@@ -161,6 +295,7 @@ async fn put_right(system: &System, mend: &Mend) -> Result<Option<String>> {
     let docker = &system.docker;
     match mend {
         Mend::Network(mend) => network_partition::put_right(system, mend).await,
+        Mend::Redis { service, mend } => redis::put_right(system, service, mend).await,
         Mend::Run { container } => {
             let info = match docker.inspect(container).await {
                 // Created anew since: the new one is not the fault's.
@@ -172,7 +307,13 @@ async fn put_right(system: &System, mend: &Mend) -> Result<Option<String>> {
                     docker.unpause(container).await?;
                     Ok(Some(format!("container {container} was thawed")))
                 }
-                Status::Running | Status::Restarting => {
+                // It would come by itself, a minute later.
+                Status::Restarting => {
+                    docker.stop(container, system.runbook.deadlines.stop).await?;
+                    docker.start(container).await?;
+                    Ok(Some(format!("container {container} was started")))
+                }
+                Status::Running => {
                     let stopped = docker
                         .process_states(container)
                         .await
@@ -188,6 +329,26 @@ async fn put_right(system: &System, mend: &Mend) -> Result<Option<String>> {
                     Ok(Some(format!("container {container} was started")))
                 }
             }
+        }
+        Mend::EndHelpers { fault } => {
+            let helpers = docker.list(&system.labels(fault)).await?;
+            for (id, _) in &helpers {
+                docker.remove(id).await?;
+            }
+            Ok((!helpers.is_empty()).then(|| "its helper was removed".to_owned()))
+        }
+        Mend::RestartPolicy { container, policy } => {
+            let info = match docker.inspect(container).await {
+                Err(WorkloadError::NotFound { .. }) => return Ok(None),
+                other => other?,
+            };
+            if info.restart_policy == *policy {
+                return Ok(None);
+            }
+            docker.set_restart_policy(container, policy).await?;
+            Ok(Some(format!(
+                "the restart policy of container {container} is {policy} again"
+            )))
         }
     }
 }

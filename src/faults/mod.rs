@@ -10,8 +10,12 @@ pub mod expiry;
 mod harm;
 mod network_partition;
 mod record;
+mod redis;
+mod redis_failure;
+mod redis_oom;
 mod server;
 mod service_crash;
+mod stuck_sessions;
 
 use std::time::Duration;
 
@@ -46,6 +50,10 @@ pub fn catalogue() -> impl Iterator<Item = &'static Fault> {
         db_corruption::FAULTS,
         service_crash::FAULTS,
         network_partition::FAULTS,
+        redis_oom::FAULTS,
+        redis_failure::FAULTS,
+        service_crash::FAULTS,
+        stuck_sessions::FAULTS,
     ]
     .into_iter()
     .flatten()
@@ -394,7 +402,16 @@ impl Site<'_> {
             "network-partition" => network_partition::prepare(self.system, variant, service, request)
                 .await?
                 .map(Prepared::Services),
-            "service-crash" => service_crash::prepare(self.system, variant, service, request)
+            "service-crash" => service_crash::prepare(self.system, variant, service, id)
+                .await?
+                .map(Prepared::Services),
+            "redis-oom" => redis_oom::prepare(self.system, variant, service, request, id)
+                .await?
+                .map(Prepared::Services),
+            "redis-failure" => redis_failure::prepare(self.system, variant, service, request)
+                .await?
+                .map(Prepared::Services),
+            "stuck-sessions" => stuck_sessions::prepare(self.system, variant, service, request, id)
                 .await?
                 .map(Prepared::Services),
             _ => None,

@@ -1,7 +1,7 @@
 //! Services that stopped, were killed, or are frozen.
 
+use super::Fault;
 use super::harm::{Harm, Mend, Prepared, victim};
-use super::{Fault, Request};
 use crate::error::Result;
 use crate::runbook::ServiceKind;
 use crate::system::System;
@@ -32,6 +32,24 @@ pub const FAULTS: &[Fault] = &[
         leaves: "status paused, requests to it hang",
         live: false,
     },
+    Fault {
+        name: "service-crash/crash-loop",
+        summary: "an application's main process is killed again and again",
+        leaves: "status restarting or just started, a growing number of restarts, exit code 137",
+        live: true,
+    },
+    Fault {
+        name: "service-crash/starting",
+        summary: "look-alike: an application is restarted, and its health check has not answered yet",
+        leaves: "status running, health starting",
+        live: false,
+    },
+    Fault {
+        name: "service-crash/finished-job",
+        summary: "look-alike: a container without a restart policy has done its work",
+        leaves: "status exited, exit code 0, restart policy no",
+        live: false,
+    },
 ];
 
 /// Works out what `variant` would hit; nothing is changed.
@@ -42,34 +60,63 @@ pub async fn prepare(
     system: &System,
     variant: &str,
     service: Option<&str>,
-    _request: &Request,
+    id: &str,
 ) -> Result<Option<Prepared>> {
     let (service, info) = victim(system, service, |s| matches!(s.kind, ServiceKind::App)).await?;
     let container = info.name;
-    let harm = match variant {
-        "stopped" => Harm::Stop {
+    let mut mends = vec![Mend::Run {
+        container: container.clone(),
+    }];
+    let harms = match variant {
+        "stopped" => vec![Harm::Stop {
             container: container.clone(),
-        },
-        "killed" => Harm::Signal {
+        }],
+        "killed" => vec![Harm::Signal {
             container: container.clone(),
             signal: "SIGKILL".into(),
-        },
-        "frozen" => Harm::Signal {
+        }],
+        "frozen" => vec![Harm::Signal {
             container: container.clone(),
             signal: "SIGSTOP".into(),
-        },
-        "paused" => Harm::Pause {
+        }],
+        "paused" => vec![Harm::Pause {
             container: container.clone(),
-        },
+        }],
+        "crash-loop" => {
+            mends.insert(0, Mend::EndHelpers { fault: id.to_owned() });
+            vec![Harm::CrashLoop {
+                container: container.clone(),
+                fault: id.to_owned(),
+            }]
+        }
+        "starting" => vec![Harm::Restart {
+            container: container.clone(),
+        }],
+        "finished-job" => {
+            mends.insert(
+                0,
+                Mend::RestartPolicy {
+                    container: container.clone(),
+                    policy: info.restart_policy,
+                },
+            );
+            vec![
+                Harm::RestartPolicy {
+                    container: container.clone(),
+                    policy: "no".into(),
+                },
+                Harm::Stop {
+                    container: container.clone(),
+                },
+            ]
+        }
         _ => return Ok(None),
     };
     Ok(Some(Prepared {
         target: format!("container {container} of service {service}"),
         service,
-        harms: vec![harm],
-        mends: vec![Mend::Run {
-            container: container.clone(),
-        }],
+        harms,
+        mends,
         container,
     }))
 }

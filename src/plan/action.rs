@@ -6,6 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::NetworkAction;
+use super::{ContainerAction, RedisAction};
 
 /// One effect.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,6 +20,10 @@ pub enum Action {
     Workload(WorkloadAction),
     /// Networks.
     Network(NetworkAction),
+    /// A running Redis server.
+    Redis(RedisAction),
+    /// Containers made anew, doubled, given other limits.
+    Container(ContainerAction),
 }
 
 /// A table whose newer rows are brought over from damaged data.
@@ -174,14 +179,19 @@ pub enum ClusterAction {
         /// First WAL segment that the backup needs.
         first_segment: String,
     },
-    /// Copies the whole damaged data directory to `new` beside it, and makes the copy
-    /// start with `pg_resetwal` if it needs that. Again: starts over.
+    /// Copies the whole damaged data directory to `new` beside it, makes the copy start,
+    /// with a new control file or `pg_resetwal` if it needs that, and takes out of it what
+    /// cannot be read and what refers to that. Again: starts over.
     #[serde(rename_all = "kebab-case")]
     CopyDamaged {
         /// Service.
         service: String,
         /// Run.
         run: String,
+        /// Per database, tables that are known to be damaged, as `schema.name`. Others are
+        /// found in the copy.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        tables: Vec<(String, Vec<String>)>,
     },
     /// Copies the WAL of the stopped server. Again: copies the same.
     #[serde(rename_all = "kebab-case")]
@@ -324,7 +334,9 @@ impl Action {
             },
             Self::Cluster(a) => match a {
                 ClusterAction::ExtractBase { .. } => "copy the base backup beside the data".into(),
-                ClusterAction::CopyDamaged { .. } => "copy the damaged data beside itself".into(),
+                ClusterAction::CopyDamaged { .. } => {
+                    "copy the damaged data beside itself and mend the copy".into()
+                }
                 ClusterAction::KeepWal { .. } => "keep a copy of the WAL".into(),
                 ClusterAction::ProveSide { .. } => "start and check the side server".into(),
                 ClusterAction::SalvageRows { .. } => {
@@ -340,6 +352,8 @@ impl Action {
                 }
             },
             Self::Network(a) => a.summary(),
+            Self::Redis(a) => a.summary(),
+            Self::Container(a) => a.summary(),
             Self::Workload(a) => match a {
                 WorkloadAction::Stop { service } => format!("stop {service}"),
                 WorkloadAction::Start { service, .. } => format!("start {service}"),

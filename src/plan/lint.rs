@@ -1,6 +1,6 @@
 //! Rules that every plan obeys, whoever wrote it.
 
-use super::{Action, ClusterAction, Plan, PostgresAction, Undo, WorkloadAction};
+use super::{Action, ClusterAction, ContainerAction, Plan, PostgresAction, Undo, WorkloadAction};
 
 /// A plan that breaks a rule. A bug in a scenario, never the operator's fault.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -65,7 +65,11 @@ pub fn lint(plan: &Plan) -> Result<(), LintError> {
                     return Err(LintError::NotStopped(number));
                 }
             }
+            Action::Container(ContainerAction::Recreate { .. }) if !matches!(step.undo, Undo::Action(_)) => {
+                return Err(LintError::NoWayBack(number));
+            }
             Action::Postgres(PostgresAction::DropDatabase { .. })
+            | Action::Container(ContainerAction::LetGo { .. })
             | Action::Cluster(ClusterAction::Discard { .. }) => return Err(LintError::Drops(number)),
             Action::Workload(WorkloadAction::Stop { service }) => stopped.push(service.clone()),
             Action::Workload(WorkloadAction::Start { service, .. }) => stopped.retain(|s| s != service),

@@ -2,8 +2,10 @@
 //! [`Plan`]; the engine executes it; nothing here touches the world.
 
 mod action;
+mod container;
 mod lint;
 mod network;
+mod redis;
 
 use std::time::Duration;
 
@@ -11,8 +13,10 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 pub use action::{Action, ClusterAction, PostgresAction, RowFloor, SalvageTable, WorkloadAction};
+pub use container::{ContainerAction, Limits, SET_ASIDE, kept_name};
 pub use lint::{LintError, lint};
 pub use network::NetworkAction;
+pub use redis::RedisAction;
 
 /// Version of the persisted form. A reader refuses a newer one.
 pub const PLAN_FORMAT: u32 = 1;
@@ -42,6 +46,8 @@ pub enum Remedy {
     ClearCache,
     /// Remove entries that belong to nothing any more.
     ClearStale,
+    /// Have a server save its data once more.
+    Save,
     /// Let a server be written again that refuses writes to protect itself.
     Unblock,
     /// Repair a service's files, on a copy first.
@@ -80,6 +86,7 @@ impl Remedy {
             Self::RaiseLimit => "raise-limit",
             Self::ClearCache => "clear-cache",
             Self::ClearStale => "clear-stale",
+            Self::Save => "save",
             Self::Unblock => "unblock",
             Self::Repair => "repair",
             Self::Restart => "restart",
@@ -107,6 +114,7 @@ impl Remedy {
             Self::RaiseLimit => "raise the limit, within what the host has",
             Self::ClearCache => "delete the keys that the runbook names disposable",
             Self::ClearStale => "remove the entries that belong to nothing any more",
+            Self::Save => "have it save its data once more",
             Self::Unblock => "let it be written again as it is",
             Self::Repair => "repair its files, on a copy first",
             Self::Restart => "restart it",
@@ -213,6 +221,24 @@ pub enum Expectation {
     ServicesRun {
         /// The services.
         services: Vec<String>,
+    },
+    /// A Redis server stores a value, gives it back and removes it.
+    #[serde(rename_all = "kebab-case")]
+    RedisWrites {
+        /// The service.
+        service: String,
+    },
+    /// A set counts fewer members than its limit.
+    #[serde(rename_all = "kebab-case")]
+    RoomForSessions {
+        /// The service.
+        service: String,
+        /// The set.
+        index: String,
+        /// Database.
+        database: u32,
+        /// The limit.
+        limit: u64,
     },
     /// The server takes connections and has ended recovery.
     #[serde(rename_all = "kebab-case")]

@@ -3,6 +3,7 @@
 //! Everything goes through the simple query protocol: values come as text and the
 //! driver never looks up types, so it works on a database whose catalogue is damaged.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -17,6 +18,8 @@ pub struct ConnectSpec {
     pub host: String,
     /// TCP port.
     pub port: u16,
+    /// Directory with a socket `.s.PGSQL.PORT` that leads there, where TCP does not.
+    pub socket_dir: Option<PathBuf>,
     /// Role.
     pub user: String,
     /// Password, when the server asks for one.
@@ -163,9 +166,18 @@ impl Client {
     /// [`PgError`]; a server that accepts and never answers is a `Timeout`.
     pub async fn connect(spec: &ConnectSpec) -> Result<Self, PgError> {
         let address = format!("{}:{}", spec.host, spec.port);
+        if spec.host.is_empty() && spec.socket_dir.is_none() {
+            return Err(PgError::NoConnection {
+                address,
+                cause: "the container is in no network that leads here".into(),
+            });
+        }
         let mut config = tokio_postgres::Config::new();
+        match &spec.socket_dir {
+            Some(directory) => config.host_path(directory),
+            None => config.host(&spec.host),
+        };
         config
-            .host(&spec.host)
             .port(spec.port)
             .user(&spec.user)
             .dbname(&spec.database)

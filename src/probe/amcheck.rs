@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::sync::RwLock;
 use tokio::time::Instant;
 
+use super::pages;
 use super::relations::{self, Check, MAX_BLOCKS, Relation, RelationFinding, RelationKind};
 use crate::postgres::{Client, ConnectSpec, PgError, quote_ident};
 use crate::system::PostgresServer;
@@ -172,8 +173,14 @@ pub async fn check(spec: &ConnectSpec, options: &AmcheckOptions) -> Result<Amche
         // Two sessions that create the same extension would wait for one another.
         let workers = if work.borrowed { 1 } else { options.workers.max(1) };
         let sessions = futures_util::future::join_all((0..workers).map(|_| work.session()));
+        let beyond: Vec<&Relation> = all.iter().filter(|r| is_beyond(r, options)).collect();
+        let pages = pages::read(&work.spec, &beyond, until);
         // The server's own limits fire first, except in a server that has stopped answering.
-        let _ = tokio::time::timeout_at(until + Duration::from_secs(1), sessions).await;
+        let both = async { tokio::join!(sessions, pages).1 };
+        // Pages that could not be read are no finding: nothing is said of them either way.
+        if let Ok(Ok(damaged)) = tokio::time::timeout_at(until + Duration::from_secs(1), both).await {
+            work.with(|f| f.findings.extend(damaged));
+        }
         work.give_up(OUT_OF_TIME);
     }
     let mut found = work.found.into_inner().unwrap_or_else(PoisonError::into_inner);
@@ -193,6 +200,18 @@ pub async fn check(spec: &ConnectSpec, options: &AmcheckOptions) -> Result<Amche
         findings: relations::merge(found.findings),
         not_examined: found.not_examined,
     })
+}
+
+/// An index of a kind that amcheck cannot judge; its pages can be read all the same.
+fn is_beyond(r: &Relation, options: &AmcheckOptions) -> bool {
+    r.kind == RelationKind::Index
+        && r.access != "btree"
+        && r.usable
+        && r.bytes.is_some()
+        && options
+            .relations
+            .as_ref()
+            .is_none_or(|wanted| wanted.contains(&r.table))
 }
 
 /// What to do, in order: the small relations, of which most can be had in little time, then

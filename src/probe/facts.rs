@@ -2,7 +2,7 @@
 //! truncated or emptied relation, a page of zeros, WAL that was not replayed to its end.
 //! Only a comparison with what was true before shows them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -50,7 +50,8 @@ pub struct RelationFact {
     /// `reltuples`, when the table was ever analysed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub estimated_rows: Option<u64>,
-    /// Rows, counted by a sequential scan (an index-only scan counts rows that are gone).
+    /// Rows, counted by a sequential scan (an index-only scan counts rows that are gone) or in
+    /// the dump's text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rows: Option<u64>,
     /// The greatest value of the column that the runbook names as `newest`.
@@ -112,6 +113,17 @@ impl DatabaseFacts {
             .find(|r| r.schema == schema && r.name == name)
     }
 
+    /// Records the rows of `schema.name`, counted elsewhere.
+    pub fn set_rows(&mut self, schema: &str, name: &str, rows: u64) {
+        if let Some(fact) = self
+            .relations
+            .iter_mut()
+            .find(|r| r.schema == schema && r.name == name && r.kind == RelationKind::Table)
+        {
+            fact.rows = Some(rows);
+        }
+    }
+
     /// Exact row counts by `schema.table`, of those that were counted.
     #[must_use]
     pub fn rows(&self) -> BTreeMap<String, u64> {
@@ -168,6 +180,28 @@ select pg_catalog.to_char(pg_catalog.transaction_timestamp() at time zone 'UTC',
   (select pg_catalog.to_char(stats_reset at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')
      from pg_catalog.pg_stat_database where datname = pg_catalog.current_database())"#;
 
+/// Tables whose rows are what `count(*)` says and what a dump holds of them: no members of
+/// extensions, which a dump may hold in part, and no parents, whose children count too.
+const PLAIN_TABLES: &str = "
+select c.oid, n.nspname, c.relname from pg_catalog.pg_class c
+join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+where c.relkind = 'r' and c.relpersistence <> 't' and n.nspname <> 'information_schema' and n.nspname !~ '^pg_'
+  and not exists (select 1 from pg_catalog.pg_depend d where d.classid = 'pg_catalog.pg_class'::regclass
+    and d.objid = c.oid and d.deptype = 'e')
+  and not exists (select 1 from pg_catalog.pg_inherits i where i.inhparent = c.oid)";
+
+/// Whose rows are counted.
+#[derive(Debug, Clone, Copy)]
+pub enum Counting<'a> {
+    /// Those of the tables that the runbook names.
+    Named,
+    /// Those of all tables.
+    All,
+    /// Those of all tables but these (schema, name): somebody else counts them. Their newest
+    /// value is asked for, which an index answers at no cost.
+    AllBut(&'a BTreeSet<(String, String)>),
+}
+
 /// An open repeatable-read snapshot of one database. While it is held, others can see
 /// exactly the same (`pg_dump --snapshot`), and nothing that it sees is vacuumed away.
 #[derive(Debug)]
@@ -209,9 +243,43 @@ impl Snapshot {
         Ok(id.unwrap_or_default())
     }
 
-    /// Reads the facts. Rows are counted in the tables that the runbook names, and in all
-    /// tables when `exact`; `deadline` bounds each count, the server's probe deadline
-    /// everything else.
+    /// Tables by their identifier, as (schema, name), whose rows a dump holds one for one.
+    ///
+    /// # Errors
+    /// [`PgError`].
+    pub async fn plain_tables(&self) -> Result<BTreeMap<u32, (String, String)>, PgError> {
+        let rows = self.client.rows(PLAIN_TABLES).await?;
+        Ok(rows
+            .iter()
+            .filter_map(|r| Some((r.number(0)?, (r.text(1).to_owned(), r.text(2).to_owned()))))
+            .collect())
+    }
+
+    /// Counts those of `tables` that have no count yet; see [`Snapshot::read`].
+    ///
+    /// # Errors
+    /// As [`Snapshot::read`].
+    pub async fn count_rest(
+        &self,
+        facts: &mut DatabaseFacts,
+        tables: &BTreeSet<(String, String)>,
+        deadline: Duration,
+    ) -> Result<(), PgError> {
+        for fact in &mut facts.relations {
+            if fact.rows.is_none()
+                && fact.problem.is_none()
+                && fact.kind == RelationKind::Table
+                && tables.contains(&(fact.schema.clone(), fact.name.clone()))
+            {
+                let column = fact.newest.as_ref().map(|n| n.column.clone());
+                count(&self.client, fact, column, deadline).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads the facts. `counting` says which rows are counted; `deadline` bounds each count,
+    /// the server's probe deadline everything else.
     ///
     /// A table that cannot be read is a fact too: its `problem` says why, and the others are
     /// still counted.
@@ -221,7 +289,7 @@ impl Snapshot {
     pub async fn read(
         &self,
         tables: &BTreeMap<TableName, Table>,
-        exact: bool,
+        counting: Counting<'_>,
         deadline: Duration,
     ) -> Result<DatabaseFacts, PgError> {
         let head = self.client.rows(DATABASE).await?;
@@ -244,6 +312,16 @@ impl Snapshot {
                 .iter()
                 .find(|(n, _)| n.schema == fact.schema && n.table == fact.name)
                 .map(|(_, t)| t);
+            let column = named.and_then(|t| t.newest.as_ref()).map(ToString::to_string);
+            if let Counting::AllBut(others) = counting
+                && others.contains(&(fact.schema.clone(), fact.name.clone()))
+            {
+                if let Some(column) = column {
+                    newest(&self.client, fact, column, deadline).await?;
+                }
+                continue;
+            }
+            let exact = !matches!(counting, Counting::Named);
             let counted = match fact.kind {
                 RelationKind::Table => exact || named.is_some(),
                 // Its partitions are counted for themselves; the whole only when asked for.
@@ -251,7 +329,6 @@ impl Snapshot {
                 RelationKind::Index | RelationKind::Toast | RelationKind::Sequence => false,
             };
             if counted {
-                let column = named.and_then(|t| t.newest.as_ref()).map(ToString::to_string);
                 count(&self.client, fact, column, deadline).await?;
             }
         }
@@ -279,7 +356,8 @@ pub async fn collect(
     deadline: Duration,
 ) -> Result<DatabaseFacts, PgError> {
     let snapshot = Snapshot::take(server, database).await?;
-    let facts = snapshot.read(tables, exact, deadline).await?;
+    let counting = if exact { Counting::All } else { Counting::Named };
+    let facts = snapshot.read(tables, counting, deadline).await?;
     snapshot.release().await?;
     Ok(facts)
 }
@@ -322,32 +400,14 @@ async fn count(
     column: Option<String>,
     deadline: Duration,
 ) -> Result<(), PgError> {
-    let table = format!("{}.{}", quote_ident(&fact.schema), quote_ident(&fact.name));
+    let table = table_name(fact);
     // A savepoint: one unreadable table must not end the snapshot of all.
     client.execute("savepoint drctl").await?;
     let result = async {
-        let mut newest = "null, null".to_owned();
-        if let Some(column) = &column {
-            let name = quote_ident(column);
-            let kind = client
-                .value(&format!(
-                    "select pg_catalog.format_type(atttypid, null) from pg_catalog.pg_attribute \
-                     where attrelid = {}::regclass and attname = {} and not attisdropped",
-                    quote_literal(&table),
-                    quote_literal(column)
-                ))
-                .await?;
-            let instant = match kind.as_deref() {
-                Some("timestamp with time zone") => Some(format!("max({name}) at time zone 'UTC'")),
-                Some("timestamp without time zone" | "date") => Some(format!("max({name})::timestamp")),
-                _ => None,
-            };
-            let instant = instant.map_or_else(
-                || "null".to_owned(),
-                |i| format!(r#"pg_catalog.to_char({i}, 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')"#),
-            );
-            newest = format!("max({name})::text, {instant}");
-        }
+        let newest = match &column {
+            Some(column) => greatest(client, &table, column).await?,
+            None => "null, null".to_owned(),
+        };
         client
             .within(deadline, &format!("select count(*), {newest} from {table}"))
             .await
@@ -357,19 +417,96 @@ async fn count(
         Ok(rows) => {
             let row = rows.first();
             fact.rows = row.and_then(|r| r.number(0));
-            fact.newest = column.map(|column| Newest {
-                column,
-                value: row.and_then(|r| r.opt(1)).map(str::to_owned),
-                at: row.and_then(|r| r.number(2)),
-            });
+            fact.newest = column.map(|column| newest_of(column, row, 1));
             client.execute("release savepoint drctl").await
         }
-        // The server is going away, or did not answer: the next table would fare no better.
-        Err(e @ (PgError::NoConnection { .. } | PgError::Timeout { .. } | PgError::Broken { .. })) => Err(e),
-        Err(e) if e.is(sqlstate::CANNOT_CONNECT_NOW) => Err(e),
         Err(e) => {
-            fact.problem = Some(e.to_string());
+            fact.problem = Some(survivable(e)?.to_string());
             client.execute("rollback to savepoint drctl").await
         }
+    }
+}
+
+/// Finds the newest row alone, by an index where there is one. An index that cannot be read
+/// is no problem of the table: then the table itself is.
+async fn newest(
+    client: &Client,
+    fact: &mut RelationFact,
+    column: String,
+    deadline: Duration,
+) -> Result<(), PgError> {
+    let table = table_name(fact);
+    for by_index in ["on", "off"] {
+        client.execute("savepoint drctl").await?;
+        let result = async {
+            let newest = greatest(client, &table, &column).await?;
+            client
+                .execute(&format!("set local enable_indexscan = {by_index}"))
+                .await?;
+            let rows = client
+                .within(deadline, &format!("select {newest} from {table}"))
+                .await?;
+            client.execute("set local enable_indexscan = off").await?;
+            Ok(rows)
+        }
+        .await;
+        match result {
+            Ok(rows) => {
+                fact.newest = Some(newest_of(column, rows.first(), 0));
+                fact.problem = None;
+                return client.execute("release savepoint drctl").await;
+            }
+            Err(e) => {
+                fact.problem = Some(survivable(e)?.to_string());
+                // Puts the setting back, too.
+                client.execute("rollback to savepoint drctl").await?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn table_name(fact: &RelationFact) -> String {
+    format!("{}.{}", quote_ident(&fact.schema), quote_ident(&fact.name))
+}
+
+/// The greatest value of a column as two expressions: as text, and as an instant.
+async fn greatest(client: &Client, table: &str, column: &str) -> Result<String, PgError> {
+    let name = quote_ident(column);
+    let kind = client
+        .value(&format!(
+            "select pg_catalog.format_type(atttypid, null) from pg_catalog.pg_attribute \
+             where attrelid = {}::regclass and attname = {} and not attisdropped",
+            quote_literal(table),
+            quote_literal(column)
+        ))
+        .await?;
+    let instant = match kind.as_deref() {
+        Some("timestamp with time zone") => Some(format!("max({name}) at time zone 'UTC'")),
+        Some("timestamp without time zone" | "date") => Some(format!("max({name})::timestamp")),
+        _ => None,
+    };
+    let instant = instant.map_or_else(
+        || "null".to_owned(),
+        |i| format!(r#"pg_catalog.to_char({i}, 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')"#),
+    );
+    Ok(format!("max({name})::text, {instant}"))
+}
+
+fn newest_of(column: String, row: Option<&Row>, at: usize) -> Newest {
+    Newest {
+        column,
+        value: row.and_then(|r| r.opt(at)).map(str::to_owned),
+        at: row.and_then(|r| r.number(at + 1)),
+    }
+}
+
+/// An error of one table alone. When the server is going away, or did not answer, the next
+/// table would fare no better.
+fn survivable(e: PgError) -> Result<PgError, PgError> {
+    match e {
+        PgError::NoConnection { .. } | PgError::Timeout { .. } | PgError::Broken { .. } => Err(e),
+        e @ PgError::Server { .. } if e.is(sqlstate::CANNOT_CONNECT_NOW) => Err(e),
+        e @ PgError::Server { .. } => Ok(e),
     }
 }

@@ -39,8 +39,19 @@ pub struct FileFacts {
     pub disk_free: u64,
     /// Bytes of its file system.
     pub disk_total: u64,
+    /// Bytes free where `pg_wal` is, when that is another file system.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wal_free: Option<u64>,
     /// Bytes used of `/dev/shm` and its size, when the container runs.
     pub shm: Option<(u64, u64)>,
+}
+
+impl FileFacts {
+    /// Bytes free where there are the least: of the data's file system and of `pg_wal`'s.
+    #[must_use]
+    pub fn least_free(&self) -> u64 {
+        self.wal_free.map_or(self.disk_free, |w| w.min(self.disk_free))
+    }
 }
 
 /// What a look at the directory gave.
@@ -79,6 +90,8 @@ for f in pg_xact/*; do [ -f "$f" ] && echo "xact=${f#pg_xact/}"; done
 echo "kib=$(timeout 2 du -sk . 2>/dev/null | cut -f 1)"
 echo "kib-aside=$(timeout 1 du -sk .drctl 2>/dev/null | cut -f 1)"
 df -Pk . | tail -n 1 | { read -r _ total _ free _; echo "disk=$total $free"; }
+[ "$(stat -c %d .)" = "$(stat -L -c %d pg_wal)" ] ||
+  df -Pk pg_wal/. | tail -n 1 | { read -r _ _ _ free _; echo "wal-free=$free"; }
 control() { pg_controldata -D "$PGDATA" 2>&1; }
 said=$(control)
 # A file that is being written can look torn once; damage stays.
@@ -219,6 +232,9 @@ pub fn parse(output: &str) -> Look {
             },
             disk_free: kib(Some(free)),
             disk_total: kib(Some(total)),
+            wal_free: one("wal-free")
+                .and_then(|f| f.parse::<u64>().ok())
+                .map(|f| f << 10),
             shm: None,
         }),
         control: control::parse(&all("control").join("\n")),
@@ -249,7 +265,7 @@ mod tests {
         let look = parse(
             "owner=0:0\nmode=755\nversion=15\nprogram=postgres (PostgreSQL) 15.20 (Debian 15.20-0+deb12u1)\nuser=999:999\n\
              foreign=. (0:0, mode 755)\nforeign=./base (0:0, mode 700)\nmissing=pg_notify\nwal=000000010000000000000002\n\
-             wal=000000010000000000000001\nxact=0000\nkib=2048\nkib-aside=1024\ndisk=100 50\n\
+             wal=000000010000000000000001\nxact=0000\nkib=2048\nkib-aside=1024\ndisk=100 50\nwal-free=7\n\
              control=pg_controldata: error: could not read file \"x\": read 100 of 296\n",
         );
         let files = look.files.unwrap();
@@ -264,6 +280,7 @@ mod tests {
         );
         assert_eq!(files.data_bytes, 1 << 20);
         assert_eq!((files.disk_total, files.disk_free), (100 << 10, 50 << 10));
+        assert_eq!((files.wal_free, files.least_free()), (Some(7 << 10), 7 << 10));
         assert_eq!(look.server_user.as_deref(), Some("999:999"));
         assert!(look.control.unwrap_err().contains("read 100 of 296"));
     }

@@ -3,10 +3,12 @@
 
 use std::collections::BTreeMap;
 
+use futures_util::future::join_all;
 use tokio::sync::OnceCell;
 
 use super::containers::{self, ContainerState};
 use super::reach::{self, Reach};
+use super::redis::{RedisState, observe};
 use crate::event::SharedReporter;
 use crate::system::System;
 use crate::workload::NetworkInfo;
@@ -21,6 +23,7 @@ pub struct Observer<'a> {
     containers: OnceCell<BTreeMap<String, ContainerState>>,
     networks: OnceCell<Result<Vec<NetworkInfo>, String>>,
     reach: OnceCell<Reach>,
+    redis: OnceCell<BTreeMap<String, Result<RedisState, String>>>,
 }
 
 impl<'a> Observer<'a> {
@@ -33,7 +36,28 @@ impl<'a> Observer<'a> {
             containers: OnceCell::new(),
             networks: OnceCell::new(),
             reach: OnceCell::new(),
+            redis: OnceCell::new(),
         }
+    }
+
+    /// Every Redis server as it answers, by service; or why it could not be asked. Nothing is
+    /// written to it.
+    pub async fn redis(&self) -> &BTreeMap<String, Result<RedisState, String>> {
+        self.redis
+            .get_or_init(|| async {
+                let names = self.system.runbook.redis_services().map(|(n, ..)| n.to_string());
+                join_all(names.map(|name| async move {
+                    let state = match self.system.redis(&name).await {
+                        Ok(server) => Ok(observe(&server, false).await),
+                        Err(e) => Err(e.to_string()),
+                    };
+                    (name, state)
+                }))
+                .await
+                .into_iter()
+                .collect()
+            })
+            .await
     }
 
     /// The containers of all services, by service.

@@ -5,6 +5,7 @@
 //! problem found on the way is collected, so that one run shows the operator all of them.
 
 mod check;
+mod docker_host;
 pub mod duration;
 mod load;
 mod locate;
@@ -19,6 +20,7 @@ mod show;
 mod suggest;
 pub mod text;
 
+pub use docker_host::{DockerHost, SshAddress};
 pub use duration::{format_duration, parse_duration};
 pub use load::{MAX_BYTES, load, parse};
 pub use locate::{LookedAt, NotFound, locate};
@@ -26,13 +28,14 @@ pub use model::{Docker, PlatformKind, Runbook, Service, ServiceKind};
 pub use problem::{Invalid, Problem, ProblemKind};
 pub use raw::{
     Backup, Database, Deadlines, Endpoint, Environment, Expect, Objectives, PostgresBackup, PostgresService,
-    RedisService, Salvage, SecretRef, Table, Thresholds, Validation, WriteCheck, WriteMethod, WriteRequest,
+    RedisService, Salvage, SecretRef, Sessions, Table, Thresholds, Validation, WriteCheck, WriteMethod,
+    WriteRequest,
 };
 pub use schema::schema;
 pub use secret::{SecretError, SecretFailure};
 pub use show::render;
 pub use text::{
-    ColumnName, DatabaseName, DockerHost, HttpUrl, Percent, RoleName, ServiceName, SystemName, TableName,
+    BadText, ColumnName, DatabaseName, HttpUrl, Percent, RoleName, ServiceName, SystemName, TableName,
 };
 
 #[cfg(test)]

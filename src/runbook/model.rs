@@ -6,11 +6,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
+use super::docker_host::DockerHost;
 use super::raw::{
     self, Backup, Deadlines, Endpoint, Environment, Objectives, PostgresService, RedisService, Thresholds,
     WriteCheck,
 };
-use super::text::{DockerHost, ServiceName, SystemName};
+use super::text::{ServiceName, SystemName};
 
 /// One deployment, as its runbook describes it.
 #[derive(Debug, Clone, PartialEq)]
@@ -62,6 +63,8 @@ pub struct Service {
     pub container: Option<String>,
     /// Services that this one needs.
     pub depends_on: Vec<ServiceName>,
+    /// Whether a second instance may be started beside it.
+    pub scale_out: bool,
     /// What the service is, with the facts that its kind needs.
     pub kind: ServiceKind,
 }
@@ -249,6 +252,7 @@ impl Service {
         Some(Self {
             container: raw.container,
             depends_on: raw.depends_on,
+            scale_out: raw.scale_out,
             kind,
         })
     }
@@ -264,6 +268,7 @@ impl Service {
             kind,
             container: self.container.clone(),
             depends_on: self.depends_on.clone(),
+            scale_out: self.scale_out,
             postgres,
             redis,
         }

@@ -12,10 +12,10 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::docker_host::DockerHost;
 use super::duration;
 use super::text::{
-    self, ColumnName, DatabaseName, DockerHost, HttpUrl, Percent, RoleName, ServiceName, SystemName,
-    TableName,
+    self, ColumnName, DatabaseName, HttpUrl, Percent, RoleName, ServiceName, SystemName, TableName,
 };
 
 /// A drctl runbook: the names, objectives and thresholds of one deployment. The procedures are in drctl.
@@ -85,7 +85,7 @@ pub enum Platform {
 #[derive(Debug, Clone, PartialEq, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Docker {
-    /// The engine's address, `unix:///path` or `tcp://host:port` (without TLS). Default: `$DOCKER_HOST`, else the local socket.
+    /// The engine's address: `unix:///path`, `ssh://[user@]host[:port]` or `tcp://host:port` (without TLS). Default: `$DOCKER_HOST`, else the local socket.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host: Option<DockerHost>,
     /// The compose project whose containers these are. Default: the deployment's name.
@@ -123,6 +123,10 @@ pub struct Service {
     /// Services that this one needs. They are started before it and stopped after it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub depends_on: Vec<ServiceName>,
+    /// Whether a second instance may be started beside it when one is not enough: it keeps no data of its own, and
+    /// whoever sends it work finds it by its network name. Only for `kind: app`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub scale_out: bool,
     /// Facts about the PostgreSQL server. Required for `kind: postgres`, refused otherwise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub postgres: Option<PostgresService>,
@@ -260,13 +264,34 @@ pub struct RedisService {
     #[serde(default = "default_redis_port")]
     #[schemars(range(min = 1))]
     pub port: u16,
-    /// Where the password is found. Default: no password is sent.
+    /// Where the password is found. Default: `REDIS_PASSWORD` in the environment of the service's container, if there is one; else no password is sent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub password: Option<SecretRef>,
     /// Key patterns (as in `SCAN MATCH`) of pure cache entries, which may be deleted to free memory. Without any, nothing is deleted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(inner(length(min = 1)))]
     pub disposable_patterns: Vec<String>,
+    /// How the application keeps its sessions. Without it, stuck sessions are not looked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sessions: Option<Sessions>,
+}
+
+/// How the application keeps its sessions in Redis: a set of all of them that is counted against a limit, and one key for each.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Sessions {
+    /// The set whose members are counted against the limit, for example `sessions:all`.
+    #[schemars(length(min = 1))]
+    pub index: String,
+    /// What stands before a member's name in the key that exists as long as the session lives, for example `session:`.
+    #[schemars(length(min = 1))]
+    pub owner_prefix: String,
+    /// How many sessions the application admits.
+    #[schemars(range(min = 1))]
+    pub limit: u64,
+    /// The database that holds them.
+    #[serde(default)]
+    pub database: u32,
 }
 
 impl Default for RedisService {
@@ -275,6 +300,7 @@ impl Default for RedisService {
             port: default_redis_port(),
             password: None,
             disposable_patterns: Vec::new(),
+            sessions: None,
         }
     }
 }

@@ -225,10 +225,3 @@ mod tests {
         );
     }
 }
-#[cfg(test)]
-mod tmpgen {
-    #[test]
-    fn tmpgen() {
-        std::fs::write("runbooks/schema.json", super::schema()).unwrap();
-    }
-}

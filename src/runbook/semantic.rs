@@ -63,12 +63,12 @@ fn service(service: &Entry, path: &DocumentPath, found: &mut Collector<'_>) {
         .get("kind")
         .and_then(Node::text)
         .filter(|kind| ["postgres", "redis", "nginx", "app"].contains(kind));
-    for facts in ["postgres", "redis"] {
+    for (facts, of) in [("postgres", "postgres"), ("redis", "redis"), ("scale-out", "app")] {
         if let (Some(kind), Some(entry)) = (kind, service.node.entry(facts))
-            && kind != facts
+            && kind != of
         {
             let message = format!("`{facts}` does not belong to a service of kind `{kind}`");
-            let suggestion = format!("remove it, or write `kind: {facts}`");
+            let suggestion = format!("remove it, or write `kind: {of}`");
             found.add(
                 ProblemKind::BadValue,
                 entry.key_at,

@@ -104,7 +104,7 @@ fn each_mistake_is_one_problem_at_its_place() {
         (
             "    kind: app",
             "    kind: app\n    colour: red",
-            "16:5 services.web.colour: unknown key `colour` | one of `kind`, `container`, `depends-on`, `postgres`, `redis`",
+            "16:5 services.web.colour: unknown key `colour` | one of `kind`, `container`, `depends-on`, `scale-out`, `postgres`, `redis`",
         ),
         // wrong types
         (
@@ -245,13 +245,13 @@ fn each_mistake_is_one_problem_at_its_place() {
         ),
         (
             "docker: {}",
-            "docker: { host: ssh://root@db }",
-            "5:19 platform.docker.host: ssh:// is not supported yet | run drctl on that host, or forward its socket: `ssh -nNT -L /run/remote-docker.sock:/var/run/docker.sock HOST` and unix:///run/remote-docker.sock",
+            "docker: { host: ssh://root@-oProxyCommand=x }",
+            "5:19 platform.docker.host: the host's name holds something that a host name does not | for example `ssh://admin@192.168.1.11:2222`",
         ),
         (
             "docker: {}",
             "docker: { host: 10.0.0.5 }",
-            "5:19 platform.docker.host: not an address of a Docker engine | for example `unix:///var/run/docker.sock` or `tcp://10.0.0.5:2375`",
+            "5:19 platform.docker.host: not an address of a Docker engine | for example `unix:///var/run/docker.sock`, `ssh://admin@192.168.1.11` or `tcp://10.0.0.5:2375`",
         ),
         (
             "shop: {}",

@@ -5,12 +5,13 @@
 
 use std::borrow::{Borrow, Cow};
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::str::FromStr;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
+use super::docker_host::DockerHost;
 use super::duration::parse_duration;
 
 /// Why a text is not acceptable, and what would be.
@@ -131,6 +132,8 @@ macro_rules! text_type {
         }
     };
 }
+
+pub(super) use text_type;
 
 text_type!(
     /// The name of a deployment or of a compose project: `[a-z0-9][a-z0-9_.-]{0,62}`.
@@ -374,53 +377,6 @@ impl fmt::Display for TableName {
 }
 
 text_type!(@serde TableName, "drctl-table-name", { "minLength": 1 });
-
-/// The address of a Docker engine.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum DockerHost {
-    /// A socket of this host.
-    Unix(PathBuf),
-    /// `host:port` of an engine that listens without TLS.
-    Tcp(String),
-}
-
-impl FromStr for DockerHost {
-    type Err = BadText;
-
-    fn from_str(text: &str) -> Result<Self, BadText> {
-        let example = "for example `unix:///var/run/docker.sock` or `tcp://10.0.0.5:2375`";
-        match text.split_once("://") {
-            Some(("unix", path)) if Path::new(path).is_absolute() => Ok(Self::Unix(PathBuf::from(path))),
-            Some(("unix", _)) => Err(BadText::new("the socket's path is not absolute", example)),
-            Some(("tcp", address)) => {
-                let port = address
-                    .trim_end_matches('/')
-                    .rsplit_once(':')
-                    .filter(|(host, _)| !host.is_empty());
-                match port.map(|(_, port)| port.parse::<u16>()) {
-                    Some(Ok(1..)) => Ok(Self::Tcp(address.trim_end_matches('/').to_owned())),
-                    _ => Err(BadText::new("a tcp:// address needs a host and a port", example)),
-                }
-            }
-            Some(("ssh", _)) => Err(BadText::new(
-                "ssh:// is not supported yet",
-                "run drctl on that host, or forward its socket: `ssh -nNT -L /run/remote-docker.sock:/var/run/docker.sock HOST` and unix:///run/remote-docker.sock",
-            )),
-            _ => Err(BadText::new("not an address of a Docker engine", example)),
-        }
-    }
-}
-
-impl fmt::Display for DockerHost {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Unix(path) => write!(f, "unix://{}", path.display()),
-            Self::Tcp(address) => write!(f, "tcp://{address}"),
-        }
-    }
-}
-
-text_type!(@serde DockerHost, "drctl-docker-host", { "pattern": "^(unix|tcp)://" });
 
 /// A percentage between 0 and 100, written as a plain number.
 #[derive(Debug, Clone, Copy, PartialEq, PartialOrd)]

@@ -4,7 +4,10 @@
 pub mod db_corruption;
 pub mod ladder;
 pub mod network_partition;
+pub mod redis_failure;
+pub mod redis_oom;
 pub mod service_crash;
+pub mod stuck_sessions;
 
 use std::pin::Pin;
 
@@ -203,6 +206,9 @@ pub fn registry() -> Vec<Entry> {
     vec![
         entry::<db_corruption::DbCorruption>(),
         entry::<network_partition::NetworkPartition>(),
+        entry::<redis_oom::RedisOom>(),
+        entry::<redis_failure::RedisFailing>(),
         entry::<service_crash::ServiceCrash>(),
+        entry::<stuck_sessions::StuckSessions>(),
     ]
 }

@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bollard::container::LogOutput;
@@ -12,12 +14,13 @@ use bollard::query_parameters as q;
 use futures_util::StreamExt;
 use jiff::Timestamp;
 
+use super::ssh::Tunnel;
 use super::{Attachment, ContainerInfo, ExecOutput, LogLine, MountInfo, Status, WorkloadError};
+use crate::runbook::DockerHost;
 
 /// Seconds that bollard allows a whole request, body included. Our own deadlines are
 /// shorter; this one only has to stay out of the way of a slow `stop`.
 const TRANSPORT_TIMEOUT_SECS: u64 = 3600;
-const DEFAULT_HOST: &str = "unix:///var/run/docker.sock";
 const EXEC_OUTPUT_LIMIT: usize = 1 << 20;
 
 /// A connected engine. Cheap to clone.
@@ -25,40 +28,73 @@ const EXEC_OUTPUT_LIMIT: usize = 1 << 20;
 pub struct Docker {
     pub(super) api: bollard::Docker,
     pub(super) host: String,
+    address: DockerHost,
     pub(super) deadline: Duration,
+    tunnel: Option<Arc<Tunnel>>,
+}
+
+/// How a port of a container is reached from this machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reach {
+    /// Address or name.
+    pub host: String,
+    /// TCP port.
+    pub port: u16,
+    /// Directory with a socket `.s.PGSQL.PORT` that leads there; TCP when `None`.
+    pub socket_dir: Option<PathBuf>,
 }
 
 impl Docker {
-    /// Connects to `host` (`unix://PATH` or `tcp://HOST:PORT`; the local socket by
-    /// default), checks that an engine answers within `deadline`, and agrees on an API
-    /// version. `deadline` then bounds every small request.
+    /// Connects to `host` (`unix://PATH`, `ssh://[USER@]HOST[:PORT]` or `tcp://HOST:PORT`;
+    /// the local socket by default), checks that an engine answers within `deadline`, and
+    /// agrees on an API version. `deadline` then bounds every small request.
     ///
     /// # Errors
     /// [`WorkloadError::Unreachable`] when nothing listens or permission is missing,
     /// [`WorkloadError::Timeout`] when something listens and does not answer.
     pub async fn connect(host: Option<&str>, deadline: Duration) -> Result<Self, WorkloadError> {
-        let host = host.unwrap_or(DEFAULT_HOST).to_owned();
+        let address = match host {
+            None => DockerHost::default(),
+            Some(text) => text
+                .parse()
+                .map_err(|e: crate::runbook::BadText| WorkloadError::Unreachable {
+                    host: text.to_owned(),
+                    cause: e.message,
+                })?,
+        };
+        let host = address.to_string();
         let unreachable = |cause: String| WorkloadError::Unreachable {
             host: host.clone(),
             cause,
         };
-        let api = if let Some(path) = host.strip_prefix("unix://") {
-            // bollard opens the socket late and words its errors vaguely: look first.
-            if let Err(e) = std::os::unix::net::UnixStream::connect(path) {
-                return Err(unreachable(match e.kind() {
-                    std::io::ErrorKind::NotFound => format!("there is no socket at {path}"),
-                    std::io::ErrorKind::PermissionDenied => format!(
-                        "permission denied on {path}: run as root or as a member of the group that owns it"
-                    ),
-                    std::io::ErrorKind::ConnectionRefused => {
-                        format!("nothing listens on {path}: the engine is not running")
-                    }
-                    _ => e.to_string(),
-                }));
+        let mut tunnel = None;
+        let api = match &address {
+            DockerHost::Unix(path) => {
+                let path = path.display().to_string();
+                // bollard opens the socket late and words its errors vaguely: look first.
+                if let Err(e) = std::os::unix::net::UnixStream::connect(&path) {
+                    return Err(unreachable(match e.kind() {
+                        std::io::ErrorKind::NotFound => format!("there is no socket at {path}"),
+                        std::io::ErrorKind::PermissionDenied => format!(
+                            "permission denied on {path}: run as root or as a member of the group that owns it"
+                        ),
+                        std::io::ErrorKind::ConnectionRefused => {
+                            format!("nothing listens on {path}: the engine is not running")
+                        }
+                        _ => e.to_string(),
+                    }));
+                }
+                over_socket(&path)
             }
-            bollard::Docker::connect_with_unix(path, TRANSPORT_TIMEOUT_SECS, bollard::API_DEFAULT_VERSION)
-        } else {
-            bollard::Docker::connect_with_http(&host, TRANSPORT_TIMEOUT_SECS, bollard::API_DEFAULT_VERSION)
+            DockerHost::Ssh(ssh) => {
+                let opened = Tunnel::open(ssh, deadline).await?;
+                let socket = opened.socket().display().to_string();
+                tunnel = Some(Arc::new(opened));
+                over_socket(&socket)
+            }
+            DockerHost::Tcp(_) => {
+                bollard::Docker::connect_with_http(&host, TRANSPORT_TIMEOUT_SECS, bollard::API_DEFAULT_VERSION)
+            }
         }
         .map_err(|e| unreachable(chain(&e)))?;
         let negotiated = tokio::time::timeout(deadline, api.negotiate_version())
@@ -68,11 +104,24 @@ impl Docker {
                 what: "the version question".into(),
                 deadline,
             })?
-            .map_err(|e| unreachable(chain(&e)))?;
+            .map_err(|e| match (&tunnel, &address) {
+                // What `ssh` says of it: no such socket there, or forwarding not allowed.
+                (Some(tunnel), DockerHost::Ssh(ssh)) => unreachable(format!(
+                    "{} lets us in, but not to {}: {}",
+                    ssh.login(),
+                    ssh.socket.display(),
+                    Some(tunnel.words())
+                        .filter(|w| !w.is_empty())
+                        .unwrap_or_else(|| chain(&e))
+                )),
+                _ => unreachable(chain(&e)),
+            })?;
         Ok(Self {
             api: negotiated,
             host,
+            address,
             deadline,
+            tunnel,
         })
     }
 
@@ -85,7 +134,53 @@ impl Docker {
     /// True when the engine shares this machine's file system.
     #[must_use]
     pub fn is_local(&self) -> bool {
-        self.host.starts_with("unix://")
+        matches!(self.address, DockerHost::Unix(_))
+    }
+
+    /// How a port of a running container is reached: at the container's own address where
+    /// the engine is local, through the connection where it is reached by SSH, at its
+    /// published port otherwise.
+    ///
+    /// # Errors
+    /// `NotFound` when there is no way to it; the connection's trouble.
+    pub async fn reach(&self, container: &ContainerInfo, port: u16) -> Result<Reach, WorkloadError> {
+        // A container on the host's own network has no address of its own.
+        let shares_host = container.networks.contains_key("host");
+        let own = container.address().or_else(|| shares_host.then_some("127.0.0.1"));
+        let published = container
+            .published
+            .get(&format!("{port}/tcp"))
+            .and_then(|a| a.rsplit_once(':'))
+            .and_then(|(host, port)| Some((host.to_owned(), port.parse().ok()?)));
+        let reach = |host: &str, port| Reach {
+            host: host.to_owned(),
+            port,
+            socket_dir: None,
+        };
+        let found = match (&self.address, &self.tunnel) {
+            (DockerHost::Tcp(engine), _) => {
+                let engine = engine.rsplit_once(':').map_or(engine.as_str(), |(host, _)| host);
+                match published {
+                    // Published on every address: on the engine's as well.
+                    Some((host, port)) if host == "127.0.0.1" => Some(reach(engine, port)),
+                    Some((host, port)) => Some(reach(&host, port)),
+                    None => shares_host.then(|| reach(engine, port)),
+                }
+            }
+            (_, Some(tunnel)) => match own.and_then(|a| a.parse().ok()) {
+                Some(address) => Some(Reach {
+                    socket_dir: Some(tunnel.forward(address, port).await?),
+                    ..reach(&address.to_string(), port)
+                }),
+                None => None,
+            },
+            _ => own
+                .map(|address| reach(address, port))
+                .or_else(|| published.map(|(host, port)| reach(&host, port))),
+        };
+        found.ok_or_else(|| WorkloadError::NotFound {
+            what: format!("a way to port {port} of container {}", container.name),
+        })
     }
 
     /// Runs one request under a deadline and names it in every error.
@@ -95,27 +190,40 @@ impl Docker {
         deadline: Duration,
         request: impl Future<Output = Result<T, BollardError>>,
     ) -> Result<T, WorkloadError> {
+        if let Some(tunnel) = &self.tunnel {
+            tunnel.ready().await?;
+        }
         match tokio::time::timeout(deadline, request).await {
             Err(_) => Err(WorkloadError::Timeout {
                 host: self.host.clone(),
                 what: what.to_owned(),
                 deadline,
             }),
-            Ok(Err(e)) => Err(self.classify(what, &e)),
+            Ok(Err(e)) => Err(self.classify(what, &e).await),
             Ok(Ok(v)) => Ok(v),
         }
     }
 
-    fn classify(&self, what: &str, e: &BollardError) -> WorkloadError {
+    pub(super) async fn classify(&self, what: &str, e: &BollardError) -> WorkloadError {
         match e {
             BollardError::DockerResponseServerError { status_code: 404, .. } => {
-                WorkloadError::NotFound { what: what.into() }
+                return WorkloadError::NotFound { what: what.into() };
             }
-            BollardError::DockerResponseServerError { status_code, message } => WorkloadError::Engine {
-                what: what.into(),
-                status: *status_code,
-                message: message.trim().to_owned(),
-            },
+            BollardError::DockerResponseServerError { status_code, message } => {
+                return WorkloadError::Engine {
+                    what: what.into(),
+                    status: *status_code,
+                    message: message.trim().to_owned(),
+                };
+            }
+            _ => {}
+        }
+        if let Some(tunnel) = &self.tunnel
+            && let Some(broken) = tunnel.broken().await
+        {
+            return broken;
+        }
+        match e {
             BollardError::SocketNotFoundError(_) | BollardError::HyperLegacyError { .. } => {
                 WorkloadError::Unreachable {
                     host: self.host.clone(),
@@ -159,6 +267,8 @@ impl Docker {
                 "com.docker.compose.oneoff=False".to_owned(),
             ])
             .await?;
+        // What a recovery has set aside still has the labels that it was created with.
+        found.retain(|(_, name)| !name.contains(crate::plan::SET_ASIDE));
         found.sort_by(|a, b| a.1.cmp(&b.1));
         match found.first() {
             Some((id, _)) => self.inspect(id).await,
@@ -429,6 +539,10 @@ impl Docker {
         })
         .await
     }
+}
+
+fn over_socket(path: &str) -> Result<bollard::Docker, BollardError> {
+    bollard::Docker::connect_with_unix(path, TRANSPORT_TIMEOUT_SECS, bollard::API_DEFAULT_VERSION)
 }
 
 fn append(to: &mut Vec<u8>, bytes: &[u8]) {

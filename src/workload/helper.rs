@@ -5,13 +5,14 @@
 //! and the helper stops its program and itself. The engine removes an ended helper by
 //! itself (auto-remove), so nothing that drctl started outlives drctl.
 
+use std::collections::HashMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use bollard::container::LogOutput;
 use bollard::errors::Error as BollardError;
-use bollard::models::{ContainerCreateBody, HostConfig, Mount, MountType};
+use bollard::models::{ContainerCreateBody, HostConfig, Mount, MountType, MountVolumeOptions};
 use bollard::query_parameters as q;
 use futures_util::StreamExt;
 use secrecy::{ExposeSecret, SecretString};
@@ -65,7 +66,8 @@ static COUNTER: AtomicU32 = AtomicU32::new(0);
 /// One mount of a helper.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HelperMount {
-    /// Path on the engine's host, or a volume's name.
+    /// Path on the engine's host, or a volume's name; empty for a volume of the helper's
+    /// own, which goes when it goes.
     pub source: String,
     /// Path inside the helper.
     pub target: String,
@@ -112,6 +114,8 @@ pub struct HelperSpec {
     /// `/dev/shm` in bytes: the default 64 MiB breaks parallel plans and looks like a
     /// full disk.
     pub shm_size: u64,
+    /// Whether it sees the processes of the engine's host: only for faults, which hit them.
+    pub host_processes: bool,
     /// Signal that asks the program to end: `INT` for a PostgreSQL server (fast
     /// shutdown), `TERM` otherwise.
     pub stop_signal: &'static str,
@@ -137,6 +141,7 @@ impl HelperSpec {
             volumes_from: None,
             network: HelperNetwork::None,
             shm_size: 256 << 20,
+            host_processes: false,
             stop_signal: "TERM",
             detached: None,
         }
@@ -234,7 +239,7 @@ impl Docker {
     /// in between, or the engine stopped answering. They never run, so neither a lease nor
     /// auto-remove ends them. Best effort: the next run tries again.
     async fn remove_never_started(&self, deployment: &str) {
-        let filters = std::collections::HashMap::from([
+        let filters = HashMap::from([
             (
                 "label".to_owned(),
                 vec![format!("{}={deployment}", super::LABEL_DEPLOYMENT)],
@@ -267,6 +272,9 @@ impl Docker {
         let number = COUNTER.fetch_add(1, Ordering::Relaxed);
         if number == 0 {
             self.remove_never_started(&spec.deployment).await;
+            if !self.is_local() {
+                self.remove_abandoned_volumes(&spec.deployment).await;
+            }
         }
         let name = format!(
             "drctl-{}-{}-{}-{}",
@@ -444,6 +452,14 @@ impl Helper {
 }
 
 fn create_body(spec: &HelperSpec) -> ContainerCreateBody {
+    let labels: HashMap<String, String> = [
+        (LABEL_DEPLOYMENT, &spec.deployment),
+        (LABEL_PURPOSE, &spec.purpose),
+        (LABEL_RUN, &spec.run),
+    ]
+    .into_iter()
+    .map(|(k, v)| (k.to_owned(), v.clone()))
+    .collect();
     let mut env: Vec<String> = spec.env.iter().map(|(k, v)| format!("{k}={v}")).collect();
     env.extend(
         spec.secrets
@@ -456,13 +472,18 @@ fn create_body(spec: &HelperSpec) -> ContainerCreateBody {
         .iter()
         .map(|m| Mount {
             target: Some(m.target.clone()),
-            source: Some(m.source.clone()),
+            source: (!m.source.is_empty()).then(|| m.source.clone()),
             typ: Some(if m.source.starts_with('/') {
                 MountType::BIND
             } else {
                 MountType::VOLUME
             }),
             read_only: Some(m.read_only),
+            // Only a volume that is made for it gets them.
+            volume_options: m.source.is_empty().then(|| MountVolumeOptions {
+                labels: Some(labels.clone()),
+                ..MountVolumeOptions::default()
+            }),
             ..Mount::default()
         })
         .collect();
@@ -485,16 +506,7 @@ fn create_body(spec: &HelperSpec) -> ContainerCreateBody {
         attach_stdout: Some(leased),
         attach_stderr: Some(leased),
         tty: Some(false),
-        labels: Some(
-            [
-                (LABEL_DEPLOYMENT, &spec.deployment),
-                (LABEL_PURPOSE, &spec.purpose),
-                (LABEL_RUN, &spec.run),
-            ]
-            .into_iter()
-            .map(|(k, v)| (k.to_owned(), v.clone()))
-            .collect(),
-        ),
+        labels: Some(labels),
         host_config: Some(HostConfig {
             auto_remove: Some(true),
             network_mode: Some(match &spec.network {
@@ -502,6 +514,7 @@ fn create_body(spec: &HelperSpec) -> ContainerCreateBody {
                 HelperNetwork::Bridge => "bridge".to_owned(),
                 HelperNetwork::Container(id) => format!("container:{id}"),
             }),
+            pid_mode: spec.host_processes.then(|| "host".to_owned()),
             mounts: Some(mounts),
             volumes_from: spec
                 .volumes_from

@@ -1,5 +1,6 @@
 //! Where services run. Only Docker so far: one `bollard` client type covers a
-//! local and a remote engine, so there is one implementation and no trait.
+//! local and a remote engine, so there is one implementation and no trait. A remote one is
+//! reached by SSH (`ssh`).
 //!
 //! Two ways to run a program beside a service, and the choice matters:
 //!
@@ -10,9 +11,13 @@
 //!   server versions always match). It holds a lease: when drctl dies, for whatever
 //!   reason, the helper ends and the engine removes it.
 
+mod create;
 mod docker;
 mod helper;
 mod network;
+mod ssh;
+mod staging;
+mod transfer;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -20,9 +25,13 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-pub use docker::Docker;
+use crate::runbook::{DockerHost, SshAddress};
+
+pub use create::{Like, Role};
+pub use docker::{Docker, Reach};
 pub use helper::{Helper, HelperMount, HelperNetwork, HelperOutput, HelperSpec};
 pub use network::NetworkInfo;
+pub use staging::{Meter, Staging, StagingSpec, metered};
 
 /// Label on everything that drctl creates: the deployment it was made for.
 pub const LABEL_DEPLOYMENT: &str = "drctl.deployment";
@@ -76,6 +85,14 @@ pub enum WorkloadError {
         /// The chain of causes.
         cause: String,
     },
+    /// Files could not be brought to or from the engine's host.
+    #[error("{what}: {cause}")]
+    Transfer {
+        /// Which files, and where to.
+        what: String,
+        /// Why.
+        cause: String,
+    },
     /// A helper did not finish within its deadline and was ended.
     #[error("the helper container for {purpose} did not finish within {} and was ended", crate::event::seconds(*deadline))]
     HelperDeadline {
@@ -91,6 +108,18 @@ impl WorkloadError {
     #[must_use]
     pub fn is_unreachable(&self) -> bool {
         matches!(self, Self::Unreachable { .. } | Self::Timeout { .. })
+    }
+
+    /// Where the engine was looked for, when that is another host reached by SSH.
+    #[must_use]
+    pub fn ssh(&self) -> Option<SshAddress> {
+        match self {
+            Self::Unreachable { host, .. } | Self::Timeout { host, .. } => match host.parse() {
+                Ok(DockerHost::Ssh(address)) => Some(address),
+                _ => None,
+            },
+            _ => None,
+        }
     }
 }
 

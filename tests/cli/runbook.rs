@@ -74,6 +74,30 @@ fn the_simgen_runbook_says_what_the_guide_says() {
     assert_eq!(thresholds.sessions, Some(1000));
 }
 
+#[test]
+fn the_trading_runbook_says_what_the_guide_says() {
+    let runbook = load(&runbooks().join("trading.yaml")).unwrap();
+    assert_eq!(runbook.docker().compose_project.as_str(), "deploy");
+    assert_eq!(runbook.objectives.rto, Duration::from_mins(30));
+    assert_eq!(runbook.objectives.rpo, Duration::from_hours(24));
+    let percent = drctl::runbook::Percent::get;
+    assert_eq!(runbook.objectives.availability.map(percent), Some(99.9));
+    assert_eq!(runbook.thresholds.disk.map(percent), Some(90.0));
+    let names: Vec<&str> = runbook
+        .services
+        .keys()
+        .map(drctl::runbook::ServiceName::as_str)
+        .collect();
+    assert_eq!(names, ["api", "db", "redis"]);
+    assert_eq!(
+        runbook.endpoints["healthz"].url.as_str(),
+        "http://127.0.0.1:8085/healthz"
+    );
+    let (_, _, postgres) = runbook.postgres_services().next().unwrap();
+    assert_eq!(postgres.admin_user.as_str(), "postgres");
+    assert_eq!(postgres.databases["trading"].validation.len(), 2);
+}
+
 fn refused_quickly(path: &Path) -> drctl::runbook::Problem {
     let start = Instant::now();
     let invalid = load(path).expect_err("the file should be refused");

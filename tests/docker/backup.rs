@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::stack::{Stack, docker, run};
+use crate::silence::hanging_socket;
+use crate::stack::{Mounted, Stack, docker, run};
 
 const ACCOUNTS: &str = "select count(*), sum(id) from accounts";
 /// What drctl ends with when it is killed while a helper works.
@@ -193,7 +194,7 @@ fn a_person_restores_by_the_set_alone(stack: &Stack) {
 }
 
 /// Helpers that still run after `PATIENCE`. Between its creation and its start a helper has no lease yet, and the
-/// engine knows no call that does both: one that was never started lies there, inert, until the next run removes it.
+/// engine knows no call that does both: one that was never started lies there, inert, until the next backup removes it.
 fn still_at_work(stack: &Stack) -> String {
     let end = Instant::now() + PATIENCE;
     loop {
@@ -228,10 +229,40 @@ fn killed_at_any_moment(stack: &Stack) {
             "killed after {millis} ms: {after:?}"
         );
     }
+    let never_started = killed_before_a_start(stack);
     let set = create(stack, &[]);
+    let left = stack.leftovers_after(PATIENCE);
+    assert_eq!(left, "", "of these: {never_started}");
     let after = listed(stack);
     assert!(after.values().all(|s| s == "good"), "{after:?}");
     assert!(set.is_dir());
+}
+
+/// Killed between the creation of a helper and its start, surely: the engine never answers the start. Gives the
+/// helper that lies there.
+fn killed_before_a_start(stack: &Stack) -> String {
+    let socket = stack.dir.path().join("no-start.sock");
+    hanging_socket(&socket, |_, request| {
+        let line = request.split(|b| *b == b'\r').next().unwrap_or_default();
+        let line = String::from_utf8_lossy(line);
+        line.contains("/containers/") && line.contains("/start")
+    });
+    let mut child = stack
+        .command(&["backup"])
+        .env("DOCKER_HOST", format!("unix://{}", socket.display()))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let end = Instant::now() + Duration::from_secs(20);
+    while !stack.leftovers().contains(" Created") && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let _ = child.kill();
+    let _ = child.wait();
+    let left = stack.leftovers();
+    assert!(left.contains(" Created"), "no helper was created: {left:?}");
+    left
 }
 
 fn two_at_once(stack: &Stack) {
@@ -264,25 +295,14 @@ fn two_at_once(stack: &Stack) {
 struct SmallDisk<'a> {
     stack: &'a Stack,
     path: PathBuf,
+    _mounted: Mounted,
 }
 
 impl<'a> SmallDisk<'a> {
     /// `None`, and said, where mounting is not allowed.
     fn mount(stack: &'a Stack, mib: u32) -> Option<Self> {
         let path = stack.dir.path().join(format!("disk-{mib}"));
-        fs::create_dir_all(&path).unwrap();
-        let mut mount = Command::new("mount");
-        mount
-            .args(["-t", "tmpfs", "-o", &format!("size={mib}m"), "tmpfs"])
-            .arg(&path);
-        let out = run(&mut mount, None, Duration::from_secs(10));
-        if out.code != Some(0) {
-            eprintln!(
-                "SKIPPED: no file system can be mounted here: {}",
-                out.stderr.trim()
-            );
-            return None;
-        }
+        let mounted = Mounted::at(path.clone(), &format!("{mib}m"))?;
         let text = fs::read_to_string(stack.runbook()).unwrap();
         let usual = format!("directory: {}\n", backups(stack).display());
         assert!(text.contains(&usual));
@@ -291,17 +311,16 @@ impl<'a> SmallDisk<'a> {
             text.replace(&usual, &format!("directory: {}\n", path.display())),
         )
         .unwrap();
-        Some(Self { stack, path })
+        Some(Self {
+            stack,
+            path,
+            _mounted: mounted,
+        })
     }
 }
 
 impl Drop for SmallDisk<'_> {
     fn drop(&mut self) {
-        run(
-            Command::new("umount").arg("-l").arg(&self.path),
-            None,
-            Duration::from_secs(10),
-        );
         self.stack.write_runbook("lab");
     }
 }

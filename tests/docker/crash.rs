@@ -1,7 +1,8 @@
-//! Killed after any record of its journal, a recovery ends wholly old or wholly new, never mixed.
+//! Killed after any record of its journal, a recovery ends wholly old or wholly new, never mixed; and so does the
+//! undo of one. What was tried and how it ended stands in `target/crash-table.md` too.
 
-use std::io::{BufRead, BufReader};
-use std::path::PathBuf;
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -16,8 +17,62 @@ const READ: &str = "set enable_indexscan = off; set enable_indexonlyscan = off; 
 const SETTINGS: &str = "select d.oid, datallowconn, datconnlimit, datacl, s.setrole, s.setconfig from pg_database d \
                         left join pg_db_role_setting s on s.setdatabase = d.oid where datname = 'simgen' order by 5";
 
+/// One line per crash, to standard output as it comes, and in the end a section of `target/crash-table.md`.
+pub struct Table {
+    title: String,
+    lines: Vec<String>,
+}
+
+impl Table {
+    pub fn new(title: &str, records: usize, points: usize) -> Self {
+        let table = Self {
+            title: title.to_owned(),
+            lines: vec![
+                format!("killed after {points} of {records} records (all with DRCTL_FULL_SWEEP=1)"),
+                String::new(),
+                "| record | kind               | then   | end | seconds |".to_owned(),
+                "|-------:|--------------------|--------|-----|--------:|".to_owned(),
+            ],
+        };
+        say(&format!("\n{title}: {}", table.lines.join("\n")));
+        table
+    }
+
+    pub fn row(&mut self, n: usize, kind: &str, then: &str, end: &str, took: Duration) {
+        let line = format!(
+            "| {n:>6} | {kind:<18} | {then:<6} | {end} | {:>7.1} |",
+            took.as_secs_f64()
+        );
+        say(&line);
+        self.lines.push(line);
+    }
+
+    /// Takes the place of the section of the same title, and leaves the others.
+    pub fn write(&self) {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/crash-table.md");
+        let before = std::fs::read_to_string(&path).unwrap_or_default();
+        let heading = format!("{}\n", self.title);
+        let mut sections: Vec<String> = before
+            .split("\n## ")
+            .skip(1)
+            .filter(|section| !section.starts_with(&heading))
+            .map(|section| section.trim_end().to_owned())
+            .collect();
+        sections.push(format!("{heading}\n{}", self.lines.join("\n")));
+        sections.sort();
+        let text = format!("# Killed, and then\n\n## {}\n", sections.join("\n\n## "));
+        std::fs::write(&path, text).unwrap();
+        say(&format!("in {}", path.display()));
+    }
+}
+
+/// To standard output past the harness, which keeps what a passing test prints.
+fn say(line: &str) {
+    let _ = writeln!(std::io::stdout(), "{line}");
+}
+
 /// The two ends that are allowed.
-struct Ends {
+pub struct Ends {
     old: String,
     new: String,
 }
@@ -43,7 +98,7 @@ fn state(stack: &Stack) -> String {
 
 impl Ends {
     /// Which end this is; what it is instead, if it is none.
-    fn of(&self, stack: &Stack, settings: &str) -> Result<&'static str, String> {
+    pub fn of(&self, stack: &Stack, settings: &str) -> Result<&'static str, String> {
         let now = state(stack);
         let set = stack.psql(SETTINGS).unwrap_or_else(|e| e);
         // The oid is another one for a restored database, and everything else must be as before.
@@ -68,7 +123,7 @@ impl Ends {
 }
 
 /// The newest incident: its identity and its directory.
-fn newest(stack: &Stack) -> (String, PathBuf) {
+pub fn newest(stack: &Stack) -> (String, PathBuf) {
     let directory = std::fs::read_dir(stack.state().join("incidents"))
         .unwrap()
         .map(|e| e.unwrap().path())
@@ -79,7 +134,7 @@ fn newest(stack: &Stack) -> (String, PathBuf) {
 }
 
 /// What the records of a journal say, one word each.
-fn kinds(directory: &std::path::Path) -> Vec<String> {
+pub fn kinds(directory: &std::path::Path) -> Vec<String> {
     std::fs::read_to_string(directory.join("journal.jsonl"))
         .unwrap()
         .lines()
@@ -93,7 +148,7 @@ fn kinds(directory: &std::path::Path) -> Vec<String> {
         .collect()
 }
 
-fn recover_args(remedy: &str) -> Vec<&str> {
+pub fn recover_args(remedy: &str) -> Vec<&str> {
     vec!["recover", "db-corruption", "--remedy", remedy]
 }
 
@@ -121,7 +176,7 @@ fn crashed(stack: &Stack, remedy: &str, n: usize) -> Result<Option<(String, Stri
     Ok(Some((id, kinds[n - 1].clone())))
 }
 
-fn expect_ok(what: &str, out: &Output) -> Result<(), String> {
+pub fn expect_ok(what: &str, out: &Output) -> Result<(), String> {
     if out.code == Some(0) {
         return Ok(());
     }
@@ -155,13 +210,19 @@ fn finish(
             return Err(format!("taken back, it is {back}"));
         }
     }
+    close(stack, id)?;
+    Ok(seen)
+}
+
+/// Closes an incident, after which nothing of it may be left.
+pub fn close(stack: &Stack, id: &str) -> Result<(), String> {
     expect_ok("close", &stack.agreed(&["incident", "close", id]))?;
     let databases = stack.psql("select datname from pg_database where datname ~ 'drctl'")?;
     let mut files = stack.set_aside();
     files = files.lines().filter(|l| !l.starts_with("fault-")).collect();
     let left = stack.leftovers_after(Duration::from_secs(5));
     if databases.is_empty() && files.is_empty() && left.is_empty() {
-        return Ok(seen);
+        return Ok(());
     }
     Err(format!("closed, and left: {databases:?} {files:?} {left:?}"))
 }
@@ -205,20 +266,7 @@ fn sweep(stack: &Stack, remedy: &str, ends: &Ends, settings: &str) -> Vec<String
         return vec![format!("{remedy}: {why}")];
     }
     let chosen = chosen(&kinds, full);
-    eprintln!(
-        "\n{remedy}: {} records, crashed after {}{}",
-        kinds.len(),
-        chosen.len(),
-        if full {
-            ""
-        } else {
-            " of them (all with DRCTL_FULL_SWEEP=1)"
-        }
-    );
-    eprintln!(
-        "{:>3}  {:<18} {:<7} {:<5} {:>6}",
-        "N", "record", "then", "end", "s"
-    );
+    let mut table = Table::new(remedy, kinds.len(), chosen.len());
     for (i, &n) in chosen.iter().enumerate() {
         let began = Instant::now();
         let resume = if full { n % 2 == 0 } else { i % 2 == 1 };
@@ -228,11 +276,11 @@ fn sweep(stack: &Stack, remedy: &str, ends: &Ends, settings: &str) -> Vec<String
             Ok(None) => Err("it was not killed".into()),
             Err(why) => Err(why),
         };
-        let took = began.elapsed().as_secs_f64();
         match seen {
-            Ok((kind, end)) => eprintln!("{n:>3}  {kind:<18} {then:<7} {end:<5} {took:>6.1}"),
+            Ok((kind, end)) => table.row(n, &kind, then, end, began.elapsed()),
             Err(why) => {
-                eprintln!("{n:>3}  {:<18} {then:<7} FAILED {why}", kinds[n - 1]);
+                let why = format!("FAILED: {why}").replace('\n', " ");
+                table.row(n, &kinds[n - 1], then, &why, began.elapsed());
                 failures.push(format!("{remedy} {n}"));
                 // The next one needs the damage back, and no incident half-way.
                 let (id, _) = newest(stack);
@@ -241,6 +289,7 @@ fn sweep(stack: &Stack, remedy: &str, ends: &Ends, settings: &str) -> Vec<String
             }
         }
     }
+    table.write();
     failures
 }
 
@@ -288,22 +337,33 @@ fn killed_inside(stack: &Stack, remedy: &str, millis: u64) -> Result<String, Str
     Ok(step["title"].as_str().unwrap_or_default().to_owned())
 }
 
+/// A backup, then a damaged page: the two ends, and what belongs to the database's name.
+pub fn damaged(stack: &Stack) -> (Ends, String) {
+    stack.drctl(&["backup"]).ok();
+    let (new, settings) = (state(stack), stack.psql(SETTINGS).unwrap());
+    stack.drctl(&["drill", "inject", "db-corruption/heap-page"]).ok();
+    let ends = Ends {
+        old: state(stack),
+        new,
+    };
+    assert!(ends.old.contains("invalid page"), "{}", ends.old);
+    (ends, settings)
+}
+
+/// Whether `DRCTL_TEST_ONLY` leaves it in.
+pub fn asked_for(remedy: &str) -> bool {
+    let only = std::env::var("DRCTL_TEST_ONLY").unwrap_or_default();
+    only.is_empty() || only == remedy
+}
+
 #[test]
 fn a_crash_after_any_record_leaves_old_or_new() {
     let Some(stack) = Stack::up("crash") else { return };
     let began = Instant::now();
-    stack.drctl(&["backup"]).ok();
-    let (new, settings) = (state(&stack), stack.psql(SETTINGS).unwrap());
-    stack.drctl(&["drill", "inject", "db-corruption/heap-page"]).ok();
-    let ends = Ends {
-        old: state(&stack),
-        new,
-    };
-    assert!(ends.old.contains("invalid page"), "{}", ends.old);
+    let (ends, settings) = damaged(&stack);
     let mut failures = Vec::new();
     for (remedy, moments) in [("restore-database", [250, 900]), ("restore-cluster", [120, 500])] {
-        let only = std::env::var("DRCTL_TEST_ONLY").unwrap_or_default();
-        if !only.is_empty() && only != remedy {
+        if !asked_for(remedy) {
             continue;
         }
         failures.extend(sweep(&stack, remedy, &ends, &settings));

@@ -351,6 +351,81 @@ fn killed_in_the_middle(stack: &Stack, before: &str) {
     }
 }
 
+/// What lives in processes ends by itself when its time is over, however far drctl came when it was killed. No drctl
+/// runs in between.
+#[test]
+fn faults_in_processes_outlive_drctl_and_end() {
+    let Some(stack) = Stack::up("ttl") else { return };
+    let before = stack.psql(SEQUENTIAL).unwrap();
+    for (fault, present) in [
+        ("slots-full", &slots_are_full as &dyn Fn(&Stack) -> bool),
+        ("shm-full", &|stack| !files_left(stack).is_empty()),
+    ] {
+        let name = format!("db-corruption/{fault}");
+        // Until the fault is there, and earlier.
+        for millis in [None, Some(120), Some(250), Some(600)] {
+            let mut child = stack
+                .command(&["drill", "inject", &name, "--ttl", "6s"])
+                .stdout(std::process::Stdio::null())
+                .stderr(std::process::Stdio::null())
+                .spawn()
+                .unwrap();
+            let began = Instant::now();
+            let mut seen = false;
+            while began.elapsed() < Duration::from_millis(millis.unwrap_or(10_000)) && !seen {
+                match millis {
+                    Some(_) => std::thread::sleep(Duration::from_millis(10)),
+                    None => seen = present(&stack),
+                }
+            }
+            let _ = child.kill();
+            let _ = child.wait();
+            assert!(seen || millis.is_some(), "{fault} was not there after 10 s");
+            let killed = began.elapsed();
+            let end = Instant::now() + Duration::from_secs(40);
+            let mut left = remains(&stack);
+            while !left.is_empty() && Instant::now() < end {
+                std::thread::sleep(Duration::from_millis(200));
+                left = remains(&stack);
+            }
+            if left.ends_with(" Created") {
+                // Killed between the helper's creation and its start: inert, and removed by the heal.
+                stack.drctl(&["drill", "heal"]).ok();
+                left = remains(&stack);
+            }
+            assert_eq!(left, "", "{fault}, killed after {killed:.1?}");
+            stack.wait_healthy();
+            assert_eq!(stack.psql(SEQUENTIAL).as_deref(), Ok(before.as_str()));
+            eprintln!(
+                "{fault:<12} killed after {:>4} ms, gone {:>4.1} s later",
+                killed.as_millis(),
+                began.elapsed().saturating_sub(killed).as_secs_f64()
+            );
+            // The record is still open: healing finds nothing to do.
+            let said = stack.drctl(&["drill", "heal"]).ok();
+            assert!(said.contains(" gone: ") || said.contains("nothing"), "{said}");
+        }
+    }
+    running(&stack).unwrap();
+}
+
+fn slots_are_full(stack: &Stack) -> bool {
+    let out = stack.psql_as("simgen_app", "lab-app", "select 1");
+    out.is_err_and(|e| e.contains("remaining connection slots are reserved"))
+}
+
+/// Roles, sessions, files in shared memory and labelled objects that drctl made.
+fn remains(stack: &Stack) -> String {
+    let roles = stack
+        .psql(
+            "select rolname from pg_roles where rolname ~ '^drctl_' union all \
+             select 'session ' || pid from pg_stat_activity where application_name ~ '^drctl' or usename ~ '^drctl_'",
+        )
+        .unwrap_or_else(|e| e);
+    let all = [roles, files_left(stack), stack.leftovers()].join("\n");
+    all.trim().to_owned()
+}
+
 /// A stopped database refuses writes; it loses none that it took.
 fn nothing_acknowledged_is_lost(stack: &Stack) {
     let traffic = stack.traffic();

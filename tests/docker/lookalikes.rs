@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::stack::{Output, Stack, docker, run};
+use crate::stack::{Mounted, Output, Stack, docker, run};
 
 /// What drctl must leave exactly as it is.
 #[derive(Debug, PartialEq, Eq)]
@@ -29,7 +29,8 @@ fn files(stack: &Stack, running: bool) -> String {
 }
 
 impl World {
-    fn of(stack: &Stack) -> Self {
+    /// A server that starts and ends again and again replays its log each time: `restless`.
+    fn of(stack: &Stack, restless: bool) -> Self {
         let state = stack.inspect("postgres", "{{.State.Status}} {{.RestartCount}}");
         let running = matches!(state.as_str(), "running 0" | "paused 0");
         // A crash loop goes on by itself: only who it is can stay the same.
@@ -42,7 +43,7 @@ impl World {
         let incidents = std::fs::read_dir(stack.state().join("incidents"));
         Self {
             container: stack.inspect("postgres", format),
-            files: files(stack, running),
+            files: files(stack, running || restless),
             databases: stack
                 .psql("select string_agg(oid || datname || datallowconn || datconnlimit, ' ' order by oid) from pg_database")
                 .unwrap_or_else(|_| "nobody gets in".into()),
@@ -70,7 +71,8 @@ fn made(stack: &Stack) -> String {
 
 /// Recovers, and expects to be refused by this name with nothing changed. Which part changed is named.
 fn refused(stack: &Stack, name: &str, databases_open: bool) -> Result<f64, String> {
-    let before = World::of(stack);
+    let restless = name == "disk-full";
+    let before = World::of(stack, restless);
     if before.files.lines().count() < 100 {
         return Err(format!("the listing is not one: {}", before.files));
     }
@@ -78,7 +80,7 @@ fn refused(stack: &Stack, name: &str, databases_open: bool) -> Result<f64, Strin
     let out = stack.agreed(&["recover", "db-corruption"]);
     let took = started.elapsed().as_secs_f64();
     named(&out, name)?;
-    let after = World::of(stack);
+    let after = World::of(stack, restless);
     for (what, b, a) in [
         ("the container", &before.container, &after.container),
         ("files", &before.files, &after.files),
@@ -169,6 +171,73 @@ fn look_alikes_are_named_and_left_alone() {
     tell("starting", replaying(&stack));
     stack.wait_healthy();
     assert_eq!(failures, [""; 0]);
+}
+
+/// The data on a file system that is really full, first while the server still runs, then when it cannot start.
+#[test]
+fn a_full_disk_is_named_and_left_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let Some(disk) = Mounted::at(directory.path().join("data"), "320m") else {
+        return;
+    };
+    let data = disk.0.to_str().unwrap();
+    let Some(stack) = Stack::up_with("full", &[("SIMGEN_POSTGRES_DATA", data)]) else {
+        return;
+    };
+    stack.drctl(&["backup"]).ok();
+    let before = stack.psql("select count(*), sum(amount) from orders").unwrap();
+    let filler = disk.0.join("filler");
+    let fill = |leave: u64| {
+        let mut all = std::fs::File::options()
+            .create(true)
+            .append(true)
+            .open(&filler)
+            .unwrap();
+        let block = vec![1_u8; 256 << 10];
+        while disk.free() > leave && std::io::Write::write_all(&mut all, &block).is_ok() {}
+    };
+
+    // Tables cannot grow any more. The server runs, and what is there can be read.
+    stack.psql("checkpoint").unwrap();
+    fill(0);
+    let error = stack
+        .psql("create table more as select repeat('x', 1000) from generate_series(1, 5000)")
+        .unwrap_err();
+    assert!(error.contains("53100"), "{error}");
+    let state = stack.inspect("postgres", "{{.State.Status}} {{.RestartCount}}");
+    assert_eq!(state, "running 0");
+    let took = refused(&stack, "disk-full", true).unwrap();
+    eprintln!(
+        "disk-full, running: refused in {took:.1} s, {} bytes free",
+        disk.free()
+    );
+
+    // A new segment of the log does not fit, although some room is left: the server ends, and cannot start.
+    std::fs::remove_file(&filler).unwrap();
+    fill(12 << 20);
+    let since = jiff::Timestamp::now();
+    let end = Instant::now() + Duration::from_secs(60);
+    while !(stack.logs("postgres", since).contains("PANIC")
+        && stack.inspect("postgres", "{{.RestartCount}}") != "0")
+    {
+        assert!(Instant::now() < end, "{}", stack.logs("postgres", since));
+        let _ = stack.psql("select count(*) from generate_series(1, 10) n, pg_switch_wal(), txid_current()");
+    }
+    assert!(disk.free() > 1 << 20, "it fails with room left, not without any");
+    let took = refused(&stack, "disk-full", false).unwrap();
+    eprintln!(
+        "disk-full, down: refused in {took:.1} s, {} bytes free",
+        disk.free()
+    );
+
+    // It was nothing but room: with that, everything is there.
+    std::fs::remove_file(&filler).unwrap();
+    docker(&["start", &stack.container("postgres")]).ok();
+    stack.wait_healthy();
+    assert_eq!(
+        stack.psql("select count(*), sum(amount) from orders").unwrap(),
+        before
+    );
 }
 
 fn paused(stack: &Stack) -> Result<f64, String> {

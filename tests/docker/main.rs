@@ -11,9 +11,16 @@
 
 mod backup;
 mod crash;
+mod crash_undo;
 mod faults;
 mod hostile;
 mod lookalikes;
+mod matrix;
 mod network_partition;
 mod recover;
+mod redis;
+mod remote;
+mod salvage;
+mod service_crash;
+mod silence;
 mod stack;

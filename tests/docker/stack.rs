@@ -104,6 +104,7 @@ pub struct Stack {
     pub port: u16,
     /// Holds the runbook, the state and the backups.
     pub dir: TempDir,
+    example: &'static str,
     lab_env: Vec<(String, String)>,
     _turn: MutexGuard<'static, ()>,
 }
@@ -116,6 +117,11 @@ impl Stack {
 
     /// The same with variables of `examples/simgen/compose.yaml` set.
     pub fn up_with(name: &str, variables: &[(&str, &str)]) -> Option<Self> {
+        Self::up_example("simgen", name, variables)
+    }
+
+    /// Brings another example stack up. What asks the database by `psql` knows only that of `simgen`.
+    pub fn up_example(example: &'static str, name: &str, variables: &[(&str, &str)]) -> Option<Self> {
         let turn = ONE_AT_A_TIME
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -138,23 +144,25 @@ impl Stack {
             .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
             .collect();
         lab_env.push(("LAB_PROJECT".into(), name.clone()));
-        lab_env.push(("SIMGEN_HTTP_PORT".into(), port.to_string()));
+        lab_env.push((format!("{}_HTTP_PORT", example.to_uppercase()), port.to_string()));
         // From here on dropping it removes whatever came up.
         let stack = Self {
             name,
             port,
             dir: tempfile::tempdir().unwrap(),
+            example,
             lab_env,
             _turn: turn,
         };
-        stack.lab(&["up", "simgen"], Duration::from_secs(900)).ok();
+        stack.lab(&["up", example], Duration::from_secs(900)).ok();
         stack.write_runbook("lab");
         Some(stack)
     }
 
-    /// Writes `runbooks/simgen.yaml` with this stack's names, with another environment if need be.
+    /// Writes the example's runbook with this stack's names, with another environment if need be.
     pub fn write_runbook(&self, environment: &str) {
-        let text = std::fs::read_to_string(Path::new(ROOT).join("runbooks/simgen.yaml")).unwrap();
+        let source = format!("runbooks/{}.yaml", self.example);
+        let text = std::fs::read_to_string(Path::new(ROOT).join(source)).unwrap();
         let backups = self.dir.path().join("backups");
         std::fs::create_dir_all(&backups).unwrap();
         let mut written = String::new();
@@ -164,7 +172,11 @@ impl Stack {
                 Some(("environment", _)) => format!("environment: {environment}"),
                 Some(("compose-project", _)) => format!("    compose-project: {}", self.name),
                 Some(("directory", _)) => format!("  directory: {}", backups.display()),
-                _ => line.replace("127.0.0.1:8080", &format!("127.0.0.1:{}", self.port)),
+                _ => ["127.0.0.1:8080", "127.0.0.1:8085"]
+                    .iter()
+                    .fold(line.to_owned(), |line, default| {
+                        line.replace(default, &format!("127.0.0.1:{}", self.port))
+                    }),
             };
             writeln!(written, "{line}").unwrap();
         }
@@ -292,6 +304,19 @@ impl Stack {
             .to_owned()
     }
 
+    /// The same of the container that has the service's name, where another one has been set aside.
+    pub fn inspect_name(&self, service: &str, format: &str) -> String {
+        docker(&[
+            "inspect",
+            "--format",
+            format,
+            &format!("{}_{service}_1", self.name),
+        ])
+        .ok()
+        .trim()
+        .to_owned()
+    }
+
     /// What a service has logged since then.
     pub fn logs(&self, service: &str, since: jiff::Timestamp) -> String {
         let out = docker(&["logs", "--since", &since.to_string(), &self.container(service)]);
@@ -388,11 +413,48 @@ impl Drop for Stack {
         for line in left.lines() {
             let _ = docker(&["rm", "-f", line.split(' ').next().unwrap_or_default()]);
         }
-        let down = self.lab(&["down", "simgen"], Duration::from_secs(120));
+        let down = self.lab(&["down", self.example], Duration::from_secs(120));
         if !std::thread::panicking() {
             assert_eq!(left, "", "drctl left these behind");
             assert_eq!(down.code, Some(0), "{}", down.stderr);
         }
+    }
+}
+
+/// A small file system of its own, gone when dropped.
+pub struct Mounted(pub PathBuf);
+
+impl Mounted {
+    /// Mounts one of that size. `None`, and said, where that is not allowed.
+    pub fn at(path: PathBuf, size: &str) -> Option<Self> {
+        std::fs::create_dir_all(&path).unwrap();
+        let options = format!("size={size},mode=700");
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(&path);
+        let out = run(&mut mount, None, Duration::from_secs(10));
+        if out.code == Some(0) {
+            return Some(Self(path));
+        }
+        eprintln!(
+            "SKIPPED: no file system can be mounted here: {}",
+            out.stderr.trim()
+        );
+        None
+    }
+
+    /// Bytes that are free.
+    pub fn free(&self) -> u64 {
+        let mut df = Command::new("df");
+        df.args(["--output=avail", "-B1"]).arg(&self.0);
+        let out = run(&mut df, None, Duration::from_secs(10)).ok();
+        out.lines().last().unwrap().trim().parse().unwrap()
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let mut umount = Command::new("umount");
+        run(umount.arg("-l").arg(&self.0), None, Duration::from_secs(10));
     }
 }
 

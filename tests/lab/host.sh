@@ -29,6 +29,12 @@ missing_packages() {
     fi
 }
 
+# What the tests of a remote engine need beyond that: an SSH server, of which they start one of their own.
+missing_for_ssh() {
+    [ -x /usr/sbin/sshd ] || echo openssh-server
+    command -v ssh >/dev/null || echo openssh-client
+}
+
 as_root() {
     if [ "$(id -u)" = 0 ]; then
         "$@"

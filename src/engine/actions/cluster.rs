@@ -14,18 +14,17 @@
 
 use std::os::unix::fs::MetadataExt;
 
-use super::scripts::{
-    COPY_DAMAGED, DISCARD, EXTRACT, KEEP_WAL, LIVE_WAL, LOG_USED, PRELUDE, RESET_COPY, SWITCH, SWITCH_BACK,
-};
+use super::damaged;
+use super::scripts::{DISCARD, EXTRACT, KEEP_WAL, LIVE_WAL, LOG_USED, PRELUDE, SWITCH, SWITCH_BACK};
 use super::server::session_beside;
-use super::side_server::{NotStarted, SideServer};
+use super::side_server::SideServer;
 use super::{ActionContext, ActionError, Outcome, pg, prove, salvage, succeeded};
 use crate::event::bytes;
 use crate::plan::{RowFloor, SalvageTable};
 use crate::system::{PostgresServer, WORK_DIR};
 use crate::workload::{HelperMount, HelperOutput};
 
-async fn script(
+pub(super) async fn script(
     cx: &ActionContext<'_>,
     server: &PostgresServer,
     run: &str,
@@ -54,7 +53,7 @@ async fn script(
 }
 
 /// A server that runs must not have its files moved; checked just before each such step.
-fn must_be_stopped(server: &PostgresServer) -> Result<(), ActionError> {
+pub(super) fn must_be_stopped(server: &PostgresServer) -> Result<(), ActionError> {
     use crate::workload::Status;
     match server.container.status {
         Status::Exited | Status::Created | Status::Dead => Ok(()),
@@ -67,7 +66,7 @@ fn must_be_stopped(server: &PostgresServer) -> Result<(), ActionError> {
 
 /// `uid:gid` of the data directory. Read on the host when the engine shares it; asked of a
 /// helper otherwise.
-async fn owner(cx: &ActionContext<'_>, server: &PostgresServer) -> Result<String, ActionError> {
+pub(super) async fn owner(cx: &ActionContext<'_>, server: &PostgresServer) -> Result<String, ActionError> {
     if cx.system.docker.is_local()
         && let Some(mount) = server.container.mount_of(&server.data_dir)
     {
@@ -110,11 +109,8 @@ pub(super) async fn extract_base(
 ) -> Result<Outcome, ActionError> {
     let server = cx.system.postgres(service).await?;
     let begun = tokio::time::Instant::now();
-    let mount = HelperMount {
-        source: base.to_owned(),
-        target: "/drctl/base".into(),
-        read_only: true,
-    };
+    // On a remote engine it lies there twice for a while: as it came, and beside the data.
+    let staging = cx.staged(&server, "extract-base", base, 2).await?;
     let output = script(
         cx,
         &server,
@@ -122,9 +118,10 @@ pub(super) async fn extract_base(
         "extract-base",
         EXTRACT,
         &[("FIRST", first_segment)],
-        vec![mount],
+        vec![staging.mount("/drctl/base", true)],
     )
     .await?;
+    staging.close().await?;
     let differing: Vec<&str> = output
         .stdout
         .lines()
@@ -144,92 +141,6 @@ pub(super) async fn extract_base(
         outcome = outcome.fact("configuration-differs", differing.join(" "));
     }
     Ok(outcome)
-}
-
-pub(super) async fn copy_damaged(
-    cx: &ActionContext<'_>,
-    service: &str,
-    run: &str,
-) -> Result<Outcome, ActionError> {
-    let server = cx.system.postgres(service).await?;
-    must_be_stopped(&server)?;
-    script(
-        cx,
-        &server,
-        run,
-        "copy-damage",
-        COPY_DAMAGED,
-        &[("TO", "new")],
-        Vec::new(),
-    )
-    .await?;
-    let (side, how) = start_damaged(cx, &server, run, "new").await?;
-    side.stop(cx.deadline).await?;
-    Ok(Outcome::new(format!("the copy of the damaged data starts {how}")))
-}
-
-/// Starts a server on a copy of the damage: as it is, or with control data and WAL reset.
-async fn start_damaged(
-    cx: &ActionContext<'_>,
-    server: &PostgresServer,
-    run: &str,
-    directory: &str,
-) -> Result<(SideServer, &'static str), ActionError> {
-    let owner = owner(cx, server).await?;
-    let path = format!("{}/{directory}", server.work_dir(run));
-    match SideServer::start(cx, server, &owner, &path, &[]).await {
-        Ok(side) => return Ok((side, "as it is")),
-        Err(NotStarted::Ended(words)) => cx.note(format!("the copy does not start as it is: {words}")),
-        Err(NotStarted::Other(e)) => return Err(e),
-    }
-    let whole = format!("{PRELUDE}{RESET_COPY}");
-    let mut spec = server.files_helper(
-        cx.system.deployment(),
-        cx.run,
-        "reset-copy",
-        false,
-        &["/bin/sh", "-c", &whole],
-    );
-    // pg_resetwal must run as the data's owner.
-    spec.user = Some(owner.clone());
-    spec.env.push(("RUN".into(), run.to_owned()));
-    spec.env.push(("TO".into(), directory.to_owned()));
-    let output = cx.system.docker.run_helper(&spec, cx.deadline).await?;
-    let output = succeeded("pg_resetwal on the copy", output)?;
-    if output.stdout.contains("xact") {
-        cx.warn("transaction status is lost: rows of transactions that were rolled back may show among the salvaged ones");
-    }
-    // A segment of pg_xact or pg_multixact that is missing is named by the server; each
-    // is filled in and the start tried again.
-    let mut tries = 0;
-    loop {
-        match SideServer::start(cx, server, &owner, &path, &[]).await {
-            Ok(side) => return Ok((side, "after pg_resetwal")),
-            Err(NotStarted::Ended(words)) => {
-                tries += 1;
-                let missing = missing_status_file(&words);
-                let Some(file) = missing.filter(|_| tries < 8) else {
-                    return Err(ActionError::Other(format!("the copy does not start: {words}")));
-                };
-                cx.warn(format!(
-                    "{file} is missing in the copy: its transactions are taken as committed"
-                ));
-                let fill = format!(
-                    "head -c 262144 /dev/zero | tr '\\0' 'U' > \"$W/{directory}/{file}\"; chown {owner} \"$W/{directory}/{file}\""
-                );
-                script(cx, server, run, "fill-status", &fill, &[], Vec::new()).await?;
-            }
-            Err(NotStarted::Other(e)) => return Err(e),
-        }
-    }
-}
-
-/// `pg_xact/0000` out of `Could not open file "pg_xact/0000"`.
-fn missing_status_file(words: &str) -> Option<String> {
-    let at = words.find("\"pg_xact/")? + 1;
-    let name: String = words.get(at..)?.chars().take_while(|c| *c != '"').collect();
-    let segment = name.strip_prefix("pg_xact/")?;
-    (!segment.is_empty() && segment.chars().all(|c| c.is_ascii_hexdigit())).then_some(name)
 }
 
 pub(super) async fn keep_wal(
@@ -349,18 +260,8 @@ pub(super) async fn salvage_rows(
 ) -> Result<Outcome, ActionError> {
     let server = cx.system.postgres(service).await?;
     must_be_stopped(&server)?;
-    script(
-        cx,
-        &server,
-        run,
-        "copy-damage",
-        COPY_DAMAGED,
-        &[("TO", "damage")],
-        Vec::new(),
-    )
-    .await?;
     // Salvage is a gift: a copy that cannot be made to start must not stop the restore.
-    let damage = match start_damaged(cx, &server, run, "damage").await {
+    let damage = match damaged::start(cx, &server, run, "damage").await {
         Ok((damage, _)) => damage,
         Err(e) => {
             cx.warn(format!("nothing could be salvaged: {e}"));
@@ -503,13 +404,5 @@ mod tests {
             ]
         );
         assert!(replay_end("LOG:  ready").is_empty());
-    }
-
-    #[test]
-    fn only_a_status_file_is_ever_filled_in() {
-        let words = r#"FATAL:  could not access status of transaction 827; DETAIL:  Could not open file "pg_xact/0000": No such file"#;
-        assert_eq!(missing_status_file(words).as_deref(), Some("pg_xact/0000"));
-        assert_eq!(missing_status_file(r#"could not open file "pg_xact/../x""#), None);
-        assert_eq!(missing_status_file("nothing"), None);
     }
 }

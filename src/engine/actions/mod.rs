@@ -3,8 +3,12 @@
 
 mod cluster;
 mod container;
+mod damaged;
+mod mend;
 mod network;
 mod prove;
+mod recreate;
+mod redis;
 mod salvage;
 mod scripts;
 mod server;
@@ -13,15 +17,19 @@ mod sql;
 mod swap;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::Duration;
 
 use serde_json::Value;
 
 use crate::event::{Event, SharedReporter, Verdict};
-use crate::plan::{Action, ClusterAction, PostgresAction, WorkloadAction};
+use crate::plan::{Action, ClusterAction, PostgresAction, RedisAction, WorkloadAction};
 use crate::postgres::PgError;
-use crate::system::System;
-use crate::workload::{HelperOutput, WorkloadError};
+use crate::system::{PostgresServer, System};
+use crate::workload::{HelperOutput, Meter, Staging, StagingSpec, WorkloadError, metered};
+
+/// How often the progress of a transfer is told.
+const TOLD_EVERY: Duration = Duration::from_millis(500);
 
 /// What an action works with.
 pub struct ActionContext<'a> {
@@ -42,6 +50,37 @@ impl ActionContext<'_> {
 
     pub(super) fn warn(&self, text: impl Into<String>) {
         self.reporter.event(&Event::Warning { text: text.into() });
+    }
+
+    /// Makes a directory of a backup readable for a helper of the server's image, which
+    /// takes a transfer where the engine is remote. `copies` as in [`Staging::filled`].
+    async fn staged(
+        &self,
+        server: &PostgresServer,
+        purpose: &str,
+        directory: &str,
+        copies: u64,
+    ) -> Result<Staging, WorkloadError> {
+        let spec = StagingSpec {
+            deployment: self.system.deployment(),
+            run: self.run,
+            purpose,
+            image: &server.container.image_id,
+        };
+        let sent = Meter::default();
+        let directory = Path::new(directory);
+        let staging = Staging::filled(&self.system.docker, spec, directory, copies, self.deadline, &sent);
+        let mut staging = std::pin::pin!(staging);
+        loop {
+            tokio::select! {
+                done = &mut staging => return done,
+                () = tokio::time::sleep(TOLD_EVERY) => self.reporter.event(&Event::Progress {
+                    what: format!("{} to {}", directory.display(), self.system.docker.host()),
+                    bytes: metered(&sent),
+                    total: None,
+                }),
+            }
+        }
     }
 }
 
@@ -154,6 +193,23 @@ pub async fn apply(cx: &ActionContext<'_>, action: &Action) -> Result<Outcome, A
         Action::Cluster(action) => on_files(cx, action).await,
         Action::Workload(action) => workload(cx, action).await,
         Action::Network(action) => network::apply(cx, action).await,
+        Action::Redis(action) => on_redis(cx, action).await,
+        Action::Container(action) => recreate::apply(cx, action).await,
+    }
+}
+
+async fn on_redis(cx: &ActionContext<'_>, action: &RedisAction) -> Result<Outcome, ActionError> {
+    use RedisAction as A;
+    match action {
+        A::SetConfig { service, name, value } => redis::set_config(cx, service, name, value).await,
+        A::ClearPatterns { service, patterns } => redis::clear_patterns(cx, service, patterns).await,
+        A::ClearStaleMembers {
+            service,
+            database,
+            index,
+            owner_prefix,
+        } => redis::clear_stale_members(cx, service, *database, index, owner_prefix).await,
+        A::Save { service } => redis::save(cx, service).await,
     }
 }
 
@@ -222,7 +278,7 @@ async fn on_files(cx: &ActionContext<'_>, action: &ClusterAction) -> Result<Outc
             base,
             first_segment,
         } => cluster::extract_base(cx, service, run, base, first_segment).await,
-        A::CopyDamaged { service, run } => cluster::copy_damaged(cx, service, run).await,
+        A::CopyDamaged { service, run, tables } => damaged::copy(cx, service, run, tables).await,
         A::KeepWal {
             service,
             run,

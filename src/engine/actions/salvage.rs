@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::{ActionContext, ActionError, Outcome, pg};
 use crate::plan::SalvageTable;
-use crate::postgres::{Client, ConnectSpec, PgError, quote_ident, quote_literal, quote_qualified};
+use crate::postgres::{Client, ConnectSpec, PgError, Row, quote_ident, quote_literal, quote_qualified};
 
 /// Blocks read in one statement at first: 64 MiB.
 const RANGE: u64 = 8192;
@@ -154,7 +154,7 @@ async fn one(
             .collect::<Vec<_>>()
             .join(" and ")
     );
-    let count = |rows: Vec<crate::postgres::Row>| rows.first().and_then(|r| r.number(0)).unwrap_or_default();
+    let count = |rows: Vec<Row>| rows.first().and_then(|r| r.number(0)).unwrap_or_default();
     result.missing = target
         .within(
             cx.deadline,
@@ -168,19 +168,18 @@ async fn one(
         // It also turns foreign keys off, so the parents are asked for by hand.
         let sql = format!(
             "begin; set local session_replication_role = replica; set local statement_timeout = 0; \
-             insert into {name} ({0}) overriding system value select {0} from pg_temp.{stage} s where {absent}{1} \
-             on conflict do nothing; commit",
+             with merged as (insert into {name} ({0}) overriding system value \
+             select {0} from pg_temp.{stage} s where {absent}{1} on conflict do nothing returning 1) \
+             select count(*) from merged; commit",
             shape.columns, shape.parents
         );
-        let before = count_rows(target, &name).await.map_err(what())?;
-        if let Err(e) = target.within(cx.deadline, &sql).await {
-            let _ = target.execute("rollback").await;
-            return Err(what()(e));
-        }
-        result.merged = count_rows(target, &name)
-            .await
-            .map_err(what())?
-            .saturating_sub(before);
+        result.merged = match target.within(cx.deadline, &sql).await {
+            Ok(rows) => count(rows),
+            Err(e) => {
+                let _ = target.execute("rollback").await;
+                return Err(what()(e));
+            }
+        };
         if result.merged < result.missing {
             result.remark = Some(format!(
                 "{} rows refer to rows that are lost or collide with others: they stay in the kept data",
@@ -193,18 +192,6 @@ async fn one(
         .await
         .map_err(what())?;
     Ok(result)
-}
-
-async fn count_rows(client: &Client, name: &str) -> Result<u64, PgError> {
-    Ok(client
-        .within(
-            std::time::Duration::from_secs(600),
-            &format!("select count(*) from {name}"),
-        )
-        .await?
-        .first()
-        .and_then(|r| r.number(0))
-        .unwrap_or_default())
 }
 
 /// What is needed to copy rows of a table and to tell them apart.
@@ -364,26 +351,30 @@ fn whole_page(e: &PgError) -> bool {
 }
 
 /// Moves sequences forward to where the damage had them: numbers that users have seen are
-/// not given out twice, whether or not their rows came back.
+/// not given out twice, whether or not their rows came back. Of a sequence that cannot be
+/// read the restored value stands.
 async fn sequences(source: &Client, target: &Client) -> Result<(), ActionError> {
-    let list = "select schemaname, sequencename, last_value, increment_by from pg_catalog.pg_sequences where last_value is not null";
-    // One unreadable sequence fails the view; then the restored values stand.
-    let Ok(seen) = source.rows(list).await else {
+    const LIST: &str = "select n.nspname, c.relname, s.seqincrement from pg_catalog.pg_sequence s \
+        join pg_catalog.pg_class c on c.oid = s.seqrelid \
+        join pg_catalog.pg_namespace n on n.oid = c.relnamespace where c.relpersistence <> 't'";
+    let Ok(seen) = source.rows(LIST).await else {
         return Ok(());
     };
-    let own = target.rows(list).await.map_err(pg("reading the sequences"))?;
     for row in seen {
-        let last: i64 = row.number(2).unwrap_or_default();
-        let ahead = own
-            .iter()
-            .find(|o| o.text(0) == row.text(0) && o.text(1) == row.text(1))
-            .and_then(|o| o.number::<i64>(2))
-            .is_none_or(|mine| mine < last);
-        if ahead && row.number::<i64>(3).unwrap_or(1) > 0 {
-            let name = format!("{}.{}", quote_ident(row.text(0)), quote_ident(row.text(1)));
+        let name = format!("{}.{}", quote_ident(row.text(0)), quote_ident(row.text(1)));
+        // Each by itself: the view pg_sequences fails as a whole when one cannot be read.
+        let last = format!("select last_value from {name} where is_called");
+        let (Ok(theirs), Ok(mine)) = (source.rows(&last).await, target.rows(&last).await) else {
+            continue;
+        };
+        let number = |rows: &[Row]| rows.first().and_then(|r| r.number::<i64>(0));
+        let (Some(theirs), mine) = (number(&theirs), number(&mine)) else {
+            continue;
+        };
+        if mine.is_none_or(|mine| mine < theirs) && row.number::<i64>(2).unwrap_or(1) > 0 {
             target
                 .execute(&format!(
-                    "select pg_catalog.setval(s, {last}) from to_regclass({}) s where s is not null",
+                    "select pg_catalog.setval(s, {theirs}) from to_regclass({}) s where s is not null",
                     quote_literal(&name)
                 ))
                 .await

@@ -129,6 +129,9 @@ if [ ! -e "pg_xact/$last" ]; then
 fi
 "#;
 
+/// Makes a control file for a copy, so that it replays its own write-ahead log.
+pub(super) const REBUILD_CONTROL: &str = include_str!("rebuild_control.sh");
+
 /// `global` goes out first and comes in last: without it no server starts on the
 /// directory, so that power failing anywhere in between leaves old or new or nothing that
 /// runs, never a mixture. The markers make it go on where it stopped.

@@ -83,11 +83,12 @@ impl SideServer {
             .map_err(ActionError::from)?;
         let end = tokio::time::Instant::now() + cx.deadline;
         let mut admin = server.admin.clone();
-        admin.port = PORT;
         loop {
             let last = match helper.inspect().await {
                 Ok(info) if info.is_running() => {
-                    admin.host = info.address().unwrap_or_default().to_owned();
+                    let reach = cx.system.docker.reach(&info, PORT).await;
+                    let reach = reach.map_err(ActionError::from)?;
+                    (admin.host, admin.port, admin.socket_dir) = (reach.host, reach.port, reach.socket_dir);
                     match ready(&admin).await {
                         Ok(true) => return Ok(Self { helper, admin }),
                         Ok(false) => "it is still in recovery".to_owned(),

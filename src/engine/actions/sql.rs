@@ -6,10 +6,15 @@ use super::server::{end_sessions, session, session_beside};
 use super::{ActionContext, ActionError, Outcome, pg, prove, salvage, succeeded};
 use crate::plan::{RowFloor, SalvageTable};
 use crate::postgres::{quote_ident, quote_literal, quote_qualified};
-use crate::workload::HelperMount;
+use crate::system::PostgresServer;
 
 /// How long writers may take to end after the fence went up.
 const FENCE_LIMIT: Duration = Duration::from_secs(15);
+/// Mebibytes for the build of an index in a restore: where nothing is known about the
+/// machine, at least (PostgreSQL's own default), and at most (more is no faster).
+const INDEX_MEMORY: u64 = 256;
+const INDEX_MEMORY_LEAST: u64 = 64;
+const INDEX_MEMORY_MOST: u64 = 1024;
 
 pub(super) async fn reindex(
     cx: &ActionContext<'_>,
@@ -104,7 +109,7 @@ pub(super) async fn restore_side(
         create.push_str(&quote_literal(locale));
     }
     client.within(cx.deadline, &create).await.map_err(what())?;
-    let jobs = jobs.to_string();
+    let sessions = jobs.to_string();
     let mut helper = server.client_helper(
         cx.system.deployment(),
         cx.run,
@@ -114,31 +119,62 @@ pub(super) async fn restore_side(
             "--exit-on-error",
             "--no-password",
             "--jobs",
-            &jobs,
+            &sessions,
             "--dbname",
             side,
             "/drctl/dump",
         ],
     );
-    helper.mounts.push(HelperMount {
-        source: dump.to_owned(),
-        target: "/drctl/dump".into(),
-        read_only: true,
-    });
-    // Commits need not wait for the disk: the checkpoint below does, once.
+    let staging = cx.staged(&server, "pg-restore", dump, 1).await?;
+    helper.mounts.push(staging.mount("/drctl/dump", true));
+    // Commits need not wait for the disk: the last one does, once for all.
     helper.env.push((
         "PGOPTIONS".into(),
-        "-c synchronous_commit=off -c maintenance_work_mem=256MB -c statement_timeout=0".into(),
+        format!(
+            "-c synchronous_commit=off -c maintenance_work_mem={}MB -c statement_timeout=0",
+            index_memory(cx, &server, jobs)
+        ),
     ));
     let begun = tokio::time::Instant::now();
     let output = cx.system.docker.run_helper(&helper, cx.deadline).await?;
     succeeded(&format!("pg_restore into {side}"), output)?;
+    staging.close().await?;
+    // A commit that waits takes the log of all before it to the disk, and the log is what a
+    // restart needs; the files follow with the server's next checkpoint. `local`: no standby
+    // is waited for.
     client
-        .within(cx.deadline, "checkpoint")
+        .within(
+            cx.deadline,
+            "begin; set local synchronous_commit = local; select pg_catalog.txid_current(); commit",
+        )
         .await
-        .map_err(pg("the checkpoint after the restore"))?;
+        .map_err(pg("writing the restored data to the log"))?;
     Ok(Outcome::new(format!("the dump is restored into {side}"))
         .fact("restore-seconds", begun.elapsed().as_secs_f64()))
+}
+
+/// Mebibytes that one session of a restore may take to build an index: what the server's
+/// machine has free, or a part of its container's limit, shared by the sessions.
+fn index_memory(cx: &ActionContext<'_>, server: &PostgresServer, jobs: u32) -> u64 {
+    let spare = match server.container.memory_limit {
+        // Its caches and the users' sessions need the larger part.
+        limit if limit > 0 => Some(limit / 4),
+        _ if cx.system.docker.is_local() => std::fs::read_to_string("/proc/meminfo")
+            .ok()
+            .and_then(|text| available(&text))
+            .map(|bytes| bytes / 4),
+        _ => None,
+    };
+    let each = spare.map(|bytes| (bytes >> 20) / u64::from(jobs.max(1)));
+    each.unwrap_or(INDEX_MEMORY)
+        .clamp(INDEX_MEMORY_LEAST, INDEX_MEMORY_MOST)
+}
+
+/// `MemAvailable` of `/proc/meminfo` in bytes.
+fn available(meminfo: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib << 10)
 }
 
 pub(super) async fn prove_side(
@@ -270,4 +306,16 @@ pub(super) async fn salvage_rows(
     )
     .await?;
     Ok(salvage::outcome(cx, &[(from.to_owned(), salvaged)]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn available_memory_is_read() {
+        let text = "MemTotal:       24683776 kB\nMemAvailable:   22126004 kB\n";
+        assert_eq!(available(text), Some(22_126_004 << 10));
+        assert_eq!(available("MemTotal: 1 kB\n"), None);
+    }
 }

@@ -1,7 +1,9 @@
 //! All connection slots held by an ordinary role.
 //!
-//! A helper that is not tied to drctl's life holds them: it ends when its time is over,
-//! and removes the role that it used. The role has no rights but to connect.
+//! A helper that is not tied to drctl's life holds them: it makes the role that it uses,
+//! ends when its time is over, and removes the role. So there is no moment at which drctl
+//! could end and leave a role without the one who removes it. The role has no rights but
+//! to connect.
 
 use std::time::Duration;
 
@@ -16,10 +18,18 @@ use crate::postgres::{quote_ident, quote_literal};
 use crate::system::{PostgresServer, System};
 use crate::workload::WorkloadError;
 
-/// Opens sessions until no more are given, and again when one becomes free. All of them
-/// wait for the same input, which never comes. Argument: seconds.
+/// Makes the role; its statement holds a password, so it comes by standard input and stays
+/// out of the server's log. Then opens sessions until no more are given, and again when one
+/// becomes free. All of them wait for the same input, which never comes. Arguments: seconds,
+/// and the moment until which the role may log in.
 const HOLD: &str = r#"
 end=$(($(date +%s) + $1))
+admin() { PGUSER=$ADMIN_USER PGPASSWORD=$ADMIN_PASSWORD psql -X -q -v ON_ERROR_STOP=1 -v db="$PGDATABASE" "$@"; }
+admin <<SQL || exit 1
+set log_statement = 'none'; set log_min_duration_statement = -1; set log_min_error_statement = 'panic';
+create role "$PGUSER" login password '$PGPASSWORD' valid until '$2';
+grant connect on database :"db" to "$PGUSER";
+SQL
 pipe=$(mktemp -u)
 mkfifo "$pipe"
 exec 9<>"$pipe"
@@ -43,8 +53,7 @@ done
 for pid in $held; do kill "$pid" 2>/dev/null || :; done
 wait
 sleep 1
-PGUSER=$ADMIN_USER PGPASSWORD=$ADMIN_PASSWORD psql -X -q \
-  -c "drop owned by \"$PGUSER\"" -c "drop role if exists \"$PGUSER\""
+admin -c "drop owned by \"$PGUSER\"" -c "drop role if exists \"$PGUSER\""
 "#;
 
 pub(super) struct Sessions {
@@ -77,41 +86,18 @@ pub(super) async fn prepare(server: &PostgresServer, request: &Request, id: &str
 impl Sessions {
     pub(super) async fn inject(&self, system: &System, server: &PostgresServer, id: &str) -> Result<String> {
         let client = session(server, &self.database).await?;
+        // Hexadecimal digits: nothing in it needs quoting.
         let password = random_password()?;
-        let role = quote_ident(&self.role);
         let until = Timestamp::now()
             .checked_add(self.ttl)
-            .map_err(|e| Error::new(Kind::Usage, "the time to live is out of range").because(&e))?;
-        // The statement holds a password: it stays out of the server's log.
-        client
-            .execute(&format!(
-                "set log_statement = 'none'; set log_min_duration_statement = -1; \
-                 set log_min_error_statement = 'panic'; \
-                 create role {role} login password {} valid until {}",
-                quote_literal(&password),
-                quote_literal(&until.to_string())
-            ))
-            .await
-            .map_err(asking(server, "the creation of the fault's role"))?;
-        if !client
-            .rows("select has_database_privilege('public', current_database(), 'connect')")
-            .await
-            .is_ok_and(|rows| rows.first().is_some_and(|r| r.is_true(0)))
-        {
-            client
-                .execute(&format!(
-                    "grant connect on database {} to {role}",
-                    quote_ident(&self.database)
-                ))
-                .await
-                .map_err(asking(server, "the grant to the fault's role"))?;
-        }
+            .map_err(|e| Error::new(Kind::Usage, "the time to live is out of range").because(&e))?
+            .to_string();
         let seconds = self.ttl.as_secs().to_string();
         let mut spec = server.client_helper(
             system.deployment(),
             id,
             "fault-sessions",
-            &["sh", "-c", HOLD, "drctl", &seconds],
+            &["sh", "-c", HOLD, "drctl", &seconds, &until],
         );
         spec.env
             .retain(|(name, _)| name != "PGUSER" && name != "PGDATABASE");

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::evidence::{Connection, Evidence, LogPattern, RelationFinding, RelationKind};
-use super::look_alike::{down, from_log, has, refused, shared_memory_or_disk, slots};
+use super::look_alike::{down, from_log, has, no_room, refused, shared_memory_or_disk, slots};
 use super::silent::{self, Loss};
 use crate::postgres::sqlstate;
 use crate::runbook::Runbook;
@@ -287,6 +287,9 @@ fn nothing_found(
         && used * 10 > size * 9
     {
         return shared_memory_or_disk(ev, vec!["/dev/shm of the container is nearly full".into()]);
+    }
+    if let Some(finding) = no_room(ev) {
+        return finding;
     }
     if let Some(s) = &ev.slots
         && s.used + s.reserved >= s.max

@@ -2,7 +2,7 @@
 //! failures that only look like it. The look-alikes are asked first.
 
 use super::diagnose::{Class, Finding};
-use super::evidence::{Evidence, LogPattern};
+use super::evidence::{Evidence, FileFacts, LogPattern};
 use crate::postgres::sqlstate;
 use crate::scenarios::Certainty;
 use crate::workload::Status;
@@ -63,6 +63,8 @@ pub(super) fn down(ev: &Evidence) -> Finding {
 
 /// A server needs room for a WAL segment to start; four of them are scarce.
 const ROOM: u64 = 64 << 20;
+/// One segment of the usual size: with less, the server ends at the next one that it begins.
+const SEGMENT: u64 = 16 << 20;
 
 /// Patterns that name a cause of not starting, rather than a consequence.
 fn is_cause(pattern: LogPattern) -> bool {
@@ -137,22 +139,14 @@ pub(super) fn from_log(ev: &Evidence) -> Option<Finding> {
             ],
         ));
     }
-    let no_room = files.is_some_and(|f| f.disk_free < ROOM);
+    let no_room = files.is_some_and(|f| f.least_free() < ROOM);
     if let Some(line) =
         has(ev, LogPattern::DiskFull).filter(|_| no_room || last_word == Some(LogPattern::DiskFull))
     {
-        let free = files.map_or(0, |f| f.disk_free);
-        return Some(Finding::look_alike(
-            "disk-full",
-            format!(
-                "the disk is full ({} free); the server stops to protect the data",
-                crate::event::bytes(free)
-            ),
+        return Some(disk_full(
+            ev,
+            "the server stops to protect the data",
             vec![line.to_owned()],
-            &[
-                "df -h; docker system df    # what fills it?".into(),
-                "# never delete anything in pg_wal".into(),
-            ],
         ));
     }
     let wrong_setting = files.and_then(|f| f.configuration_error.clone());
@@ -331,11 +325,47 @@ pub(super) fn shared_memory_or_disk(ev: &Evidence, reasons: Vec<String>) -> Find
             ],
         );
     }
-    let free = ev.files.as_ref().map_or(0, |f| f.disk_free);
+    disk_full(ev, "nothing can grow", reasons)
+}
+
+/// A server that runs on a full disk: reads go on, and whatever must grow fails. With less
+/// than a segment of room that is so although nobody has met it yet.
+pub(super) fn no_room(ev: &Evidence) -> Option<Finding> {
+    let free = ev.files.as_ref().ok()?.least_free();
+    let said = has(ev, LogPattern::DiskFull).filter(|_| free < ROOM);
+    if said.is_none() && free >= SEGMENT {
+        return None;
+    }
+    let reasons = said.map(str::to_owned).into_iter().collect();
+    Some(disk_full(
+        ev,
+        "what must grow fails, and the server ends when its log must",
+        reasons,
+    ))
+}
+
+fn disk_full(ev: &Evidence, consequence: &str, reasons: Vec<String>) -> Finding {
+    let free = ev.files.as_ref().map_or(0, FileFacts::least_free);
+    let of_log = ev.files.as_ref().is_ok_and(|f| f.least_free() < f.disk_free);
+    let disk = if of_log {
+        "the disk of the write-ahead log"
+    } else {
+        "the disk"
+    };
     Finding::look_alike(
         "disk-full",
-        format!("a file system is full ({} free)", crate::event::bytes(free)),
+        format!(
+            "{disk} is full ({} free); {consequence}",
+            crate::event::bytes(free)
+        ),
         reasons,
-        &["df -h; docker system df".into()],
+        &[
+            "df -h; docker system df    # what fills it?".into(),
+            "# never delete anything in pg_wal".into(),
+            format!(
+                "docker start {}    # once there is room, if it does not run",
+                ev.container.name
+            ),
+        ],
     )
 }

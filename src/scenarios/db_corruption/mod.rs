@@ -15,6 +15,7 @@ mod detect;
 mod diagnose;
 mod evidence;
 mod look_alike;
+mod loss;
 mod plan;
 mod restore_database;
 mod silent;

@@ -1,13 +1,12 @@
 //! The ladder: which remedy, and why not a gentler or a harsher one. Pure.
 
-use jiff::SignedDuration;
-
 use super::Rung;
 use super::diagnose::{Class, classify};
 use super::evidence::{BackupEvidence, Connection, Evidence};
+use super::loss::data_loss;
 use super::{NAME, steps};
 use crate::event::bytes;
-use crate::plan::{DataLoss, PLAN_FORMAT, Plan};
+use crate::plan::{PLAN_FORMAT, Plan};
 use crate::runbook::Runbook;
 use crate::scenarios::ladder;
 use crate::scenarios::{PlanRequest, Refusal};
@@ -321,108 +320,6 @@ fn is_contiguous(wal: &[String], first: &str) -> bool {
             [(a, x), (b, y)] => (a == b && *y == x + 1) || (*b == a + 1 && *y == 0),
             _ => true,
         })
-}
-
-/// What a remedy loses, from the data.
-fn data_loss(remedy: Rung, ground: &Ground<'_>) -> DataLoss {
-    let backup_from = ground.backup.map(|b| b.taken_at);
-    let age = backup_from.map(|at| {
-        let seconds = ground
-            .request
-            .now
-            .duration_since(at)
-            .max(SignedDuration::ZERO)
-            .unsigned_abs();
-        crate::event::seconds(seconds)
-    });
-    let relations = || {
-        let facts = ground.ev.databases.values().filter_map(|d| d.facts.as_ref());
-        facts.flat_map(|f| &f.relations)
-    };
-    // The newest row may be in the very table that cannot be read.
-    let newest_now = if relations().any(|r| r.problem.is_some()) {
-        None
-    } else {
-        relations().filter_map(|r| r.newest.as_ref()?.at).max()
-    };
-    let rows = rows_since_backup(ground);
-    let mut loss = DataLoss {
-        rows_since_backup: rows.map(|(n, _)| n),
-        newest_now,
-        backup_from,
-        ..DataLoss::default()
-    };
-    match remedy {
-        Rung::Reindex => {
-            loss.none = true;
-            loss.summary = "nothing is lost: an index is derived from its table".into();
-        }
-        Rung::RestoreDatabase => {
-            let rows = match rows {
-                Some((n, true)) => format!("{n} rows"),
-                Some((n, false)) => format!("at least {n} rows"),
-                None => "rows that cannot be counted".to_owned(),
-            };
-            loss.summary = format!(
-                "the backup is {} old, {rows} are newer; what is readable of them is brought over where the runbook says so",
-                age.unwrap_or_default()
-            );
-        }
-        Rung::RestoreCluster if wal_is_complete(ground) => {
-            loss.none =
-                !matches!(ground.class, Class::Cluster { cause } if cause.contains("write-ahead log"));
-            loss.summary = if loss.none {
-                "nothing is lost: all of the write-ahead log since the backup is there and is replayed".into()
-            } else {
-                "what the write-ahead log still shows is replayed; what is behind its damage is salvaged where readable".into()
-            };
-        }
-        Rung::RestoreCluster => {
-            loss.summary = format!(
-                "the backup is {} old and the write-ahead log since then is not complete; later work is lost unless it can be salvaged",
-                age.unwrap_or_default()
-            );
-        }
-        Rung::Salvage => {
-            loss.summary =
-                "what is damaged stays lost, and later damage may be hidden in what is kept".into();
-        }
-    }
-    loss
-}
-
-/// Rows written since the backup: a number, and whether every table could be counted. A
-/// damaged table shows fewer rows than it has; the server's own counters tell then, as
-/// long as no crash has set them back.
-fn rows_since_backup(ground: &Ground<'_>) -> Option<(u64, bool)> {
-    let backup = ground.backup?;
-    let (mut sum, mut all) = (None, true);
-    for (name, evidence) in &ground.ev.databases {
-        let (Some(then), Some(now)) = (backup.facts.get(name), &evidence.facts) else {
-            all = false;
-            continue;
-        };
-        for before in then.relations.iter().filter(|r| r.rows.is_some()) {
-            let Some(after) = now.relation(&before.schema, &before.name) else {
-                continue;
-            };
-            let counted = match (before.rows, after.rows) {
-                (Some(had), Some(has)) if has >= had => Some(has - had),
-                _ if then.stats_reset == now.stats_reset => before
-                    .inserted
-                    .zip(after.inserted)
-                    .and_then(|(had, has)| has.checked_sub(had)),
-                _ => None,
-            };
-            match counted {
-                Some(n) => *sum.get_or_insert(0) += n,
-                // Not read in this look, and nothing speaks against it.
-                None if after.rows.is_none() && after.problem.is_none() => {}
-                None => all = false,
-            }
-        }
-    }
-    sum.map(|n| (n, all))
 }
 
 #[cfg(test)]

@@ -105,6 +105,9 @@ pub(super) fn restore_database(ground: &Ground<'_>) -> Draft {
             })),
         ),
     ];
+    if !can_be_opened(ground, &database) {
+        steps.remove(2);
+    }
     let drop = |database: &str| {
         sql(PostgresAction::DropDatabase {
             service: service.clone(),
@@ -114,7 +117,8 @@ pub(super) fn restore_database(ground: &Ground<'_>) -> Draft {
     let mut discard = vec![drop(&kept), drop(&names.undone)];
     if let Some([extract, replay]) = salvage_from_log(ground, &database, &side) {
         // The copy before the fence: users wait for the replay only.
-        steps.insert(3, replay);
+        let proof = steps.len().saturating_sub(2);
+        steps.insert(proof, replay);
         steps.insert(1, extract);
         discard.push(Action::Cluster(ClusterAction::Discard {
             service: service.clone(),
@@ -176,6 +180,16 @@ fn salvage_from_log(ground: &Ground<'_>, database: &str, side: &str) -> Option<[
     ])
 }
 
+/// Whether rows can be read from the damaged database at all: a damaged catalogue lets nobody
+/// in.
+fn can_be_opened(ground: &Ground<'_>, database: &str) -> bool {
+    ground
+        .ev
+        .databases
+        .get(database)
+        .is_none_or(|d| d.connection.is_open())
+}
+
 /// Whether damaged pages may hold rows that the backup lacks. Rows are added at the end of
 /// a table that only grows; anywhere in another.
 fn may_hide_new_rows(ground: &Ground<'_>, database: &str) -> bool {
@@ -183,6 +197,9 @@ fn may_hide_new_rows(ground: &Ground<'_>, database: &str) -> bool {
     else {
         return false;
     };
+    if !evidence.connection.is_open() {
+        return true;
+    }
     let then = ground.backup.and_then(|b| b.facts.get(database));
     tables.iter().any(|table| {
         let Some(before) = then.and_then(|f| f.relations.iter().find(|r| &r.qualified() == table)) else {

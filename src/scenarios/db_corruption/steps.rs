@@ -132,12 +132,13 @@ fn salvage(ground: &Ground<'_>) -> Draft {
         stop(ground),
         step(
             ground,
-            format!("Copy the damaged data of {service} and make the copy start"),
-            "there is no usable backup; pg_resetwal and the like only ever touch a copy",
+            format!("Copy the damaged data of {service}, make the copy start and mend it"),
+            "there is no usable backup; what cannot be read is only ever taken out of a copy",
             Risk::Reversible,
             files(ClusterAction::CopyDamaged {
                 service: service.clone(),
                 run: run.clone(),
+                tables: damaged_tables(ground),
             }),
             Undo::Action(files(ClusterAction::Discard {
                 service: service.clone(),
@@ -158,6 +159,18 @@ fn salvage(ground: &Ground<'_>) -> Draft {
         estimate_seconds: 10 + 2 * data_bytes(ground.ev) / COPY_SPEED,
         kept: kept_directory(&run),
         discard: discard_directories(&service, &run),
+    }
+}
+
+/// What is known to be damaged, per database. Some of it no check finds again.
+fn damaged_tables(ground: &Ground<'_>) -> Vec<(String, Vec<String>)> {
+    match ground.class {
+        Class::Tables { database, tables } => vec![(
+            database.clone(),
+            // The catalogue is no table that could be written anew.
+            tables.iter().filter(|t| t.contains('.')).cloned().collect(),
+        )],
+        _ => Vec::new(),
     }
 }
 

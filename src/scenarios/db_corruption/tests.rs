@@ -192,6 +192,24 @@ fn look_alikes_have_a_name_and_no_plan() {
             )),
         ),
         (
+            // The server runs, and what is there can be read.
+            "disk-full",
+            evidence(|ev| {
+                no_loss(ev);
+                ev["log"] =
+                    json!([{"pattern": "disk-full", "at": null, "line": "ERROR: could not extend file"}]);
+                ev["files"]["Ok"]["disk-free"] = json!(40 << 20);
+            }),
+        ),
+        (
+            // Nobody has met it yet, and the log is on a disk of its own.
+            "disk-full",
+            evidence(|ev| {
+                no_loss(ev);
+                ev["files"]["Ok"]["wal-free"] = json!(15 << 20);
+            }),
+        ),
+        (
             "wrong-major",
             evidence(|ev| {
                 down(

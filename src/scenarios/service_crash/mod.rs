@@ -6,25 +6,30 @@
 //! it, or it ends as soon as it is started.
 //!
 //! What drctl does, gentlest first: let a frozen one run again; start a stopped one; restart
-//! one that says itself that it is unwell or that goes round in circles. What it never does:
-//! restart what works, touch PostgreSQL or Redis (they have scenarios of their own, which know
-//! what a careless restart can cost), or start a job that has done its work.
+//! one that says itself that it is unwell; create its container anew, from the image that ran
+//! last, where restarts do not help or its own files are damaged. What it never does: restart
+//! what works, touch PostgreSQL or Redis (they have scenarios of their own, which know what a
+//! careless restart can cost), start a job that has done its work, or run a migration again
+//! that has failed.
+
+mod plan;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
-use jiff::Timestamp;
+use futures_util::future::join_all;
+use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
-use super::{
-    Certainty, DetectOptions, Diagnosis, LookAlike, PlanRequest, Refusal, Scenario, known_service, ladder,
-};
+use super::{Certainty, DetectOptions, Diagnosis, LookAlike, PlanRequest, Refusal, Scenario, known_service};
 use crate::error::Result;
-use crate::plan::{
-    Action, DataLoss, Expectation, PLAN_FORMAT, Plan, Remedy, Risk, Step, Undo, WorkloadAction,
-};
-use crate::probe::containers::{ContainerFacts, ContainerState, end_in_words};
+use crate::plan::{Plan, Remedy};
+use crate::probe::containers::{ContainerFacts, ContainerState, end_in_words, one};
 use crate::probe::observer::Observer;
 use crate::runbook::{Runbook, ServiceKind};
+use crate::system::System;
 use crate::workload::Status;
 
 /// The scenario.
@@ -41,7 +46,19 @@ pub struct Evidence {
     pub service: Option<String>,
     /// Every service's container.
     pub containers: BTreeMap<String, ContainerState>,
+    /// A second look, a moment later, at those that run and were started a moment ago by the
+    /// engine itself: between two crashes they look well.
+    #[serde(default)]
+    pub again: BTreeMap<String, ContainerState>,
+    /// Files of its image that a container which cannot start has changed or deleted.
+    #[serde(default)]
+    pub changed: BTreeMap<String, Vec<String>>,
 }
+
+/// The engine counts a container as up after this long, and starts its patience anew.
+const COUNTS_AS_UP: SignedDuration = SignedDuration::from_secs(10);
+/// How long a container is watched that may be between two crashes.
+const SECOND_LOOK: Duration = Duration::from_millis(2500);
 
 /// What is wrong with one container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -50,6 +67,8 @@ enum Trouble {
     Stopped,
     /// It cannot be started as it is: its program or its files are missing.
     Broken,
+    /// It ends because a migration of its database fails: the same again would fail again.
+    Migration,
     Loops,
     Unhealthy,
 }
@@ -59,21 +78,42 @@ struct Patient<'a> {
     service: &'a str,
     facts: &'a ContainerFacts,
     trouble: Trouble,
+    /// Files of its image that it has changed or deleted.
+    changed: &'a [String],
 }
 
 impl Scenario for ServiceCrash {
     const NAME: &'static str = "service-crash";
     const ABOUT: &'static str = "An application service that stopped, froze, or crashes again and again";
-    const REMEDIES: &'static [Remedy] = &[Remedy::Thaw, Remedy::Start, Remedy::Restart];
+    const REMEDIES: &'static [Remedy] = &[Remedy::Thaw, Remedy::Start, Remedy::Restart, Remedy::Recreate];
     const CAUSES: &'static [&'static str] = &[];
     type Evidence = Evidence;
 
     async fn detect(world: &Observer<'_>, options: &DetectOptions) -> Result<Evidence> {
         known_service(&world.system.runbook, options)?;
+        let containers = world.containers().await.clone();
+        let taken_at = Timestamp::now();
+        let found = |wanted: fn(&ContainerFacts, Timestamp) -> bool| {
+            containers
+                .iter()
+                .filter_map(|(name, state)| state.found().map(|facts| (name.clone(), facts)))
+                .filter(move |(_, facts)| wanted(facts, taken_at))
+        };
+        let again = join_all(found(may_loop).map(|(name, facts)| async {
+            let state = watch(world.system, &name, facts).await;
+            (name, state)
+        }));
+        let changed = join_all(found(is_broken).map(|(name, facts)| async move {
+            let files = world.system.docker.changed_files(&facts.info.id).await;
+            (name, files.unwrap_or_default())
+        }));
+        let (again, changed) = tokio::join!(again, changed);
         Ok(Evidence {
-            taken_at: Timestamp::now(),
+            taken_at,
             service: options.service.clone(),
-            containers: world.containers().await.clone(),
+            again: again.into_iter().collect(),
+            changed: changed.into_iter().collect(),
+            containers,
         })
     }
 
@@ -82,7 +122,38 @@ impl Scenario for ServiceCrash {
     }
 
     fn plan(ev: &Evidence, rb: &Runbook, request: &PlanRequest) -> Result<Plan, Refusal> {
-        plan(ev, rb, request)
+        plan::plan(ev, rb, request)
+    }
+}
+
+/// The engine has restarted it, and that was only a moment ago.
+fn may_loop(facts: &ContainerFacts, now: Timestamp) -> bool {
+    let info = &facts.info;
+    info.is_running()
+        && info.restart_count > 0
+        && info
+            .started_at
+            .is_some_and(|at| now.duration_since(at) < COUNTS_AS_UP)
+}
+
+/// It does not run because its program or its files are missing, or goes round in circles.
+fn is_broken(facts: &ContainerFacts, _: Timestamp) -> bool {
+    !facts.info.is_running()
+        && (matches!(trouble(facts), Some(Trouble::Broken)) || facts.info.restart_count > 0)
+}
+
+/// Looks until it has crashed again, or for a while.
+async fn watch(system: &System, service: &str, first: &ContainerFacts) -> ContainerState {
+    let end = tokio::time::Instant::now() + SECOND_LOOK;
+    loop {
+        let state = one(system, service).await;
+        let crashed = state
+            .found()
+            .is_some_and(|now| !now.info.is_running() || now.info.restart_count != first.info.restart_count);
+        if crashed || tokio::time::Instant::now() >= end {
+            return state;
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
     }
 }
 
@@ -104,12 +175,15 @@ fn trouble(facts: &ContainerFacts) -> Option<Trouble> {
         Status::Running if facts.is_stopped_by_signal() => Some(Trouble::Frozen),
         Status::Running if info.health.as_deref() == Some("unhealthy") => Some(Trouble::Unhealthy),
         Status::Running => None,
+        Status::Restarting if migration(facts).is_some() => Some(Trouble::Migration),
+        Status::Restarting if matches!(info.exit_code, 126 | 127) => Some(Trouble::Broken),
         Status::Restarting => Some(Trouble::Loops),
         Status::Created | Status::Exited | Status::Dead => match info.exit_code {
             126 | 127 => Some(Trouble::Broken),
             _ if info.status == Status::Created && !info.error.is_empty() => Some(Trouble::Broken),
             // A job that the engine was told not to start again has done its work.
             0 if info.restart_policy == "no" => None,
+            code if code != 0 && migration(facts).is_some() => Some(Trouble::Migration),
             _ => Some(Trouble::Stopped),
         },
     }
@@ -118,11 +192,21 @@ fn trouble(facts: &ContainerFacts) -> Option<Trouble> {
 fn patients<'a>(ev: &'a Evidence, rb: &'a Runbook) -> Vec<Patient<'a>> {
     concerned(ev, rb)
         .filter_map(|(service, state)| {
-            let facts = state.found()?;
+            let first = state.found()?;
+            let later = ev.again.get(service).and_then(ContainerState::found);
+            let crashed = later
+                .filter(|now| !now.info.is_running() || now.info.restart_count > first.info.restart_count);
+            let facts = crashed.unwrap_or(first);
+            let trouble = match crashed {
+                Some(now) if migration(now).is_some() => Trouble::Migration,
+                Some(_) => Trouble::Loops,
+                None => trouble(first)?,
+            };
             Some(Patient {
                 service,
                 facts,
-                trouble: trouble(facts)?,
+                trouble,
+                changed: ev.changed.get(service).map_or(&[], Vec::as_slice),
             })
         })
         .collect()
@@ -135,6 +219,10 @@ fn in_words(p: &Patient<'_>) -> String {
         Trouble::Frozen => format!("{service} is stopped by a signal (its main process is in state T)"),
         Trouble::Stopped => format!("{service} does not run: {}", end_in_words(info)),
         Trouble::Broken => format!("{service} cannot be started: {}", end_in_words(info)),
+        Trouble::Migration => format!(
+            "{service} ends at its start because a migration of its database fails: {}",
+            end_in_words(info)
+        ),
         Trouble::Loops => format!(
             "{service} crashes again and again ({} restarts): {}",
             info.restart_count,
@@ -144,26 +232,50 @@ fn in_words(p: &Patient<'_>) -> String {
     }
 }
 
+/// Whether a line of a log speaks of something that went wrong.
+fn speaks_of_error(text: &str) -> bool {
+    let text = text.to_lowercase();
+    [
+        "error",
+        "fatal",
+        "panic",
+        "exception",
+        "traceback",
+        "cannot",
+        "failed",
+        "refused",
+    ]
+    .iter()
+    .any(|word| text.contains(word))
+}
+
+/// The line of a log that speaks of a migration that failed. Frameworks word it differently
+/// (`alembic.util.exc`, `Migration failed`, `migrate: error`, `Flyway … migration … failed`); one that only
+/// could not reach its server is none.
+fn migration(facts: &ContainerFacts) -> Option<&str> {
+    facts
+        .last_words
+        .iter()
+        .rev()
+        .map(|l| l.text.as_str())
+        .find(|text| {
+            let lower = text.to_lowercase();
+            let unreachable = ["refused", "could not connect", "timeout", "timed out", "resolve"]
+                .iter()
+                .any(|w| lower.contains(w));
+            ["migrat", "alembic", "flyway", "liquibase"]
+                .iter()
+                .any(|w| lower.contains(w))
+                && speaks_of_error(text)
+                && !unreachable
+        })
+}
+
 /// The line of a log that most likely tells why: the last that speaks of an error.
 fn telling_line(facts: &ContainerFacts) -> Option<&str> {
-    let speaks = |text: &str| {
-        let text = text.to_lowercase();
-        [
-            "error",
-            "fatal",
-            "panic",
-            "exception",
-            "traceback",
-            "cannot",
-            "failed",
-            "refused",
-        ]
-        .iter()
-        .any(|word| text.contains(word))
-    };
     let lines = || facts.last_words.iter().rev().map(|l| l.text.as_str());
-    lines()
-        .find(|t| speaks(t))
+    migration(facts)
+        .or_else(|| lines().find(|t| speaks_of_error(t)))
         .or_else(|| lines().find(|t| !t.trim().is_empty()))
 }
 
@@ -174,6 +286,12 @@ fn diagnose(ev: &Evidence, rb: &Runbook) -> Diagnosis {
         reasons.push(in_words(p));
         if let Some(line) = telling_line(p.facts).filter(|_| p.trouble != Trouble::Frozen) {
             reasons.push(format!("{} said last: {line}", p.service));
+        }
+        if let Some(first) = p.changed.first() {
+            reasons.push(format!(
+                "its container has changed or deleted {} files of its image, as {first}",
+                p.changed.len()
+            ));
         }
     }
     let names: Vec<&str> = patients.iter().map(|p| p.service).collect();
@@ -235,10 +353,43 @@ fn diagnose(ev: &Evidence, rb: &Runbook) -> Diagnosis {
     let count = concerned(ev, rb).count();
     said(
         Certainty::Absent,
-        format!("all {count} services of the application run"),
-        Vec::new(),
+        format!("none of the {count} services of the application has crashed"),
+        remarks(ev, rb),
         None,
     )
+}
+
+/// What looks unwell and is not, or only needs time.
+fn remarks(ev: &Evidence, rb: &Runbook) -> Vec<String> {
+    let ago = |facts: &ContainerFacts| {
+        facts.info.started_at.map_or_else(String::new, |at| {
+            let age = Duration::try_from(ev.taken_at.duration_since(at)).unwrap_or_default();
+            format!(" {} ago", crate::event::seconds(age))
+        })
+    };
+    concerned(ev, rb)
+        .filter_map(|(name, state)| Some((name, state.found()?)))
+        .filter_map(|(name, facts)| {
+            if facts.info.health.as_deref() == Some("starting") {
+                Some(format!(
+                    "{name} was started{}, and its health check has not answered yet: wait",
+                    ago(facts)
+                ))
+            } else if facts.info.status == Status::Exited && trouble(facts).is_none() {
+                Some(format!(
+                    "{name} has done its work: exit code 0, and the engine was told not to start it again"
+                ))
+            } else if ev.again.contains_key(name) {
+                Some(format!(
+                    "{name} has crashed {} times, runs since{} and stays up",
+                    facts.info.restart_count,
+                    ago(facts)
+                ))
+            } else {
+                None
+            }
+        })
+        .collect()
 }
 
 /// The operator asked about a database: it has scenarios of its own.
@@ -263,122 +414,4 @@ fn asked_elsewhere(ev: &Evidence, rb: &Runbook) -> Option<Diagnosis> {
             ],
         }),
     })
-}
-
-/// Which remedies could help against a trouble, gentlest first.
-fn helps(trouble: Trouble) -> &'static [Remedy] {
-    match trouble {
-        Trouble::Frozen => &[Remedy::Thaw, Remedy::Restart],
-        Trouble::Stopped => &[Remedy::Start],
-        Trouble::Loops | Trouble::Unhealthy => &[Remedy::Restart],
-        Trouble::Broken => &[],
-    }
-}
-
-fn plan(ev: &Evidence, rb: &Runbook, request: &PlanRequest) -> Result<Plan, Refusal> {
-    let mut all = patients(ev, rb);
-    let order: Vec<&str> = rb.start_order().iter().map(|n| n.as_str()).collect();
-    // What others depend on comes first.
-    all.sort_by_key(|p| order.iter().position(|n| *n == p.service));
-    let diagnosis = diagnose(ev, rb);
-    let treatable: Vec<&Patient<'_>> = all.iter().filter(|p| !helps(p.trouble).is_empty()).collect();
-    if treatable.is_empty() {
-        return Err(Refusal {
-            message: "no remedy is possible as things are: starting it again would fail again".into(),
-            reasons: diagnosis.reasons,
-            next: all
-                .iter()
-                .map(|p| format!("docker logs --tail 50 {}", p.facts.info.name))
-                .collect(),
-        });
-    }
-    let rungs: Vec<ladder::Rung> = ServiceCrash::REMEDIES
-        .iter()
-        .filter(|r| treatable.iter().any(|p| helps(p.trouble).contains(r)))
-        .map(|r| ladder::rung(request, *r, None))
-        .collect();
-    let chosen = ladder::choose(
-        ServiceCrash::NAME,
-        &rungs,
-        request.remedy,
-        &diagnosis.reasons,
-        treatable
-            .iter()
-            .map(|p| format!("docker logs --tail 50 {}", p.facts.info.name))
-            .collect(),
-    )?;
-    // Each gets the gentlest that helps it, from the chosen rung on.
-    let steps: Vec<Step> = treatable
-        .iter()
-        .filter_map(|p| {
-            let remedy = helps(p.trouble)
-                .iter()
-                .copied()
-                .find(|r| *r >= chosen && !request.tried.contains(r))?;
-            Some(step(p, remedy, rb))
-        })
-        .collect();
-    let services: Vec<String> = treatable.iter().map(|p| p.service.to_owned()).collect();
-    Ok(Plan {
-        format: PLAN_FORMAT,
-        scenario: ServiceCrash::NAME.to_owned(),
-        deployment: rb.deployment.to_string(),
-        run: request.run.clone(),
-        service: services.first().cloned().unwrap_or_default(),
-        diagnosis: diagnosis.summary,
-        remedy: chosen,
-        alternatives: ladder::alternatives(&rungs, chosen, |_| "it interrupts more than is needed".into()),
-        backup: None,
-        estimate_seconds: 5 * steps.len() as u64,
-        steps,
-        expect: vec![
-            Expectation::ServicesRun { services },
-            Expectation::Endpoints,
-            Expectation::WriteCheck,
-        ],
-        data_loss: DataLoss {
-            summary: "nothing is lost: no data is touched".into(),
-            none: true,
-            ..DataLoss::default()
-        },
-        disk_needed: 0,
-        disk_free: None,
-        kept: String::new(),
-        discard: Vec::new(),
-    })
-}
-
-fn step(p: &Patient<'_>, remedy: Remedy, rb: &Runbook) -> Step {
-    let service = p.service.to_owned();
-    let timeout_seconds = rb.deadlines.stop.as_secs() + 60;
-    let why = in_words(p);
-    match remedy {
-        Remedy::Thaw => Step {
-            title: format!("Let {service} run again"),
-            why,
-            risk: Risk::Reversible,
-            action: Action::Workload(WorkloadAction::Thaw { service }),
-            undo: Undo::NotNeeded("a process that runs is what was wanted".into()),
-            timeout_seconds,
-        },
-        Remedy::Start => Step {
-            title: format!("Start {service}"),
-            why,
-            risk: Risk::Reversible,
-            action: Action::Workload(WorkloadAction::Start {
-                service: service.clone(),
-                wait: true,
-            }),
-            undo: Undo::Action(Action::Workload(WorkloadAction::Stop { service })),
-            timeout_seconds,
-        },
-        _ => Step {
-            title: format!("Restart {service}"),
-            why,
-            risk: Risk::Disruptive,
-            action: Action::Workload(WorkloadAction::Restart { service }),
-            undo: Undo::NotNeeded("it runs, as it did before".into()),
-            timeout_seconds,
-        },
-    }
 }

@@ -1,0 +1,149 @@
+//! Work on a running Redis server.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::{ActionContext, ActionError, Outcome};
+use crate::event::seconds;
+use crate::redis::{Client, RedisError};
+
+/// Members of a set that are looked at in one step of the server: at 200 its other clients
+/// wait for less than a millisecond.
+const BATCH: u32 = 200;
+/// How often a background save is asked about.
+const POLL: Duration = Duration::from_millis(100);
+
+/// One batch of a set: whose owner's key does not exist goes. In one step inside the server,
+/// so that a session which is opened meanwhile is not taken for one without an owner.
+/// KEYS: set. ARGV: cursor, count, prefix. Gives the next cursor, and how many went.
+const CLEAR_STALE: &str = "
+local seen = redis.call('SSCAN', KEYS[1], ARGV[1], 'COUNT', ARGV[2])
+local gone = 0
+for _, member in ipairs(seen[2]) do
+  if redis.call('EXISTS', ARGV[3] .. member) == 0 then
+    gone = gone + redis.call('SREM', KEYS[1], member)
+  end
+end
+return {seen[1], gone}";
+
+fn failed(what: impl Into<String>) -> impl FnOnce(RedisError) -> ActionError {
+    let what = what.into();
+    move |e| ActionError::Other(format!("{what}: {e}"))
+}
+
+async fn client(cx: &ActionContext<'_>, service: &str, database: u32) -> Result<Client, ActionError> {
+    let server = cx.system.redis(service).await?;
+    Client::connect(&server.spec.to_database(database))
+        .await
+        .map_err(failed(format!("connecting to {service}")))
+}
+
+pub(super) async fn set_config(
+    cx: &ActionContext<'_>,
+    service: &str,
+    name: &str,
+    value: &str,
+) -> Result<Outcome, ActionError> {
+    let client = client(cx, service, 0).await?;
+    client
+        .config_set(name, value)
+        .await
+        .map_err(failed(format!("setting {name} of {service}")))?;
+    Ok(Outcome::new(format!(
+        "{name} of {service} is {value}, until its next start"
+    )))
+}
+
+pub(super) async fn clear_patterns(
+    cx: &ActionContext<'_>,
+    service: &str,
+    patterns: &[String],
+) -> Result<Outcome, ActionError> {
+    let begun = Instant::now();
+    let first = client(cx, service, 0).await?;
+    let info = first.info().await.map_err(failed(format!("asking {service}")))?;
+    let mut removed = 0;
+    for &database in info.keyspace.keys() {
+        let client = client(cx, service, database).await?;
+        for pattern in patterns {
+            let left = cx.deadline.saturating_sub(begun.elapsed());
+            let done = client
+                .unlink_matching(pattern, None, left, |_| {})
+                .await
+                .map_err(failed(format!("deleting keys like {pattern}")))?;
+            removed += done.keys;
+            if !done.complete {
+                return Err(ActionError::Other(format!(
+                    "{removed} keys are deleted, and {} was not enough for all",
+                    seconds(cx.deadline)
+                )));
+            }
+        }
+    }
+    Ok(Outcome::new(format!("{removed} keys are deleted"))
+        .fact("keys-deleted", removed)
+        .fact("clear-seconds", begun.elapsed().as_secs_f64()))
+}
+
+pub(super) async fn clear_stale_members(
+    cx: &ActionContext<'_>,
+    service: &str,
+    database: u32,
+    index: &str,
+    owner_prefix: &str,
+) -> Result<Outcome, ActionError> {
+    let client = client(cx, service, database).await?;
+    let end = Instant::now() + cx.deadline;
+    let (mut cursor, mut removed) = (0_u64, 0_u64);
+    loop {
+        let mut command = ::redis::cmd("EVAL");
+        command.arg(CLEAR_STALE).arg(1).arg(index);
+        command.arg(cursor).arg(BATCH).arg(owner_prefix);
+        let (next, gone): (u64, u64) = client
+            .ask(&command)
+            .await
+            .map_err(failed(format!("cleaning {index}")))?;
+        removed += gone;
+        cursor = next;
+        if cursor == 0 {
+            break;
+        }
+        if Instant::now() >= end {
+            return Err(ActionError::Other(format!(
+                "{removed} members of {index} are removed, and {} was not enough for all",
+                seconds(cx.deadline)
+            )));
+        }
+    }
+    Ok(Outcome::new(format!(
+        "{removed} members of {index} without an owner are removed"
+    ))
+    .fact("stale-removed", removed))
+}
+
+pub(super) async fn save(cx: &ActionContext<'_>, service: &str) -> Result<Outcome, ActionError> {
+    let client = client(cx, service, 0).await?;
+    let what = || failed(format!("saving the data of {service}"));
+    let before = client.lastsave().await.map_err(what())?;
+    client.bgsave().await.map_err(what())?;
+    let end = Instant::now() + cx.deadline;
+    loop {
+        let saved = client.info().await.map_err(what())?.persistence;
+        if !saved.saving {
+            if saved.last_save_ok && saved.last_save.is_some_and(|at| at >= before) {
+                return Ok(Outcome::new(format!("the data of {service} is saved")));
+            }
+            return Err(ActionError::Other(format!(
+                "{service} cannot save its data; its log says why"
+            )));
+        }
+        if Instant::now() >= end {
+            return Err(ActionError::Other(format!(
+                "{service} is still saving after {}",
+                seconds(cx.deadline)
+            )));
+        }
+        tokio::time::sleep(POLL).await;
+    }
+}

@@ -1,0 +1,122 @@
+//! A Redis that does not serve, and what only looks like it.
+
+use super::harm::{Harm, Mend, Prepared, victim};
+use super::redis::{RedisHarm, RedisMend, data_owner};
+use super::redis_oom::info;
+use super::{Fault, Request};
+use crate::error::Result;
+use crate::runbook::ServiceKind;
+use crate::system::System;
+
+/// Every fault of this family.
+pub const FAULTS: &[Fault] = &[
+    Fault {
+        name: "redis-failure/stopped",
+        summary: "the server is stopped",
+        leaves: "status exited, exit code 0",
+        live: false,
+    },
+    Fault {
+        name: "redis-failure/killed",
+        summary: "the server is killed",
+        leaves: "status exited, exit code 137 without OOMKilled",
+        live: false,
+    },
+    Fault {
+        name: "redis-failure/frozen",
+        summary: "the server is stopped by a signal",
+        leaves: "status running, process state T, connections hang",
+        live: false,
+    },
+    Fault {
+        name: "redis-failure/save-failed",
+        summary: "a save has failed, as on a disk that was full for a moment",
+        leaves: "MISCONF on writes and on PING, rdb_last_bgsave_status:err",
+        live: false,
+    },
+    Fault {
+        name: "redis-failure/replica",
+        summary: "look-alike: it was made a replica",
+        leaves: "READONLY on writes, role:slave, master_link_status:down",
+        live: false,
+    },
+    Fault {
+        name: "redis-failure/memory-full",
+        summary: "look-alike: its memory is full",
+        leaves: "OOM on writes, PING and reads go on",
+        live: false,
+    },
+];
+
+/// Works out what `variant` would hit; nothing is changed.
+///
+/// # Errors
+/// No such service, or one that does not run.
+pub async fn prepare(
+    system: &System,
+    variant: &str,
+    service: Option<&str>,
+    _request: &Request,
+) -> Result<Option<Prepared>> {
+    let (service, container) = victim(system, service, |s| matches!(s.kind, ServiceKind::Redis(_))).await?;
+    let container = container.name;
+    let signal = |signal: &str| Harm::Signal {
+        container: container.clone(),
+        signal: signal.into(),
+    };
+    let harm = match variant {
+        "stopped" => Harm::Stop {
+            container: container.clone(),
+        },
+        "killed" => signal("SIGKILL"),
+        "frozen" => signal("SIGSTOP"),
+        "save-failed" => {
+            let owner = data_owner(system, &container).await?;
+            let harm = RedisHarm::FailingSave {
+                container: container.clone(),
+            };
+            let mend = RedisMend::Save {
+                container: container.clone(),
+                owner,
+            };
+            return Ok(Some(Prepared::of_redis(
+                service,
+                container,
+                vec![harm],
+                vec![mend],
+            )));
+        }
+        "replica" => {
+            return Ok(Some(Prepared::of_redis(
+                service,
+                container,
+                vec![RedisHarm::Replica],
+                vec![RedisMend::Primary],
+            )));
+        }
+        "memory-full" => {
+            let memory = info(system, &service).await?.memory;
+            let set = |value: u64| ("maxmemory".to_owned(), value.to_string());
+            let ((name, value), (back, was)) = (set((memory.used / 2).max(1)), set(memory.max));
+            return Ok(Some(Prepared::of_redis(
+                service,
+                container,
+                vec![RedisHarm::Config { name, value }],
+                vec![RedisMend::Config {
+                    name: back,
+                    value: was,
+                }],
+            )));
+        }
+        _ => return Ok(None),
+    };
+    Ok(Some(Prepared {
+        target: format!("container {container} of service {service}"),
+        service,
+        harms: vec![harm],
+        mends: vec![Mend::Run {
+            container: container.clone(),
+        }],
+        container,
+    }))
+}

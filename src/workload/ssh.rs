@@ -1,0 +1,388 @@
+//! A Docker engine on another host, reached by the system's own `ssh`: nothing is installed
+//! there, and jump hosts, keys, agents and aliases work as they do for a person.
+//!
+//! One `ssh` forwards the engine's socket to one of this machine, in a directory that only
+//! its owner can enter; further ports are added to the same connection on demand.
+//! A connection that broke is made anew when something is next asked of the engine.
+//!
+//! The `ssh` must not outlive drctl, SIGKILL included. So it runs under a small shell that
+//! reads a pipe which only drctl holds: at its end, `ssh` and the directory go. Nothing on
+//! the far side is needed for that, so an account that may only forward is enough.
+
+use std::collections::BTreeMap;
+use std::fs::DirBuilder;
+use std::net::IpAddr;
+use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::io::AsyncReadExt;
+use tokio::process::{Child, ChildStdin, Command};
+use tokio::time::Instant;
+
+use super::WorkloadError;
+use crate::runbook::SshAddress;
+
+/// `$1` is the directory, the rest the `ssh` to run. The directory goes first: at the end
+/// of `ssh` this shell ends too, and with it the one that waits for the pipe's end.
+const LEASE: &str = r#"
+dir=$1; shift
+exec 3<&0
+"$@" </dev/null 3<&- &
+ssh=$!
+( while read -r _ <&3; do :; done; rm -rf -- "$dir"; kill "$ssh" ) >/dev/null 2>&1 &
+lease=$!
+exec 3<&-
+wait "$ssh"; code=$?
+kill "$lease" 2>/dev/null
+exit "$code"
+"#;
+/// Seconds between two signs of life, three of which may be missing.
+const ALIVE_EVERY: &str = "ServerAliveInterval=5";
+/// A socket's path has at most 107 bytes (unix(7)), and `ssh` appends 17 to that of its own.
+const LONGEST_DIR: usize = 70;
+const POLL: Duration = Duration::from_millis(10);
+/// How much of what `ssh` says is kept, from the end.
+const WORDS_LIMIT: usize = 4 << 10;
+static COUNTER: AtomicU32 = AtomicU32::new(0);
+
+/// A connection to another host. Dropping it ends the connection.
+#[derive(Debug)]
+pub(super) struct Tunnel {
+    address: SshAddress,
+    /// Bounds the connection.
+    deadline: Duration,
+    dir: PathBuf,
+    state: tokio::sync::Mutex<State>,
+    /// The end of what `ssh` said.
+    words: Arc<Mutex<String>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    running: Option<Running>,
+    /// Directory of the socket for each address and port.
+    forwards: BTreeMap<(IpAddr, u16), PathBuf>,
+}
+
+#[derive(Debug)]
+struct Running {
+    child: Child,
+    /// Its end is the end of the connection.
+    _lease: Option<ChildStdin>,
+}
+
+impl Drop for Tunnel {
+    fn drop(&mut self) {
+        // The shell does the same; it is gone already where the connection had broken.
+        let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}
+
+impl Tunnel {
+    /// Connects within `deadline`.
+    ///
+    /// # Errors
+    /// [`WorkloadError::Unreachable`] with the words of `ssh`.
+    pub(super) async fn open(address: &SshAddress, deadline: Duration) -> Result<Self, WorkloadError> {
+        let dir = private_dir().map_err(|e| WorkloadError::Unreachable {
+            host: address.to_string(),
+            cause: format!("no directory for its socket can be made: {e}"),
+        })?;
+        let tunnel = Self {
+            address: address.clone(),
+            deadline,
+            dir,
+            state: tokio::sync::Mutex::default(),
+            words: Arc::default(),
+        };
+        tunnel.ready().await?;
+        Ok(tunnel)
+    }
+
+    /// Where the engine answers on this machine.
+    pub(super) fn socket(&self) -> PathBuf {
+        self.dir.join("docker.sock")
+    }
+
+    /// Makes sure that the connection stands; makes it anew when it broke.
+    ///
+    /// # Errors
+    /// [`WorkloadError::Unreachable`] with the words of `ssh`.
+    pub(super) async fn ready(&self) -> Result<(), WorkloadError> {
+        let mut state = self.state.lock().await;
+        let stands = match &mut state.running {
+            Some(running) => matches!(running.child.try_wait(), Ok(None)),
+            None => false,
+        };
+        if !stands {
+            state.running = None;
+            state.running = Some(self.connect(&state.forwards).await?);
+        }
+        Ok(())
+    }
+
+    /// The error when the connection has broken; waits a moment for the news of it.
+    pub(super) async fn broken(&self) -> Option<WorkloadError> {
+        let mut state = self.state.lock().await;
+        let running = state.running.as_mut()?;
+        let ended = tokio::time::timeout(Duration::from_millis(100), running.child.wait()).await;
+        ended.is_ok().then(|| self.unreachable("the connection broke"))
+    }
+
+    /// A socket that leads to a port of an address on the far side. It is called
+    /// `.s.PGSQL.PORT`, which is how PostgreSQL's clients look for it in a directory (and
+    /// no other client minds); the directory is returned.
+    ///
+    /// # Errors
+    /// [`WorkloadError::Unreachable`] when the connection is gone, `Transport` when `ssh`
+    /// does not set the forwarding up.
+    pub(super) async fn forward(&self, address: IpAddr, port: u16) -> Result<PathBuf, WorkloadError> {
+        self.ready().await?;
+        let mut state = self.state.lock().await;
+        if let Some(dir) = state.forwards.get(&(address, port)) {
+            return Ok(dir.clone());
+        }
+        let fail = |cause: String| WorkloadError::Transport {
+            what: format!(
+                "the way to {address} port {port} through {}",
+                self.address.login()
+            ),
+            cause,
+        };
+        let dir = self.dir.join(state.forwards.len().to_string());
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&dir)
+            .map_err(|e| fail(e.to_string()))?;
+        let mut command = Command::new("ssh");
+        command
+            .args(["-o", "BatchMode=yes", "-S"])
+            .arg(self.control())
+            .args(["-O", "forward", "-L"])
+            .arg(forwarding(&dir, address, port))
+            .args(["--", &self.address.host])
+            .stdin(Stdio::null())
+            .kill_on_drop(true);
+        let output = tokio::time::timeout(self.deadline, command.output())
+            .await
+            .map_err(|_| fail("ssh did not set it up in time".into()))?
+            .map_err(|e| fail(e.to_string()))?;
+        if !output.status.success() {
+            return Err(fail(last_words(&String::from_utf8_lossy(&output.stderr))));
+        }
+        state.forwards.insert((address, port), dir.clone());
+        Ok(dir)
+    }
+
+    /// What `ssh` said lately, in one line.
+    pub(super) fn words(&self) -> String {
+        last_words(&self.words.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn control(&self) -> PathBuf {
+        self.dir.join("ctl")
+    }
+
+    fn unreachable(&self, otherwise: &str) -> WorkloadError {
+        let words = self.words();
+        let words = if words.is_empty() { otherwise } else { &words };
+        WorkloadError::Unreachable {
+            host: self.address.to_string(),
+            cause: format!("ssh to {}: {words}", self.address.login()),
+        }
+    }
+
+    async fn connect(&self, forwards: &BTreeMap<(IpAddr, u16), PathBuf>) -> Result<Running, WorkloadError> {
+        // What a broken connection left is in the way of the new one.
+        let sockets = forwards
+            .iter()
+            .map(|((_, port), dir)| dir.join(socket_name(*port)));
+        for old in sockets.chain([self.socket(), self.control()]) {
+            let _ = std::fs::remove_file(old);
+        }
+        self.words.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        let mut child = self
+            .command(forwards)
+            .spawn()
+            .map_err(|e| WorkloadError::Unreachable {
+                host: self.address.to_string(),
+                cause: format!("/bin/sh cannot be started: {e}"),
+            })?;
+        let listening = child
+            .stderr
+            .take()
+            .map(|from| tokio::spawn(listen(from, self.words.clone())));
+        let mut running = Running {
+            _lease: child.stdin.take(),
+            child,
+        };
+        // ssh's own time-out comes first, and has more to say.
+        let end = Instant::now() + self.deadline + Duration::from_millis(500);
+        let socket = self.socket();
+        loop {
+            if UnixStream::connect(&socket).is_ok() {
+                return Ok(running);
+            }
+            if let Ok(Some(status)) = running.child.try_wait() {
+                if let Some(listening) = listening {
+                    let _ = tokio::time::timeout(Duration::from_millis(200), listening).await;
+                }
+                if status.code() == Some(127) {
+                    return Err(WorkloadError::Unreachable {
+                        host: self.address.to_string(),
+                        cause: "there is no ssh program here: apt-get install openssh-client".into(),
+                    });
+                }
+                return Err(self.unreachable(&format!("it ended ({status}) without a word")));
+            }
+            if Instant::now() >= end {
+                return Err(self.unreachable(&format!(
+                    "no connection within {}",
+                    crate::event::seconds(self.deadline)
+                )));
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    fn command(&self, forwards: &BTreeMap<(IpAddr, u16), PathBuf>) -> Command {
+        let mut command = Command::new("/bin/sh");
+        command
+            .args(["-c", LEASE, "drctl"])
+            .arg(&self.dir)
+            .args(["ssh", "-nNTax"])
+            // Never a question: nobody may be there to answer.
+            .args(["-o", "BatchMode=yes"])
+            .args(["-o", "ExitOnForwardFailure=yes"])
+            .args(["-o", ALIVE_EVERY, "-o", "ServerAliveCountMax=3"])
+            .arg("-o")
+            .arg(format!("ConnectTimeout={}", self.deadline.as_secs().max(1)))
+            .args(["-o", "ControlMaster=yes", "-o", "ControlPersist=no"])
+            // The level that tells why a forwarded connection was refused.
+            .args(["-o", "LogLevel=INFO", "-S"])
+            .arg(self.control())
+            .arg("-L")
+            .arg(format!(
+                "{}:{}",
+                self.socket().display(),
+                self.address.socket.display()
+            ));
+        for ((address, port), dir) in forwards {
+            command.arg("-L").arg(forwarding(dir, *address, *port));
+        }
+        if let Some(user) = &self.address.user {
+            command.args(["-l", user]);
+        }
+        if let Some(port) = self.address.port {
+            command.args(["-p", &port.to_string()]);
+        }
+        command
+            .args(["--", &self.address.host])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            // Ctrl-C is for drctl, which still needs the engine to take back what it did.
+            .process_group(0);
+        command
+    }
+}
+
+fn socket_name(port: u16) -> String {
+    format!(".s.PGSQL.{port}")
+}
+
+/// The argument of `-L` from a socket to an address.
+fn forwarding(dir: &Path, address: IpAddr, port: u16) -> String {
+    let socket = dir.join(socket_name(port));
+    match address {
+        IpAddr::V4(a) => format!("{}:{a}:{port}", socket.display()),
+        IpAddr::V6(a) => format!("{}:[{a}]:{port}", socket.display()),
+    }
+}
+
+/// A directory of its own for the sockets: where a full disk does no harm, if possible, and
+/// with a path that is short enough.
+fn private_dir() -> std::io::Result<PathBuf> {
+    let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
+    let name = format!(
+        "drctl-ssh-{}-{}",
+        std::process::id(),
+        COUNTER.fetch_add(1, Ordering::Relaxed)
+    );
+    let places = runtime.into_iter().chain([
+        PathBuf::from("/dev/shm"),
+        std::env::temp_dir(),
+        PathBuf::from("/tmp"),
+    ]);
+    let mut last = std::io::Error::from(std::io::ErrorKind::NotFound);
+    for place in places {
+        let dir = place.join(&name);
+        // -L takes its argument apart at colons and expands percent signs.
+        let text = dir.to_string_lossy();
+        if !dir.is_absolute() || text.len() > LONGEST_DIR || text.contains([':', '%', '$', '~']) {
+            continue;
+        }
+        // Not one that is there already: it may be somebody else's.
+        match DirBuilder::new().mode(0o700).create(&dir) {
+            Ok(()) => return Ok(dir),
+            Err(e) => last = e,
+        }
+    }
+    Err(last)
+}
+
+/// Keeps the end of what `ssh` says.
+async fn listen(mut from: impl tokio::io::AsyncRead + Unpin, words: Arc<Mutex<String>>) {
+    let mut buffer = [0; 512];
+    while let Ok(n @ 1..) = from.read(&mut buffer).await {
+        let text = String::from_utf8_lossy(buffer.get(..n).unwrap_or_default()).into_owned();
+        let mut words = words.lock().unwrap_or_else(PoisonError::into_inner);
+        words.push_str(&text);
+        let mut cut = words.len().saturating_sub(WORDS_LIMIT);
+        while !words.is_char_boundary(cut) {
+            cut += 1;
+        }
+        words.drain(..cut);
+    }
+}
+
+/// The last lines, without control characters: they come from another host.
+fn last_words(text: &str) -> String {
+    let lines: Vec<String> = text
+        .lines()
+        .map(|l| l.trim().chars().filter(|c| !c.is_control()).collect::<String>())
+        .filter(|l| !l.is_empty())
+        .collect();
+    lines
+        .get(lines.len().saturating_sub(3)..)
+        .unwrap_or_default()
+        .join("; ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_the_last_lines_without_tricks() {
+        assert_eq!(
+            last_words("banner\n\u{1b}[2Jone\r\n\ntwo\nthree\n"),
+            "[2Jone; two; three"
+        );
+        assert_eq!(last_words(""), "");
+    }
+
+    #[test]
+    fn forwardings_are_written_as_ssh_reads_them() {
+        let dir = Path::new("/dev/shm/d/0");
+        let to = |a: &str| forwarding(dir, a.parse().unwrap(), 5432);
+        assert_eq!(to("172.18.0.2"), "/dev/shm/d/0/.s.PGSQL.5432:172.18.0.2:5432");
+        assert_eq!(to("fd00::2"), "/dev/shm/d/0/.s.PGSQL.5432:[fd00::2]:5432");
+    }
+}
