@@ -16,6 +16,7 @@ use crate::plan::Remedy;
 use crate::recover::{Ended, Recover, recover};
 use crate::scenarios::connection_exhaustion::ConnectionExhaustion;
 use crate::scenarios::db_corruption::DbCorruption;
+use crate::scenarios::network_partition::NetworkPartition;
 use crate::scenarios::outage::Outage;
 use crate::scenarios::redis_failure::RedisFailing;
 use crate::scenarios::redis_oom::RedisOom;
@@ -39,6 +40,8 @@ enum ScenarioVerb {
     DbCorruption(DbCorruptionArgs),
     #[command(name = ConnectionExhaustion::NAME, about = ConnectionExhaustion::ABOUT)]
     ConnectionExhaustion(ConnectionExhaustionArgs),
+    #[command(name = NetworkPartition::NAME, about = NetworkPartition::ABOUT)]
+    NetworkPartition(ScenarioArgs<NetworkPartition>),
     #[command(name = ServiceCrash::NAME, about = ServiceCrash::ABOUT)]
     ServiceCrash(ScenarioArgs<ServiceCrash>),
     #[command(name = RedisOom::NAME, about = RedisOom::ABOUT)]
@@ -157,6 +160,7 @@ pub async fn run(cx: &Context, args: RecoverArgs) -> Result<ExitCode> {
             request.look.running_over = args.running_over;
             carry_out::<ConnectionExhaustion>(cx, &request).await
         }
+        ScenarioVerb::NetworkPartition(args) => plain(cx, args).await,
         ScenarioVerb::ServiceCrash(args) => plain(cx, args).await,
         ScenarioVerb::RedisOom(args) => plain(cx, args).await,
         ScenarioVerb::RedisFailure(args) => plain(cx, args).await,

@@ -11,6 +11,7 @@ mod interrupt;
 mod load;
 #[cfg(test)]
 mod model;
+mod reaches;
 mod redis;
 mod resume;
 mod running;

@@ -43,6 +43,9 @@ pub fn describe(expectation: &Expectation) -> String {
         }
         Expectation::Validations { database, .. } => format!("the validation queries of {database} hold"),
         Expectation::ApplicationRole { database, role, .. } => format!("role {role} may use {database}"),
+        Expectation::Reaches { edges } => {
+            format!("each of {} dependencies is reached from inside", edges.len())
+        }
         Expectation::Endpoints => "every endpoint answers".into(),
         Expectation::WriteCheck => "a write through the application can be read back".into(),
     }
@@ -171,6 +174,7 @@ pub async fn check(system: &System, expectation: &Expectation) -> Vec<Checked> {
             })
             .await
         }
+        Expectation::Reaches { edges } => super::reaches::reaches(system, edges).await,
         Expectation::Endpoints => endpoints(&system.runbook, &what).await,
         Expectation::WriteCheck => vec![write_check(&system.runbook, what).await],
     }

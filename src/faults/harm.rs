@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::network_partition::{self, NetworkHarm, NetworkMend};
 use super::redis::{self, RedisHarm, RedisMend};
 use super::server::{asking, session};
 use super::sessions::Sessions;
@@ -56,6 +57,8 @@ pub enum Harm {
         /// Container.
         container: String,
     },
+    /// Networks.
+    Network(NetworkHarm),
     /// An effect on a running Redis.
     Redis(RedisHarm),
     /// The main process is killed from outside, as soon as the engine has started it again:
@@ -122,6 +125,8 @@ pub enum Mend {
         /// Container.
         container: String,
     },
+    /// Networks.
+    Network(NetworkMend),
     /// An effect on a running Redis.
     #[serde(rename_all = "kebab-case")]
     Redis {
@@ -312,6 +317,7 @@ async fn apply(system: &System, service: &str, harm: &Harm, request: &Request) -
             }
             Ok(format!("{signal} was sent to container {container}"))
         }
+        Harm::Network(harm) => network_partition::apply(system, harm).await,
         Harm::Redis(harm) => redis::apply(system, service, harm).await,
         Harm::HoldSessions {
             service,
@@ -460,6 +466,7 @@ pub async fn mend(system: &System, mends: &[Mend]) -> Result<Vec<String>> {
 async fn put_right(system: &System, mend: &Mend) -> Result<Option<String>> {
     let docker = &system.docker;
     match mend {
+        Mend::Network(mend) => network_partition::put_right(system, mend).await,
         Mend::Redis { service, mend } => redis::put_right(system, service, mend).await,
         Mend::EndSessions {
             service,

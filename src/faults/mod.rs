@@ -10,6 +10,7 @@ pub mod db_corruption;
 pub mod expiry;
 mod harm;
 mod load;
+mod network_partition;
 mod outage;
 mod record;
 mod redis;
@@ -53,6 +54,7 @@ pub fn catalogue() -> impl Iterator<Item = &'static Fault> {
     [
         db_corruption::FAULTS,
         connection_exhaustion::FAULTS,
+        network_partition::FAULTS,
         redis_oom::FAULTS,
         redis_failure::FAULTS,
         service_crash::FAULTS,
@@ -413,6 +415,9 @@ impl Site<'_> {
                 .await?
                 .map(Prepared::Services),
             "outage" => outage::prepare(self.system, variant, service)
+                .await?
+                .map(Prepared::Services),
+            "network-partition" => network_partition::prepare(self.system, variant, service, request)
                 .await?
                 .map(Prepared::Services),
             "service-crash" => service_crash::prepare(self.system, variant, service, id)

@@ -5,6 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::NetworkAction;
 use super::SessionAction;
 use super::{ContainerAction, RedisAction};
 
@@ -20,6 +21,8 @@ pub enum Action {
     Cluster(ClusterAction),
     /// Containers.
     Workload(WorkloadAction),
+    /// Networks.
+    Network(NetworkAction),
     /// A running Redis server.
     Redis(RedisAction),
     /// Containers made anew, doubled, given other limits.
@@ -365,6 +368,7 @@ impl Action {
                     format!("remove the work directory .drctl/{run} of {service}")
                 }
             },
+            Self::Network(a) => a.summary(),
             Self::Redis(a) => a.summary(),
             Self::Container(a) => a.summary(),
             Self::Workload(a) => match a {

@@ -4,6 +4,7 @@
 mod action;
 mod container;
 mod lint;
+mod network;
 mod redis;
 mod sessions;
 
@@ -15,6 +16,7 @@ use serde::{Deserialize, Serialize};
 pub use action::{Action, ClusterAction, PostgresAction, RowFloor, SalvageTable, WorkloadAction};
 pub use container::{ContainerAction, Limits, SET_ASIDE, kept_name};
 pub use lint::{LintError, lint};
+pub use network::NetworkAction;
 pub use redis::RedisAction;
 pub use sessions::{Release, SessionAction, SessionRef, SessionRules};
 
@@ -306,6 +308,12 @@ pub enum Expectation {
         database: String,
         /// The role.
         role: String,
+    },
+    /// Services reach what they need by name, asked from inside them.
+    #[serde(rename_all = "kebab-case")]
+    Reaches {
+        /// Who, and whom.
+        edges: Vec<(String, String)>,
     },
     /// Every endpoint of the runbook answers as it should.
     Endpoints,

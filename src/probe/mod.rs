@@ -17,6 +17,7 @@ pub mod logs;
 pub mod observer;
 pub mod pages;
 pub mod queries;
+pub mod reach;
 pub mod redis;
 pub mod redis_keys;
 pub mod redis_sessions;

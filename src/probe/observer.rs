@@ -9,9 +9,11 @@ use tokio::sync::OnceCell;
 use super::containers::{self, ContainerState};
 use super::endpoints::{self, Answers};
 use super::host::{self, Host};
+use super::reach::{self, Reach};
 use super::redis::{RedisState, observe};
 use crate::event::SharedReporter;
 use crate::system::System;
+use crate::workload::NetworkInfo;
 
 /// One look at a deployment. Made anew for each look: what it has seen does not change.
 pub struct Observer<'a> {
@@ -21,6 +23,8 @@ pub struct Observer<'a> {
     /// Who is told what is being looked at.
     pub reporter: &'a SharedReporter,
     containers: OnceCell<BTreeMap<String, ContainerState>>,
+    networks: OnceCell<Result<Vec<NetworkInfo>, String>>,
+    reach: OnceCell<Reach>,
     redis: OnceCell<BTreeMap<String, Result<RedisState, String>>>,
     endpoints: OnceCell<BTreeMap<String, Answers>>,
     host: OnceCell<Option<Host>>,
@@ -34,6 +38,8 @@ impl<'a> Observer<'a> {
             system,
             reporter,
             containers: OnceCell::new(),
+            networks: OnceCell::new(),
+            reach: OnceCell::new(),
             redis: OnceCell::new(),
             endpoints: OnceCell::new(),
             host: OnceCell::new(),
@@ -84,6 +90,20 @@ impl<'a> Observer<'a> {
                     None
                 }
             })
+            .await
+    }
+
+    /// Every network of the engine, or why they could not be listed.
+    pub async fn networks(&self) -> &Result<Vec<NetworkInfo>, String> {
+        self.networks
+            .get_or_init(|| async { self.system.docker.networks().await.map_err(|e| e.to_string()) })
+            .await
+    }
+
+    /// Who reaches whom, asked inside the containers.
+    pub async fn reach(&self) -> &Reach {
+        self.reach
+            .get_or_init(|| async { reach::look(self.system, self.containers().await).await })
             .await
     }
 }

@@ -4,6 +4,7 @@
 pub mod connection_exhaustion;
 pub mod db_corruption;
 pub mod ladder;
+pub mod network_partition;
 pub mod outage;
 pub mod redis_failure;
 pub mod redis_oom;
@@ -116,6 +117,22 @@ pub struct DetectOptions {
     pub running_over: Option<Duration>,
 }
 
+/// Refuses a service that the runbook does not have.
+///
+/// # Errors
+/// [`Kind::Usage`].
+pub fn known_service(runbook: &Runbook, options: &DetectOptions) -> Result<()> {
+    match &options.service {
+        Some(wanted) if runbook.service(wanted).is_none() => Err(Error::new(
+            Kind::Usage,
+            format!("the runbook has no service {wanted:?}"),
+        )
+        .untouched("everything")
+        .next("drctl runbook show")),
+        _ => Ok(()),
+    }
+}
+
 /// A failure that drctl can recover from. `detect` observes; the rest is pure.
 pub trait Scenario {
     /// The name: file, subcommand, label.
@@ -191,27 +208,12 @@ fn entry<S: Scenario>() -> Entry {
     }
 }
 
-/// Refuses a service that the runbook does not have.
-///
-/// # Errors
-/// [`Kind::Usage`].
-fn known_service(world: &Observer<'_>, options: &DetectOptions) -> Result<()> {
-    match &options.service {
-        Some(wanted) if world.system.runbook.service(wanted).is_none() => Err(Error::new(
-            Kind::Usage,
-            format!("the runbook has no service {wanted:?}"),
-        )
-        .untouched("everything")
-        .next("drctl runbook show")),
-        _ => Ok(()),
-    }
-}
-
 /// Every scenario. The order counts where nothing else decides: what is deeper comes first.
 #[must_use]
 pub fn registry() -> Vec<Entry> {
     vec![
         entry::<db_corruption::DbCorruption>(),
+        entry::<network_partition::NetworkPartition>(),
         entry::<redis_oom::RedisOom>(),
         entry::<redis_failure::RedisFailing>(),
         entry::<connection_exhaustion::ConnectionExhaustion>(),

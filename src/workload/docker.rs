@@ -9,13 +9,13 @@ use std::time::Duration;
 use bollard::container::LogOutput;
 use bollard::errors::Error as BollardError;
 use bollard::exec::{CreateExecOptions, StartExecOptions, StartExecResults};
-use bollard::models::{ContainerInspectResponse, ContainerStateStatusEnum};
+use bollard::models::{ContainerInspectResponse, ContainerStateStatusEnum, EndpointSettings, PortMap};
 use bollard::query_parameters as q;
 use futures_util::StreamExt;
 use jiff::Timestamp;
 
 use super::ssh::Tunnel;
-use super::{ContainerInfo, ExecOutput, LogLine, MountInfo, ProcessInfo, Status, WorkloadError};
+use super::{Attachment, ContainerInfo, ExecOutput, LogLine, MountInfo, ProcessInfo, Status, WorkloadError};
 use crate::runbook::DockerHost;
 
 /// Seconds that bollard allows a whole request, body included. Our own deadlines are
@@ -627,6 +627,36 @@ fn stamp(text: Option<&String>) -> Option<Timestamp> {
     (at > Timestamp::UNIX_EPOCH).then_some(at)
 }
 
+/// The first host address and port of each published port.
+fn first_bindings(ports: PortMap) -> BTreeMap<String, String> {
+    ports
+        .into_iter()
+        .filter_map(|(port, bindings)| {
+            let b = bindings?.into_iter().next()?;
+            let ip = match b.host_ip.as_deref() {
+                None | Some("" | "0.0.0.0" | "::") => "127.0.0.1".to_owned(),
+                Some(ip) => ip.to_owned(),
+            };
+            Some((port, format!("{ip}:{}", b.host_port?)))
+        })
+        .collect()
+}
+
+fn attachment(e: EndpointSettings) -> Attachment {
+    let fixed = e.ipam_config.and_then(|c| c.ipv4_address.or(c.ipv6_address));
+    let mut aliases = e.aliases.unwrap_or_default();
+    // Newer engines list the names that they made themselves apart.
+    aliases.extend(e.dns_names.unwrap_or_default());
+    aliases.sort_unstable();
+    aliases.dedup();
+    Attachment {
+        network_id: e.network_id.unwrap_or_default(),
+        address: e.ip_address.unwrap_or_default(),
+        aliases,
+        fixed_address: fixed.filter(|a| !a.is_empty()),
+    }
+}
+
 fn container_info(raw: ContainerInspectResponse) -> ContainerInfo {
     let state = raw.state.unwrap_or_default();
     let config = raw.config.unwrap_or_default();
@@ -640,18 +670,13 @@ fn container_info(raw: ContainerInspectResponse) -> ContainerInfo {
         Some(ContainerStateStatusEnum::EXITED) => Status::Exited,
         _ => Status::Dead,
     };
-    let published = network
-        .ports
+    let published = first_bindings(network.ports.unwrap_or_default());
+    let to_publish = first_bindings(host.port_bindings.unwrap_or_default());
+    let attachments: BTreeMap<String, Attachment> = network
+        .networks
         .unwrap_or_default()
         .into_iter()
-        .filter_map(|(port, bindings)| {
-            let b = bindings?.into_iter().next()?;
-            let ip = match b.host_ip.as_deref() {
-                None | Some("" | "0.0.0.0" | "::") => "127.0.0.1".to_owned(),
-                Some(ip) => ip.to_owned(),
-            };
-            Some((port, format!("{ip}:{}", b.host_port?)))
-        })
+        .map(|(name, e)| (name, attachment(e)))
         .collect();
     ContainerInfo {
         id: raw.id.unwrap_or_default(),
@@ -683,13 +708,14 @@ fn container_info(raw: ContainerInspectResponse) -> ContainerInfo {
         nano_cpus: host.nano_cpus.unwrap_or_default(),
         cpu_quota: host.cpu_quota.unwrap_or_default(),
         cpu_period: host.cpu_period.unwrap_or_default(),
-        networks: network
-            .networks
-            .unwrap_or_default()
-            .into_iter()
-            .map(|(name, e)| (name, e.ip_address.unwrap_or_default()))
-            .collect::<BTreeMap<_, _>>(),
+        networks: attachments
+            .iter()
+            .map(|(name, a)| (name.clone(), a.address.clone()))
+            .collect(),
+        attachments,
+        network_mode: host.network_mode.unwrap_or_default(),
         published,
+        to_publish,
         mounts: raw
             .mounts
             .unwrap_or_default()

@@ -14,6 +14,7 @@
 mod create;
 mod docker;
 mod helper;
+mod network;
 mod ssh;
 mod staging;
 mod stats;
@@ -30,6 +31,7 @@ use crate::runbook::{DockerHost, SshAddress};
 pub use create::{Like, Role};
 pub use docker::{Docker, Reach};
 pub use helper::{Helper, HelperMount, HelperNetwork, HelperOutput, HelperSpec};
+pub use network::NetworkInfo;
 pub use staging::{Meter, Staging, StagingSpec, metered};
 
 pub use stats::Counters;
@@ -159,6 +161,21 @@ pub struct MountInfo {
     pub writable: bool,
 }
 
+/// A container's place in one network. It is bound by the network's identifier: a new network
+/// of the same name is another one.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Attachment {
+    /// Identifier of the network.
+    pub network_id: String,
+    /// Address; empty when not running.
+    pub address: String,
+    /// Names, besides the container's own, by which its neighbours find it there.
+    pub aliases: Vec<String>,
+    /// Address that was asked for, rather than given by the engine.
+    pub fixed_address: Option<String>,
+}
+
 /// What `inspect` tells of a container, reduced to what decisions rest on.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
@@ -210,8 +227,18 @@ pub struct ContainerInfo {
     pub cpu_period: i64,
     /// Network name → address (empty when not running).
     pub networks: BTreeMap<String, String>,
+    /// Network name → its place there, running or not.
+    #[serde(default)]
+    pub attachments: BTreeMap<String, Attachment>,
+    /// The network that it was created in (`HostConfig.NetworkMode`): stays when it is taken
+    /// out of it.
+    #[serde(default)]
+    pub network_mode: String,
     /// Published ports: container port (`5432/tcp`) → host address and port.
     pub published: BTreeMap<String, String>,
+    /// Ports that it was created to publish, in the same form.
+    #[serde(default)]
+    pub to_publish: BTreeMap<String, String>,
     /// Volumes and bind mounts.
     pub mounts: Vec<MountInfo>,
     /// Labels.

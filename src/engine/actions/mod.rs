@@ -5,6 +5,7 @@ mod cluster;
 mod container;
 mod damaged;
 mod mend;
+mod network;
 mod prove;
 mod recreate;
 mod redis;
@@ -193,6 +194,7 @@ pub async fn apply(cx: &ActionContext<'_>, action: &Action) -> Result<Outcome, A
         Action::Sessions(action) => on_sessions(cx, action).await,
         Action::Cluster(action) => on_files(cx, action).await,
         Action::Workload(action) => workload(cx, action).await,
+        Action::Network(action) => network::apply(cx, action).await,
         Action::Redis(action) => on_redis(cx, action).await,
         Action::Container(action) => recreate::apply(cx, action).await,
     }

@@ -92,7 +92,7 @@ impl Scenario for ServiceCrash {
     type Evidence = Evidence;
 
     async fn detect(world: &Observer<'_>, options: &DetectOptions) -> Result<Evidence> {
-        super::known_service(world, options)?;
+        super::known_service(&world.system.runbook, options)?;
         let containers = world.containers().await.clone();
         let taken_at = Timestamp::now();
         let found = |wanted: fn(&ContainerFacts, Timestamp) -> bool| {

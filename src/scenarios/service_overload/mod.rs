@@ -87,7 +87,7 @@ impl Scenario for ServiceOverload {
     type Evidence = Evidence;
 
     async fn detect(world: &Observer<'_>, options: &DetectOptions) -> Result<Evidence> {
-        super::known_service(world, options)?;
+        super::known_service(&world.system.runbook, options)?;
         let system = world.system;
         let containers = world.containers().await.clone();
         let limited = async {

@@ -1,0 +1,294 @@
+use super::*;
+use crate::plan::{Action, NetworkAction, Risk, Undo, WorkloadAction, lint};
+use crate::probe::reach::{Answer, Edge, Publication};
+use crate::scenarios::Certainty;
+use crate::workload::{Attachment, ContainerInfo, Status};
+use serde_json::json;
+
+const RUNBOOK: &str = include_str!("../../../runbooks/simgen.yaml");
+
+fn runbook() -> Runbook {
+    crate::runbook::parse(std::path::Path::new("simgen.yaml"), RUNBOOK).unwrap()
+}
+
+fn network(id: &str) -> NetworkInfo {
+    NetworkInfo {
+        name: "simgen_default".into(),
+        id: id.into(),
+        driver: "bridge".into(),
+        ..NetworkInfo::default()
+    }
+}
+
+fn container(service: &str) -> ContainerState {
+    let info = json!({
+        "id": format!("{service:0<64}"), "name": format!("simgen_{service}_1"), "image": "i", "image-id": "sha256:1",
+        "status": "running", "exit-code": 0, "oom-killed": false, "error": "", "health": "healthy",
+        "started-at": null, "finished-at": null, "restart-count": 0, "restart-policy": "unless-stopped",
+        "stop-signal": "SIGTERM", "shm-size": 0, "memory-limit": 0, "networks": {}, "published": {},
+        "network-mode": "simgen_default",
+        "attachments": { "simgen_default": {
+            "network-id": "n1", "address": "10.0.0.1",
+            "aliases": [service, format!("{service:0<12}")], "fixed-address": null } },
+        "mounts": [], "labels": { "com.docker.compose.service": service, "com.docker.compose.project": "simgen" },
+    });
+    let facts = json!({ "found": { "info": info, "last-words": [], "processes": ["Ss"] } });
+    serde_json::from_value(facts).unwrap()
+}
+
+/// Everything is well.
+fn healthy() -> Evidence {
+    let rb = runbook();
+    let edges = rb.services.iter().flat_map(|(from, s)| {
+        s.depends_on.iter().map(move |to| Edge {
+            from: from.to_string(),
+            to: to.to_string(),
+            name: to.to_string(),
+            port: Some(1),
+            address: Some("10.0.0.1".into()),
+            answer: Answer::Open,
+        })
+    });
+    Evidence {
+        taken_at: "2026-11-25T03:00:00Z".parse().unwrap(),
+        service: None,
+        containers: rb
+            .services
+            .keys()
+            .map(|n| (n.to_string(), container(n.as_str())))
+            .collect(),
+        networks: Networks::Known(vec![network("n1")]),
+        reach: Reach {
+            edges: edges.collect(),
+            published: vec![Publication {
+                service: "nginx".into(),
+                port: "80/tcp".into(),
+                address: "127.0.0.1:8080".into(),
+                published: true,
+                host_answers: Some(true),
+                listens: Some(true),
+            }],
+        },
+    }
+}
+
+fn info<'a>(ev: &'a mut Evidence, service: &str) -> &'a mut ContainerInfo {
+    match ev.containers.get_mut(service).unwrap() {
+        ContainerState::Found(facts) => &mut facts.info,
+        _ => unreachable!(),
+    }
+}
+
+fn place<'a>(ev: &'a mut Evidence, service: &str) -> &'a mut Attachment {
+    info(ev, service).attachments.get_mut("simgen_default").unwrap()
+}
+
+/// The service is not reached, in this way.
+fn unreached(ev: &mut Evidence, to: &str, answer: &Answer) {
+    for edge in ev.reach.edges.iter_mut().filter(|e| e.to == to) {
+        edge.answer = answer.clone();
+    }
+}
+
+fn detached() -> Evidence {
+    let mut ev = healthy();
+    info(&mut ev, "postgres").attachments.clear();
+    unreached(&mut ev, "postgres", &Answer::Unresolved);
+    ev
+}
+
+fn nameless() -> Evidence {
+    let mut ev = healthy();
+    place(&mut ev, "redis").aliases.remove(0);
+    unreached(&mut ev, "redis", &Answer::Unresolved);
+    ev
+}
+
+fn gone() -> Evidence {
+    let mut ev = healthy();
+    ev.networks = Networks::Known(vec![]);
+    let services: Vec<String> = ev.containers.keys().cloned().collect();
+    for service in services {
+        info(&mut ev, &service).status = Status::Exited;
+    }
+    for edge in &mut ev.reach.edges {
+        edge.answer = Answer::Unasked("does not run".into());
+    }
+    ev
+}
+
+fn ask(ev: &Evidence) -> Result<Plan, Refusal> {
+    let request = PlanRequest {
+        run: "20261125T030000Z-network-partition-0001".into(),
+        tried: vec![],
+        remedy: None,
+        backup: None,
+        now: ev.taken_at,
+    };
+    let plan = NetworkPartition::plan(ev, &runbook(), &request)?;
+    lint(&plan).unwrap();
+    Ok(plan)
+}
+
+#[test]
+fn each_failure_is_told_from_the_others_and_from_what_only_looks_so() {
+    use Certainty::{Absent, Confirmed, Unknown};
+    let stopped = || {
+        let mut ev = healthy();
+        info(&mut ev, "redis").status = Status::Exited;
+        unreached(&mut ev, "redis", &Answer::Unresolved);
+        ev
+    };
+    let refusing = || {
+        let mut ev = healthy();
+        unreached(&mut ev, "postgres", &Answer::Refused);
+        ev
+    };
+    let resolver = || {
+        let mut ev = healthy();
+        for edge in ev.reach.edges.iter_mut().filter(|e| e.from == "api1") {
+            edge.answer = Answer::Unresolved;
+        }
+        ev
+    };
+    let silent = || {
+        let mut ev = healthy();
+        unreached(&mut ev, "api2", &Answer::Silent);
+        ev
+    };
+    let port = || {
+        let mut ev = healthy();
+        ev.reach.published[0].host_answers = Some(false);
+        ev
+    };
+    let moved = || {
+        // Its place was taken away on purpose: everything is reached in another network.
+        let mut ev = healthy();
+        let theirs = place(&mut ev, "api1").clone();
+        for service in ["api1", "postgres", "redis", "nginx"] {
+            let mut other = theirs.clone();
+            other.network_id = "n2".into();
+            other.aliases = vec![service.into()];
+            info(&mut ev, service).attachments.insert("back".into(), other);
+        }
+        info(&mut ev, "api1").attachments.remove("simgen_default");
+        ev.networks = Networks::Known(vec![
+            network("n1"),
+            NetworkInfo {
+                name: "back".into(),
+                ..network("n2")
+            },
+        ]);
+        ev
+    };
+    let silent_engine = || Evidence {
+        networks: Networks::Unknown("no answer".into()),
+        ..healthy()
+    };
+    let replaced = || Evidence {
+        networks: Networks::Known(vec![network("n9")]),
+        ..gone()
+    };
+    for (what, ev, certainty, look_alike) in [
+        ("healthy", healthy(), Absent, None),
+        ("detached", detached(), Confirmed, None),
+        ("nameless", nameless(), Confirmed, None),
+        ("gone", gone(), Confirmed, None),
+        ("replaced", replaced(), Confirmed, None),
+        ("dead port", port(), Confirmed, None),
+        ("stopped", stopped(), Absent, Some("redis-failure")),
+        ("refusing", refusing(), Absent, Some("db-down")),
+        ("resolver", resolver(), Absent, Some("dns")),
+        ("firewall", silent(), Absent, Some("firewall")),
+        ("moved", moved(), Absent, None),
+        ("silent engine", silent_engine(), Unknown, None),
+    ] {
+        let d = NetworkPartition::diagnose(&ev, &runbook());
+        assert_eq!(d.certainty, certainty, "{what}: {d:?}");
+        assert_eq!(
+            d.look_alike.as_ref().map(|l| l.name.as_str()),
+            look_alike,
+            "{what}: {d:?}"
+        );
+        assert_eq!(ask(&ev).is_ok(), certainty == Confirmed, "{what}");
+    }
+}
+
+#[test]
+fn only_what_is_missing_is_put_back() {
+    let plan = ask(&detached()).unwrap();
+    let [step] = plan.steps.as_slice() else {
+        panic!("{:?}", plan.steps)
+    };
+    assert_eq!(step.risk, Risk::Reversible);
+    assert_eq!(
+        step.action,
+        Action::Network(NetworkAction::Connect {
+            service: "postgres".into(),
+            network: "simgen_default".into(),
+            aliases: vec!["postgres".into(), "postgres0000".into()],
+        })
+    );
+    assert!(matches!(
+        step.undo,
+        Undo::Action(Action::Network(NetworkAction::Disconnect { .. }))
+    ));
+}
+
+#[test]
+fn a_name_is_given_back_beside_those_that_are_there_and_taken_back_exactly() {
+    let mut ev = nameless();
+    place(&mut ev, "redis").aliases.push("cache".into());
+    let plan = ask(&ev).unwrap();
+    let [step] = plan.steps.as_slice() else {
+        panic!("{:?}", plan.steps)
+    };
+    assert_eq!(step.risk, Risk::Disruptive);
+    let Action::Network(NetworkAction::Connect { aliases, .. }) = &step.action else {
+        panic!("{step:?}")
+    };
+    assert_eq!(*aliases, ["redis", "cache", "redis0000000"]);
+    let Undo::Action(Action::Network(NetworkAction::Connect { aliases, .. })) = &step.undo else {
+        panic!("{step:?}")
+    };
+    assert_eq!(*aliases, ["redis0000000", "cache"]);
+}
+
+#[test]
+fn a_network_is_created_only_where_none_has_its_name() {
+    let creates = |plan: &Plan| {
+        let is =
+            |a: &Action| matches!(a, Action::Network(NetworkAction::Create { key, .. }) if key == "default");
+        plan.steps.iter().filter(|s| is(&s.action)).count()
+    };
+    assert_eq!(creates(&ask(&gone()).unwrap()), 1);
+    let replaced = Evidence {
+        networks: Networks::Known(vec![network("n9")]),
+        ..gone()
+    };
+    assert_eq!(creates(&ask(&replaced).unwrap()), 0);
+}
+
+#[test]
+fn services_start_after_what_they_need_and_a_finished_job_does_not() {
+    let mut ev = gone();
+    let job = info(&mut ev, "cv_service");
+    job.restart_policy = "no".into();
+    let plan = ask(&ev).unwrap();
+    let started: Vec<&str> = plan
+        .steps
+        .iter()
+        .filter_map(|s| match &s.action {
+            Action::Workload(WorkloadAction::Start { service, .. }) => Some(service.as_str()),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(started, ["postgres", "redis", "api1", "api2", "nginx"]);
+}
+
+#[test]
+fn evidence_survives_being_written_down() {
+    let text = serde_json::to_string(&nameless()).unwrap();
+    let again: Evidence = serde_json::from_str(&text).unwrap();
+    assert_eq!(ask(&again).unwrap(), ask(&nameless()).unwrap());
+}
