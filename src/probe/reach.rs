@@ -9,7 +9,7 @@ use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
 
 use super::containers::ContainerState;
-use crate::runbook::ServiceKind;
+use crate::runbook::{ServiceKind, ServiceName};
 use crate::system::System;
 use crate::workload::{ContainerInfo, HelperNetwork, HelperSpec, Status};
 
@@ -171,7 +171,7 @@ pub async fn look(system: &System, containers: &BTreeMap<String, ContainerState>
         .services
         .values()
         .flat_map(|s| &s.depends_on)
-        .map(|n| n.as_str())
+        .map(ServiceName::as_str)
         .filter(|n| known_port(system, n).is_none())
         .chain(
             containers

@@ -24,7 +24,7 @@ use crate::probe::endpoints::Answers;
 use crate::probe::engine::{self, Unreachable};
 use crate::probe::host::{self, Host};
 use crate::probe::observer::Observer;
-use crate::runbook::{Runbook, ServiceKind};
+use crate::runbook::{Runbook, ServiceKind, ServiceName};
 use crate::workload::Status;
 
 /// The scenario.
@@ -410,7 +410,7 @@ fn start_together(names: &[&str], treatable: &[(&str, &ContainerFacts)], rb: &Ru
     let first: Vec<&str> = rb
         .start_order()
         .into_iter()
-        .map(|n| n.as_str())
+        .map(ServiceName::as_str)
         .filter(|n| !names.contains(n) && names.iter().any(|name| needs(rb, name, n)))
         .collect();
     let order = if first.is_empty() {

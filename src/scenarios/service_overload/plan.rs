@@ -161,6 +161,7 @@ fn raise(p: &Patient<'_>, ev: &Evidence, rb: &Runbook) -> Vec<Step> {
         let now = info.cpu_limit().unwrap_or(cpus);
         let new = (now * 4.0).max(LEAST_CPUS).min(cpus);
         #[expect(
+            clippy::cast_precision_loss,
             clippy::cast_possible_truncation,
             reason = "at most a few thousand processors"
         )]
