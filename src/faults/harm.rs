@@ -97,8 +97,10 @@ pub enum Harm {
         /// For how long.
         seconds: u64,
     },
-    /// A process inside keeps a processor busy.
+    /// A process inside keeps a processor busy, with a rest now and then.
     KeepBusy {
+        /// Seconds of rest, as `sleep` takes them; `0` for none.
+        rest: &'static str,
         /// Container.
         container: String,
         /// What the process is found by.
@@ -346,10 +348,11 @@ async fn apply(system: &System, service: &str, harm: &Harm, request: &Request) -
             seconds,
         } => load::hold_memory(system, container, marker, *seconds).await,
         Harm::KeepBusy {
+            rest,
             container,
             marker,
             seconds,
-        } => load::keep_busy(system, container, marker, *seconds).await,
+        } => load::keep_busy(system, container, marker, *seconds, rest).await,
         Harm::SlowStatements { service, fault } => {
             load::slow_statements(system, service, fault, request).await
         }

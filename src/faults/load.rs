@@ -8,13 +8,18 @@ use crate::error::{Error, Kind, Result};
 use crate::plan::Limits;
 use crate::system::System;
 
-/// Holds $1 bytes for $2 seconds: `tail` keeps what has no line end. $3 marks it.
-const HOLD: &str = r#"{ head -c "$1" /dev/zero | tr '\0' x; sleep "$2" >/dev/null; } | tail -n 1 >/dev/null"#;
-/// Counts for $1 seconds. $2 marks it.
+/// Holds $1 bytes in a variable for $2 seconds. $3 marks it. In short sleeps: a killed shell
+/// leaves one second of them behind.
+const HOLD: &str = r#"
+x=$(head -c "$1" /dev/zero | tr '\0' x)
+i=0; while [ "$i" -lt "$2" ]; do sleep 1; i=$((i + 1)); done
+"#;
+/// Counts for $1 seconds, with a rest of $2 seconds now and then. $3 marks it.
 const COUNT: &str = r#"
 end=$(( $(date +%s) + $1 ))
 while [ "$(date +%s)" -lt "$end" ]; do
-  i=0; while [ $i -lt 100000 ]; do i=$((i + 1)); done
+  i=0; while [ $i -lt 20000 ]; do i=$((i + 1)); done
+  [ "$2" = 0 ] || sleep "$2"
 done
 "#;
 /// Ends every process whose arguments hold $1, itself left out.
@@ -55,7 +60,7 @@ pub(super) async fn hold_memory(
     loop {
         let used = docker.counters(container).await?.memory;
         if used >= before + HELD {
-            // It has read all of it; what it still needs to settle is little.
+            // What it needed to fill the variable is given back by now.
             tokio::time::sleep(Duration::from_secs(1)).await;
             let used = docker.counters(container).await?.memory;
             let limit = i64::try_from((used + used / 20).max(SMALLEST_LIMIT)).unwrap_or(i64::MAX);
@@ -83,18 +88,27 @@ pub(super) async fn hold_memory(
     }
 }
 
-/// Keeps a processor busy in a container.
+/// Gives a container work, with a rest (as `sleep` takes it) now and then.
 pub(super) async fn keep_busy(
     system: &System,
     container: &str,
     marker: &str,
     seconds: u64,
+    rest: &str,
 ) -> Result<String> {
     system
         .docker
         .exec_detached(
             container,
-            &["/bin/sh", "-c", COUNT, "count", &seconds.to_string(), marker],
+            &[
+                "/bin/sh",
+                "-c",
+                COUNT,
+                "count",
+                &seconds.to_string(),
+                rest,
+                marker,
+            ],
         )
         .await?;
     Ok(format!("container {container} is kept busy for {seconds} s"))

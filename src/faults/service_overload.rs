@@ -12,7 +12,7 @@ use crate::workload::ContainerInfo;
 pub const FAULTS: &[Fault] = &[
     Fault {
         name: "service-overload/cpu-limit",
-        summary: "an application may use a hundredth of a processor",
+        summary: "an application has a little work, and may use a hundredth of a processor",
         leaves: "a tiny CpuQuota, most periods throttled, slow answers, health checks that time out",
         live: false,
     },
@@ -98,14 +98,29 @@ pub async fn prepare(
                 (of(1000), of(if info.cpu_quota > 0 { info.cpu_quota } else { -1 }))
             };
             (
-                vec![Harm::Limits {
-                    container: container.clone(),
-                    limits: tiny,
-                }],
-                vec![Mend::Limits {
-                    container: container.clone(),
-                    limits: old,
-                }],
+                vec![
+                    // Somewhat more work than the limit allows, and less than what is free.
+                    Harm::KeepBusy {
+                        container: container.clone(),
+                        marker: id.to_owned(),
+                        seconds,
+                        rest: "0.05",
+                    },
+                    Harm::Limits {
+                        container: container.clone(),
+                        limits: tiny,
+                    },
+                ],
+                vec![
+                    Mend::Limits {
+                        container: container.clone(),
+                        limits: old,
+                    },
+                    Mend::EndProcesses {
+                        container: container.clone(),
+                        marker: id.to_owned(),
+                    },
+                ],
             )
         }
         "memory-limit" => (
@@ -130,6 +145,7 @@ pub async fn prepare(
                 container: container.clone(),
                 marker: id.to_owned(),
                 seconds: seconds.min(BUSY),
+                rest: "0",
             }],
             vec![Mend::EndProcesses {
                 container: container.clone(),

@@ -11,6 +11,8 @@ use crate::workload::{ContainerInfo, Counters};
 
 /// A share of throttled periods from which on a container is held back by its limit.
 const HELD_BACK: f64 = 0.3;
+/// A share from which on it could hardly do less with more.
+const EXHAUSTED: f64 = 0.8;
 /// Periods in which it worked, below which a share says nothing.
 const ENOUGH_PERIODS: u64 = 3;
 
@@ -33,12 +35,26 @@ pub struct Usage {
 }
 
 impl Usage {
+    fn share(&self) -> f64 {
+        #[expect(clippy::cast_precision_loss, reason = "a share of a few periods")]
+        let share = self.throttled as f64 / self.periods.max(1) as f64;
+        if self.cpu_limit.is_some() && self.periods >= ENOUGH_PERIODS {
+            share
+        } else {
+            0.0
+        }
+    }
+
     /// Its processor limit stops it in a good part of the time in which it works.
     #[must_use]
     pub fn is_held_back(&self) -> bool {
-        #[expect(clippy::cast_precision_loss, reason = "a share of a few periods")]
-        let share = self.throttled as f64 / self.periods.max(1) as f64;
-        self.cpu_limit.is_some() && self.periods >= ENOUGH_PERIODS && share >= HELD_BACK
+        self.share() >= HELD_BACK
+    }
+
+    /// It uses up what it may, nearly all the time.
+    #[must_use]
+    pub fn is_exhausted(&self) -> bool {
+        self.share() >= EXHAUSTED
     }
 
     /// Percent of its memory limit that it uses; `None` without a limit.

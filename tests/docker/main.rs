@@ -25,5 +25,6 @@ mod redis;
 mod remote;
 mod salvage;
 mod service_crash;
+mod service_overload;
 mod silence;
 mod stack;

@@ -27,6 +27,8 @@ const REALLY: &[(&str, &str)] = &[
     ("outage/frontend-stopped", "service-crash"),
     ("outage/one-service", "service-crash"),
     ("service-crash/starting", "healthy"),
+    ("service-overload/slow-database", "healthy"),
+    ("service-overload/busy-but-fine", "healthy"),
     ("service-crash/finished-job", "healthy"),
 ];
 

@@ -69,6 +69,8 @@ enum Want {
     Killed,
     Memory,
     Processor,
+    /// The same, and nobody has noticed yet.
+    Busy,
 }
 
 /// One service that has too little.
@@ -205,7 +207,10 @@ fn want(
     }
     // Stopped by its limit, and somebody notices.
     let noticed = slow || info.health.as_deref() == Some("unhealthy");
-    (usage.is_held_back() && noticed).then_some(Want::Processor)
+    if usage.is_held_back() && noticed {
+        return Some(Want::Processor);
+    }
+    usage.is_exhausted().then_some(Want::Busy)
 }
 
 fn in_words(p: &Patient<'_>) -> String {
@@ -245,8 +250,13 @@ fn diagnose(ev: &Evidence, rb: &Runbook) -> Diagnosis {
         let names: Vec<&str> = patients.iter().map(|p| p.service).collect();
         let mut reasons: Vec<String> = patients.iter().map(in_words).collect();
         reasons.extend(slow);
+        let certainty = if patients.iter().all(|p| p.want == Want::Busy) {
+            Certainty::Suspected
+        } else {
+            Certainty::Confirmed
+        };
         return said(
-            Certainty::Confirmed,
+            certainty,
             format!("held back by its limits: {}", names.join(", ")),
             reasons,
             None,

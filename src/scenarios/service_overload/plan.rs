@@ -107,8 +107,9 @@ fn obstacle(remedy: Remedy, ev: &Evidence, rb: &Runbook, patients: &[Patient<'_>
                 (_, None) => {
                     Some("the engine is on another machine: it is not known what that has free".into())
                 }
-                (Want::Processor, Some(host)) => (p.facts.info.cpu_limit()? >= f64::from(host.cpus))
-                    .then(|| "its limit is all of the machine's processors".into()),
+                (Want::Processor | Want::Busy, Some(host)) => (p.facts.info.cpu_limit()?
+                    >= f64::from(host.cpus))
+                .then(|| "its limit is all of the machine's processors".into()),
                 (_, Some(host)) => {
                     let more = new_memory(p).saturating_sub(p.facts.info.memory_limit);
                     (more + RESERVE > host.memory_available).then(|| {
@@ -156,13 +157,13 @@ fn old_swap(info: &ContainerInfo) -> i64 {
 
 fn raise(p: &Patient<'_>, ev: &Evidence, rb: &Runbook) -> Vec<Step> {
     let info = &p.facts.info;
-    let (new, old, words, was) = if p.want == Want::Processor {
+    let (new, old, words, was) = if matches!(p.want, Want::Processor | Want::Busy) {
         let cpus = ev.host.as_ref().map_or(1.0, |h| f64::from(h.cpus));
         let now = info.cpu_limit().unwrap_or(cpus);
         let new = (now * 4.0).max(LEAST_CPUS).min(cpus);
         #[expect(
-            clippy::cast_precision_loss,
             clippy::cast_possible_truncation,
+            clippy::cast_precision_loss,
             reason = "at most a few thousand processors"
         )]
         let limits = |cpus: f64| {
