@@ -57,7 +57,7 @@ pub struct Room {
 pub fn server_error(service: &str, doing: &str, e: &PgError) -> Error {
     let error = match e {
         PgError::NoConnection { .. } | PgError::Timeout { .. } | PgError::Broken { .. } => {
-            Error::new(Kind::Unreachable, format!("{doing} on {service}: {e}")).next("drctl recover db-down")
+            Error::new(Kind::Unreachable, format!("{doing} on {service}: {e}")).next("drctl diagnose")
         }
         PgError::Server { sqlstate: code, .. }
             if [

@@ -140,20 +140,22 @@ impl Sessions {
         // A little more than the script's own end: this one leaves the role behind.
         spec.detached = Some(self.ttl + Duration::from_secs(60));
         system.docker.launch_helper(&spec).await?;
-        let held = self.wait_full(server, &client).await?;
-        if self.how != How::Again {
-            client
-                .execute(&format!("alter role {} nologin", quote_ident(&self.role)))
-                .await
-                .map_err(asking(server, "the end of the filling"))?;
-        }
+        // Its slot would be free again as soon as it ends, and nobody would take it.
         drop(client);
         if self.how == How::Reserved {
             wait_locked(server).await?;
             return Ok(format!(
-                "{held} sessions of {} and superusers hold every slot",
+                "sessions of {} and of superusers hold every slot",
                 self.role
             ));
+        }
+        let held = self.wait_full(server).await?;
+        if self.how != How::Again {
+            session_soon(server, &self.database)
+                .await?
+                .execute(&format!("alter role {} nologin", quote_ident(&self.role)))
+                .await
+                .map_err(asking(server, "the end of the filling"))?;
         }
         Ok(format!("{held} sessions of {} hold what was free", self.role))
     }
@@ -204,16 +206,18 @@ impl Sessions {
     }
 
     /// Until all slots but the administrators' are taken: the last one was refused. How many
-    /// the fault holds.
-    async fn wait_full(&self, server: &PostgresServer, client: &Client) -> Result<i64> {
+    /// the fault holds. Each look is a session of its own, which takes a reserved slot.
+    async fn wait_full(&self, server: &PostgresServer) -> Result<i64> {
         let end = tokio::time::Instant::now() + Duration::from_secs(60);
         let mut full = 0;
         loop {
-            let rows = client
+            // Those who are about to be turned away take a slot for a moment, a reserved one too.
+            let rows = session_soon(server, &self.database)
+                .await?
                 .rows(&format!(
                     "select current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int \
                      - coalesce(current_setting('reserved_connections', true)::int, 0) - count(*), count(*) filter (where usename = {}) \
-                     from pg_stat_activity where backend_type = 'client backend'",
+                     from pg_stat_activity where backend_type = 'client backend' and application_name <> 'drctl'",
                     quote_literal(&self.role)
                 ))
                 .await

@@ -55,8 +55,7 @@ while [ "$(date +%s)" -lt "$end" ]; do
   # Full once: what is lost from here on stays lost.
   if [ "$more" -gt 0 ] && grep -q 'not permitted to log in' "$dir/said" 2>/dev/null; then more=0; fi
   : > "$dir/said"
-  # The superusers' slots after those of everybody else, for six seconds: the session that
-  # injects the fault has one of them, and gives it up after two.
+  # The superusers' slots after those of everybody else, for six seconds.
   if [ "$how" = reserved ] && [ "$more" -ne 8 ] && [ "$rounds" -lt 12 ]; then
     rounds=$((rounds + 1))
     [ "$rounds" -lt 12 ] || more=0
