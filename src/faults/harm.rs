@@ -382,6 +382,10 @@ async fn crash_loop(system: &System, container: &str, fault: &str, request: &Req
     );
     spec.host_processes = true;
     spec.detached = Some(request.ttl);
+    // After any signal that the engine has sent, its restart policy is off until the next start.
+    docker.stop(container, system.runbook.deadlines.stop).await?;
+    docker.start(container).await?;
+    let info = docker.inspect(container).await?;
     docker.launch_helper(&spec).await?;
     let end = tokio::time::Instant::now() + SETTLE;
     loop {
@@ -512,7 +516,7 @@ async fn put_right(system: &System, mend: &Mend) -> Result<Option<String>> {
                     if !stopped {
                         return Ok(None);
                     }
-                    docker.kill(container, "SIGCONT").await?;
+                    docker.resume(container).await?;
                     Ok(Some(format!("SIGCONT was sent to container {container}")))
                 }
                 Status::Created | Status::Exited | Status::Dead => {

@@ -194,6 +194,10 @@ pub async fn apply(system: &System, service: &str, harm: &RedisHarm) -> Result<S
                 add.arg(index).arg(member);
                 client.ask::<u64>(&add).await.map_err(failed("SADD"))?;
             }
+            if let Some((_, seconds)) = owner.as_ref().filter(|(_, s)| *s < 10) {
+                // Until the last of them has ended by its lifetime.
+                tokio::time::sleep(Duration::from_millis(seconds * 1000 + 200)).await;
+            }
             Ok(format!("{count} members were added to {index}"))
         }
         RedisHarm::FailingSave { container } => {

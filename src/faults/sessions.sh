@@ -1,3 +1,4 @@
+# shellcheck shell=sh disable=SC2097,SC2098
 # Holds the connection slots of a server. $1: how; $2: seconds; $3: table, for locks.
 #
 # Every session waits for the same input, which never comes. New ones are opened until no more

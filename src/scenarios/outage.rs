@@ -53,11 +53,9 @@ impl Scenario for Outage {
         "Everything is down: the engine, or most services and a data store among them";
     const REMEDIES: &'static [Remedy] = &[Remedy::StartAll];
     const CAUSES: &'static [&'static str] = &[
-        "db-down",
         "redis-failure",
         "service-crash",
         "service-overload",
-        "network-partition",
         "monitoring-down",
     ];
     type Evidence = Evidence;

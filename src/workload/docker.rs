@@ -457,6 +457,23 @@ impl Docker {
         Ok(all)
     }
 
+    /// Lets a main process that a signal has stopped run on. From inside the container: a
+    /// signal that the engine sends makes it take the container for stopped by hand, and its
+    /// restart policy is off until the next start (seen on 20.10).
+    ///
+    /// # Errors
+    /// The engine's trouble.
+    pub async fn resume(&self, container: &str) -> Result<(), WorkloadError> {
+        let inside = self
+            .exec(container, Some("0"), &["sh", "-c", "kill -CONT 1"], self.deadline)
+            .await;
+        match inside {
+            Ok(done) if done.exit_code == 0 => Ok(()),
+            // No shell in it, or no way in: better running than with its policy.
+            _ => self.kill(container, "SIGCONT").await,
+        }
+    }
+
     /// Freezes a container.
     ///
     /// # Errors

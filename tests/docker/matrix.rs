@@ -17,7 +17,11 @@ const REALLY: &[(&str, &str)] = &[
     ("db-corruption/wrong-major", "wrong-major"),
     ("db-corruption/stopped", "stopped"),
     ("db-corruption/shm-full", "shm-full"),
-    ("db-corruption/slots-full", "slots-full"),
+    ("db-corruption/slots-full", "connection-exhaustion"),
+    ("connection-exhaustion/busy", "slots-full"),
+    ("connection-exhaustion/own-limit", "own-limit"),
+    ("network-partition/stopped-dependency", "redis-failure"),
+    ("network-partition/frozen-dependency", "paused"),
     ("redis-oom/evicting", "healthy"),
     ("redis-oom/stopped", "redis-failure"),
     ("redis-failure/replica", "replica"),
@@ -29,7 +33,8 @@ const REALLY: &[(&str, &str)] = &[
     ("service-crash/starting", "healthy"),
     ("service-overload/slow-database", "healthy"),
     ("service-overload/busy-but-fine", "healthy"),
-    ("service-crash/finished-job", "healthy"),
+    // Its dependents miss it, and that is what is told: it ended by itself, without an error.
+    ("service-crash/finished-job", "service-crash"),
 ];
 
 /// What `diagnose` names first: a scenario, a look-alike's name, or that all is well or unknown.

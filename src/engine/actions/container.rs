@@ -104,7 +104,7 @@ pub(super) async fn thaw(cx: &ActionContext<'_>, service: &str) -> Result<Outcom
         cx.system.docker.unpause(&container.id).await?;
     } else if container.is_running() {
         // Nothing happens to a process that was not stopped.
-        cx.system.docker.kill(&container.id, "SIGCONT").await?;
+        cx.system.docker.resume(&container.id).await?;
     }
     until_up(cx, service, &container, Instant::now()).await?;
     Ok(Outcome::new(format!("{service} runs again")))

@@ -1,3 +1,4 @@
+# shellcheck shell=sh disable=SC2164,SC2010,SC1087,SC2046,SC2154
 # Makes a control file for the copy in $W/$TO, so that the copy replays its own write-ahead log.
 #
 # pg_resetwal alone would do two things: make a control file with guessed values, and throw the log away. Only the
