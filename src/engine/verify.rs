@@ -378,6 +378,7 @@ async fn sound(
         heap_all_indexed: true,
         // Would lock out the users who have just got their service back.
         parent_check: false,
+        borrow_pageinspect: true,
         deadline,
         workers: 2,
     };

@@ -46,6 +46,10 @@ pub struct AmcheckOptions {
     /// Whether the levels of an index are compared. Locks out writers: for a server that
     /// nobody uses.
     pub parent_check: bool,
+    /// Whether `pageinspect` may be created in a transaction that is rolled back, where it is
+    /// not installed, to read the pages of what amcheck cannot check. That leaves dead rows in
+    /// the catalogue: not for a look that promises to change nothing.
+    pub borrow_pageinspect: bool,
     /// For everything together.
     pub deadline: Duration,
     /// Sessions.
@@ -174,7 +178,7 @@ pub async fn check(spec: &ConnectSpec, options: &AmcheckOptions) -> Result<Amche
         let workers = if work.borrowed { 1 } else { options.workers.max(1) };
         let sessions = futures_util::future::join_all((0..workers).map(|_| work.session()));
         let beyond: Vec<&Relation> = all.iter().filter(|r| is_beyond(r, options)).collect();
-        let pages = pages::read(&work.spec, &beyond, until);
+        let pages = pages::read(&work.spec, &beyond, options.borrow_pageinspect, until);
         // The server's own limits fire first, except in a server that has stopped answering.
         let both = async { tokio::join!(sessions, pages).1 };
         // Pages that could not be read are no finding: nothing is said of them either way.

@@ -15,7 +15,8 @@ const SEQUENCES: &str = "select c.oid, n.nspname, c.relname, pg_catalog.pg_relat
     pg_catalog.pg_relation_size(c.oid) from pg_catalog.pg_class c \
     join pg_catalog.pg_namespace n on n.oid = c.relnamespace where c.relkind = 'S' and c.relpersistence <> 't'";
 
-/// Reads the pages of `indexes` and of every sequence, until `until` at the latest. What could
+/// Reads the pages of `indexes` and of every sequence, where the extension is installed or
+/// `borrow` allows it to be created in a transaction that is rolled back, until `until` at the latest. What could
 /// not be read for another reason than damage is not a finding; `amcheck`'s report says already
 /// that it has no check for these.
 ///
@@ -24,6 +25,7 @@ const SEQUENCES: &str = "select c.oid, n.nspname, c.relname, pg_catalog.pg_relat
 pub async fn read(
     spec: &ConnectSpec,
     indexes: &[&Relation],
+    borrow: bool,
     until: Instant,
 ) -> Result<Vec<RelationFinding>, PgError> {
     let mut client = Client::connect(spec).await?;
@@ -61,6 +63,8 @@ pub async fn read(
         .await?;
     let schema = if let Some(installed) = row.first().and_then(|r| r.opt(0)) {
         quote_ident(installed)
+    } else if !borrow {
+        return Ok(Vec::new());
     } else {
         // Written, and never committed.
         client = Client::connect(&spec.clone().writable()).await?;

@@ -1,4 +1,5 @@
 CREATE EXTENSION amcheck;
+CREATE EXTENSION pageinspect;
 CREATE EXTENSION pg_stat_statements;
 CREATE EXTENSION pg_trgm;
 

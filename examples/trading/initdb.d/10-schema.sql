@@ -5,6 +5,7 @@ CREATE ROLE trading_app LOGIN PASSWORD :'app_password';
 REVOKE CONNECT, TEMPORARY ON DATABASE trading FROM PUBLIC;
 GRANT CONNECT ON DATABASE trading TO trading_app;
 CREATE EXTENSION amcheck;
+CREATE EXTENSION pageinspect;
 
 -- As the guide's migrations leave it.
 CREATE TABLE alembic_version (version_num varchar(32) PRIMARY KEY);

@@ -134,6 +134,7 @@ impl Mending<'_> {
             relations: None,
             heap_all_indexed: true,
             parent_check: false,
+            borrow_pageinspect: true,
             deadline: self.cx.deadline,
             workers: 2,
         };

@@ -41,6 +41,7 @@ async fn structure(cx: &ActionContext<'_>, spec: &ConnectSpec) -> Result<Checked
         relations: None,
         heap_all_indexed: true,
         parent_check: false,
+        borrow_pageinspect: true,
         deadline: cx.deadline,
         workers: WORKERS,
     };

@@ -226,6 +226,7 @@ async fn database(
         relations: None,
         heap_all_indexed: true,
         parent_check: false,
+        borrow_pageinspect: deep,
         deadline: budget,
         workers: 2,
     };
