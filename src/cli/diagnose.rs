@@ -118,7 +118,9 @@ pub(super) async fn without_engine(cx: &Context, runbook: &Runbook, mut error: E
             ui::data(&ui::diagnosis::without_engine(opinion));
         }
     }
-    error.next = outage::what_to_type(&evidence);
+    // What the connection itself knows to type, as the check of a host key, comes first.
+    error.next.retain(|n| n.starts_with("ssh -"));
+    error.next.extend(outage::what_to_type(&evidence));
     error
 }
 

@@ -401,9 +401,12 @@ fn faults_in_processes_outlive_drctl_and_end() {
                 killed.as_millis(),
                 began.elapsed().saturating_sub(killed).as_secs_f64()
             );
-            // The record is still open: healing finds nothing to do.
+            // Its own end or the process that waits for it was there first.
             let said = stack.drctl(&["drill", "heal"]).ok();
-            assert!(said.contains(" gone: ") || said.contains("nothing"), "{said}");
+            assert!(
+                said.contains(" gone: ") || said.contains("nothing") || said.contains("no fault is open"),
+                "{said}"
+            );
         }
     }
     running(&stack).unwrap();
