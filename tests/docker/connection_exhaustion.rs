@@ -165,8 +165,7 @@ fn try_case(stack: &Stack, case: &Case) -> Result<String, String> {
     if report.is_null() {
         return Err("no report".into());
     }
-    // Under two seconds on a machine that has nothing else to do.
-    if first > Duration::from_secs(6) {
+    if first > Duration::from_secs(3) {
         return Err(format!(
             "the first connection came after {:.1} s",
             first.as_secs_f64()
