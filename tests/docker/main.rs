@@ -28,3 +28,4 @@ mod service_crash;
 mod service_overload;
 mod silence;
 mod stack;
+mod tls;
