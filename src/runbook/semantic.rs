@@ -54,7 +54,10 @@ fn tls(docker: &Node, path: &DocumentPath, found: &mut Collector<'_>) {
             ProblemKind::BadValue,
             tls.key_at,
             &path,
-            format!("`tls` belongs to a tcp:// address, and `host` is {}", super::text::shorten(host)),
+            format!(
+                "`tls` belongs to a tcp:// address, and `host` is {}",
+                super::text::shorten(host)
+            ),
             Some("remove it, or write `host: tcp://10.0.0.5:2376`".to_owned()),
         );
     }

@@ -64,7 +64,10 @@ impl Bridge {
         port: u16,
     ) -> Result<Self, WorkloadError> {
         let fail = |e: std::io::Error| WorkloadError::Transport {
-            what: format!("a socket that leads to port {port} of container {}", container.name),
+            what: format!(
+                "a socket that leads to port {port} of container {}",
+                container.name
+            ),
             cause: e.to_string(),
         };
         let dir = private_dir().map_err(fail)?;
@@ -100,7 +103,11 @@ impl Bridge {
                 tokio::spawn(relay(api.clone(), id.clone(), argv.to_vec(), stream));
             }
         });
-        Ok(Self { dir, accepting, helper })
+        Ok(Self {
+            dir,
+            accepting,
+            helper,
+        })
     }
 
     /// Directory of the socket `.s.PGSQL.PORT`.
@@ -127,7 +134,11 @@ async fn relay(
         ..CreateExecOptions::default()
     };
     let exec = api.create_exec(&helper, options).await?.id;
-    let StartExecResults::Attached { mut output, mut input } = api.start_exec(&exec, None).await? else {
+    let StartExecResults::Attached {
+        mut output,
+        mut input,
+    } = api.start_exec(&exec, None).await?
+    else {
         return Ok(());
     };
     let (mut from, mut to) = stream.into_split();

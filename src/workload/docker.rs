@@ -185,10 +185,17 @@ impl Docker {
             socket_dir: None,
         };
         let found = match (&self.address, &self.tunnel, own) {
-            (DockerHost::Tcp(_), _, Some(address)) if container.is_running() => Some(Reach {
-                socket_dir: Some(self.bridge(deployment, container, port).await?),
-                ..reach(address, port)
-            }),
+            (DockerHost::Tcp(_), _, Some(address)) if container.is_running() => {
+                match self.bridge(deployment, container, port).await {
+                    Ok(dir) => Some(Reach {
+                        socket_dir: Some(dir),
+                        ..reach(address, port)
+                    }),
+                    // It ended or is started again since it was looked at: nowhere to go to.
+                    Err(WorkloadError::NotFound { .. } | WorkloadError::Engine { status: 409, .. }) => None,
+                    Err(e) => return Err(e),
+                }
+            }
             (DockerHost::Tcp(_), ..) => None,
             (_, Some(tunnel), own) => match own.and_then(|a| a.parse().ok()) {
                 Some(address) => Some(Reach {

@@ -82,8 +82,12 @@ impl Engine {
                 let acceptor = acceptor.clone();
                 tokio::spawn(async move {
                     let mut outside = acceptor.accept(stream).await.ok()?;
-                    let mut inside = tokio::net::UnixStream::connect("/var/run/docker.sock").await.ok()?;
-                    tokio::io::copy_bidirectional(&mut outside, &mut inside).await.ok()
+                    let mut inside = tokio::net::UnixStream::connect("/var/run/docker.sock")
+                        .await
+                        .ok()?;
+                    tokio::io::copy_bidirectional(&mut outside, &mut inside)
+                        .await
+                        .ok()
                 });
             }
         });
@@ -118,10 +122,7 @@ impl Engine {
 
     fn tls(&self, ca: &str, member: Option<&str>) -> String {
         let own = member.map_or_else(String::new, |m| {
-            let (cert, key) = (
-                self.file(&format!("{m}.pem")),
-                self.file(&format!("{m}.key")),
-            );
+            let (cert, key) = (self.file(&format!("{m}.pem")), self.file(&format!("{m}.key")));
             format!(", cert: {cert}, key: {key}")
         });
         format!("    tls: {{ ca: {}{own} }}\n", self.file(ca))
@@ -157,7 +158,12 @@ impl Engine {
             None,
             Duration::from_secs(60),
         );
-        let said = format!("{what}: {:?} after {:.1?}: {}", out.code, began.elapsed(), out.stderr);
+        let said = format!(
+            "{what}: {:?} after {:.1?}: {}",
+            out.code,
+            began.elapsed(),
+            out.stderr
+        );
         assert_eq!(out.code, Some(7), "{said}");
         assert!(began.elapsed() < ANSWER, "{said}");
         for word in words {
@@ -218,9 +224,7 @@ fn an_engine_behind_tls() {
         assert_eq!(report["report"]["outcome"], "verified", "{fault}");
         let incident = report["report"]["incident"].as_str().unwrap();
         engine.agreed(&stack, &["incident", "close", incident]).ok();
-        engine
-            .drctl(&stack, &["drill", "heal", "--all", "--forget"])
-            .ok();
+        engine.drctl(&stack, &["drill", "heal", "--all", "--forget"]).ok();
         stack.wait_healthy();
     }
 
