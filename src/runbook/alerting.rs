@@ -216,7 +216,7 @@ pub enum Notify {
     Webhook(Webhook),
     /// A mail.
     Email(Email),
-    /// A GET after each run of `check`, as healthchecks.io and others expect it: the address itself when nothing is wrong, the address and `/fail` otherwise. They notice when the runs end.
+    /// A POST of the status line after each run of `check`, as healthchecks.io and others take it: the address itself when nothing is wrong, the address and `/fail` otherwise. They notice when the runs end.
     Ping(Ping),
     /// A program. The message is its standard input; `DRCTL_STATUS`, `DRCTL_DEPLOYMENT`, `DRCTL_SUBJECT` and `DRCTL_KIND` (alert, recovery or reminder) are in its environment.
     Command(NotifyCommand),
