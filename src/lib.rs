@@ -4,7 +4,7 @@
 //! list and never up:
 //!
 //! ```text
-//! cli, ui → recover, diagnose → scenarios, drill → engine → incident, backup, probe, faults → system
+//! cli, ui → recover, diagnose → scenarios, drill, notify → check → engine → incident, backup, probe, faults → system
 //!         → postgres, redis, workload → plan, runbook, event
 //! ```
 //!
@@ -13,6 +13,7 @@
 //! runbook and `now` go in, a plan comes out.
 
 pub mod backup;
+pub mod check;
 pub mod cli;
 pub mod diagnose;
 pub mod engine;
@@ -20,6 +21,7 @@ pub mod error;
 pub mod event;
 pub mod faults;
 pub mod incident;
+pub mod notify;
 pub mod plan;
 pub mod postgres;
 pub mod probe;

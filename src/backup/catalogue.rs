@@ -153,28 +153,34 @@ impl Catalogue {
     /// # Errors
     /// [`CatalogueError::Unreadable`].
     pub fn list(&self) -> Result<Vec<Entry>, CatalogueError> {
+        let names = self.names()?;
+        let mut found: Vec<Entry> = names.iter().filter_map(|n| self.entry(n)).collect();
+        found.sort_by(|a, b| (a.label(), a.state()).cmp(&(b.label(), b.state())));
+        Ok(found)
+    }
+
+    /// Names of the directories; none where there is no backup directory yet.
+    fn names(&self) -> Result<Vec<String>, CatalogueError> {
         let unreadable = |source| CatalogueError::Unreadable {
             path: self.directory.clone(),
             source,
         };
-        let names = match fs::read_dir(&self.directory) {
-            Ok(names) => names,
+        let entries = match fs::read_dir(&self.directory) {
+            Ok(entries) => entries,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             Err(e) => return Err(unreadable(e)),
         };
-        let mut found = Vec::new();
-        for name in names {
-            let name = name.map_err(unreadable)?;
+        let mut names = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(unreadable)?;
             // A link could lead out of the backup directory.
-            if !name.file_type().map_err(unreadable)?.is_dir() {
-                continue;
-            }
-            if let Some(entry) = name.file_name().to_str().and_then(|n| self.entry(n)) {
-                found.push(entry);
+            if entry.file_type().map_err(unreadable)?.is_dir()
+                && let Ok(name) = entry.file_name().into_string()
+            {
+                names.push(name);
             }
         }
-        found.sort_by(|a, b| (a.label(), a.state()).cmp(&(b.label(), b.state())));
-        Ok(found)
+        Ok(names)
     }
 
     fn entry(&self, name: &str) -> Option<Entry> {
@@ -211,6 +217,25 @@ impl Catalogue {
                 _ => None,
             })
             .collect())
+    }
+
+    /// The newest good set, and what stands in the way of newer ones: reads only as many manifests as it must, for it
+    /// is asked every few minutes.
+    ///
+    /// # Errors
+    /// As [`Self::list`].
+    pub fn newest(&self) -> Result<(Option<Set>, Vec<Entry>), CatalogueError> {
+        let mut names = self.names()?;
+        names.sort_by(|a, b| b.cmp(a));
+        let mut newer = Vec::new();
+        for name in names {
+            match self.entry(&name) {
+                Some(Entry::Set(set)) => return Ok((Some(*set), newer)),
+                Some(other) => newer.push(other),
+                None => {}
+            }
+        }
+        Ok((None, newer))
     }
 
     /// The set called `name`, or the newest good one for `latest`.

@@ -2,6 +2,7 @@
 //! comments of the arguments are the help texts.
 
 mod backup;
+pub mod check;
 mod completions;
 mod diagnose;
 mod drill;
@@ -9,6 +10,7 @@ mod incident;
 mod man;
 mod recover;
 mod runbook;
+mod status;
 
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -114,6 +116,10 @@ pub enum Color {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    /// What is up, what is not, and how old the last good backup is
+    Status(status::StatusArgs),
+    /// Is everything well? For cron and monitoring: limits, values, and telling somebody
+    Check(check::CheckArgs),
     /// Look for every failure at once, and name the cause before its consequences
     Diagnose(diagnose::DiagnoseArgs),
     /// Recover from a failure: look, decide, ask, act, prove
@@ -205,6 +211,8 @@ impl Context {
 pub async fn run(cli: Cli) -> ExitCode {
     let cx = Context::new(cli.global);
     let result = match cli.verb {
+        Verb::Status(args) => status::run(&cx, args).await,
+        Verb::Check(args) => Ok(check::run(&cx, args).await),
         Verb::Diagnose(args) => diagnose::run(&cx, args).await,
         Verb::Recover(args) => recover::run(&cx, args).await,
         Verb::Incident(args) => incident::run(&cx, args).await,

@@ -285,17 +285,24 @@ pub fn writable(state: &StateDir) -> Result<(StateDir, Option<StateError>), Stat
     let Err(first) = try_write(state) else {
         return Ok((state.clone(), None));
     };
+    match private_fallback() {
+        Some(fallback) if try_write(&fallback).is_ok() => Ok((fallback, Some(first))),
+        _ => Err(first),
+    }
+}
+
+/// The directory of [`fallback_path`], made if need be; `None` when it is not ours alone.
+#[must_use]
+pub fn private_fallback() -> Option<StateDir> {
     let fallback = StateDir::resolve(Some(&fallback_path()));
     // It may be there from an earlier run.
     let _ = fs::DirBuilder::new().mode(0o700).create(fallback.path());
     // /dev/shm is everybody's: a directory that someone else made there is not used.
-    let ours = fs::symlink_metadata(fallback.path()).is_ok_and(|m| {
-        m.is_dir() && m.uid() == rustix::process::geteuid().as_raw() && m.mode().trailing_zeros() >= 6
-    });
-    if ours && try_write(&fallback).is_ok() {
-        return Ok((fallback, Some(first)));
-    }
-    Err(first)
+    fs::symlink_metadata(fallback.path())
+        .is_ok_and(|m| {
+            m.is_dir() && m.uid() == rustix::process::geteuid().as_raw() && m.mode().trailing_zeros() >= 6
+        })
+        .then_some(fallback)
 }
 
 fn try_write(state: &StateDir) -> Result<(), StateError> {

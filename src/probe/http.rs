@@ -42,7 +42,31 @@ impl Http {
     /// # Errors
     /// [`HttpError::Failed`] when the client cannot be set up.
     pub fn new() -> Result<Self, HttpError> {
+        // An endpoint is http://: reading the system's certificates for it would take longer than most answers.
+        Self::trusting(rustls::RootCertStore::empty())
+    }
+
+    /// The same for addresses on the web, which may be https://. It trusts what this machine trusts.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn with_tls() -> Result<Self, HttpError> {
+        let mut roots = rustls::RootCertStore::empty();
+        // One unreadable certificate of many is no reason not to use the others.
+        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        Self::trusting(roots)
+    }
+
+    fn trusting(roots: rustls::RootCertStore) -> Result<Self, HttpError> {
+        // The provider is named here: nobody has to have installed one before.
+        let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
+        let tls = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(|e| HttpError::Failed(e.to_string()))?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
         let client = reqwest::Client::builder()
+            .tls_backend_preconfigured(tls)
             .no_proxy()
             .redirect(reqwest::redirect::Policy::none())
             .pool_max_idle_per_host(0)
@@ -58,6 +82,19 @@ impl Http {
     /// [`HttpError`]; any status is an answer.
     pub async fn get(&self, url: &str, timeout: Duration) -> Result<Answer, HttpError> {
         send(self.client.get(url), timeout).await
+    }
+
+    /// `POST` of a line of text.
+    ///
+    /// # Errors
+    /// As [`Self::get`].
+    pub async fn send_text(&self, url: &str, text: &str, timeout: Duration) -> Result<Answer, HttpError> {
+        let request = self
+            .client
+            .post(url)
+            .header("content-type", "text/plain; charset=utf-8")
+            .body(text.to_owned());
+        send(request, timeout).await
     }
 
     /// A write with a JSON body.

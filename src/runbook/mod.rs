@@ -4,6 +4,7 @@
 //! their positions, the JSON Schema that is generated from [`raw`], and the checks that a schema cannot express. Every
 //! problem found on the way is collected, so that one run shows the operator all of them.
 
+pub mod alerting;
 mod check;
 mod docker_host;
 pub mod duration;
@@ -21,6 +22,7 @@ mod show;
 mod suggest;
 pub mod text;
 
+pub use alerting::{Alerts, CriticalThresholds, Maintenance, Notify, Thresholds};
 pub use docker_host::{DockerHost, SshAddress};
 pub use duration::{format_duration, parse_duration};
 pub use load::{MAX_BYTES, load, parse};
@@ -29,7 +31,7 @@ pub use model::{ClientCertificate, Docker, DockerTls, PlatformKind, Runbook, Ser
 pub use problem::{Invalid, Problem, ProblemKind};
 pub use raw::{
     Backup, Database, Deadlines, Endpoint, Environment, Expect, Objectives, PostgresBackup, PostgresService,
-    RedisService, Salvage, SecretRef, Table, Thresholds, UserSessions, Validation, WriteCheck, WriteMethod,
+    RedisService, Salvage, SecretRef, Table, UserSessions, Validation, WriteCheck, WriteMethod,
     WriteRequest,
 };
 pub use schema::schema;
@@ -37,7 +39,7 @@ pub use secret::{SecretError, SecretFailure};
 pub use sessions::Sessions;
 pub use show::render;
 pub use text::{
-    BadText, ColumnName, DatabaseName, HttpUrl, Percent, RoleName, ServiceName, SystemName, TableName,
+    BadText, ColumnName, DatabaseName, HttpUrl, Percent, RoleName, ServiceName, SystemName, TableName, WebUrl,
 };
 
 #[cfg(test)]

@@ -6,10 +6,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use super::alerting::{Alerts, Notify, Thresholds};
 use super::docker_host::DockerHost;
 use super::raw::{
-    self, Backup, Deadlines, Endpoint, Environment, Objectives, PostgresService, RedisService, Thresholds,
-    WriteCheck,
+    self, Backup, Deadlines, Endpoint, Environment, Objectives, PostgresService, RedisService, WriteCheck,
 };
 use super::text::{ServiceName, SystemName};
 
@@ -36,6 +36,10 @@ pub struct Runbook {
     pub backup: Backup,
     /// Limits beyond which `check` warns.
     pub thresholds: Thresholds,
+    /// When somebody is told.
+    pub alerts: Alerts,
+    /// How somebody is told.
+    pub notify: Vec<Notify>,
     /// How long drctl waits for one thing.
     pub deadlines: Deadlines,
 }
@@ -258,6 +262,8 @@ impl Runbook {
             write_check: raw.write_check,
             backup: raw.backup,
             thresholds: raw.thresholds,
+            alerts: raw.alerts,
+            notify: raw.notify,
             deadlines: raw.deadlines,
         })
     }
@@ -288,6 +294,8 @@ impl Runbook {
             write_check: self.write_check.clone(),
             backup: self.backup.clone(),
             thresholds: self.thresholds.clone(),
+            alerts: self.alerts.clone(),
+            notify: self.notify.clone(),
             deadlines: self.deadlines.clone(),
         }
     }

@@ -12,6 +12,7 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::alerting::{Alerts, Notify, Thresholds};
 use super::docker_host::DockerHost;
 use super::duration;
 use super::sessions::Sessions;
@@ -49,6 +50,12 @@ pub struct Runbook {
     /// Limits beyond which `drctl check` warns. A limit that is not given is not checked.
     #[serde(default)]
     pub thresholds: Thresholds,
+    /// When somebody is told of what `drctl check` finds.
+    #[serde(default)]
+    pub alerts: Alerts,
+    /// How somebody is told. Each way is tried by itself.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notify: Vec<Notify>,
     /// How long drctl waits before it gives up on one thing.
     #[serde(default)]
     pub deadlines: Deadlines,
@@ -447,31 +454,6 @@ impl Default for PostgresBackup {
             jobs: default_jobs(),
         }
     }
-}
-
-/// Limits beyond which `drctl check` warns.
-#[derive(Debug, Clone, PartialEq, Default, Deserialize, Serialize, JsonSchema)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub struct Thresholds {
-    /// Slowest acceptable response time at the 95th percentile, for example 500ms.
-    #[serde(default, with = "duration::optional", skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "Option<duration::DurationText>")]
-    pub response_time_p95: Option<Duration>,
-    /// Failed requests, in percent of all requests.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub error_rate: Option<Percent>,
-    /// Memory in use, in percent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub memory: Option<Percent>,
-    /// Disk space in use, in percent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub disk: Option<Percent>,
-    /// Lowest acceptable cache hit rate, in percent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub cache_hit_rate: Option<Percent>,
-    /// Number of user sessions.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub sessions: Option<u64>,
 }
 
 /// How long drctl waits before it gives up on one thing.

@@ -49,6 +49,11 @@ pub(super) const FORMATS: &[(&str, Check)] = &[
     ("drctl-duration", |s| parse_duration(s).map(drop)),
     ("drctl-absolute-path", check_absolute_path),
     ("drctl-variable-name", check_variable_name),
+    ("drctl-web-url", |s| WebUrl::from_str(s).map(drop)),
+    ("drctl-time-zone", super::alerting::check_zone),
+    ("drctl-clock-time", super::alerting::check_clock),
+    ("drctl-local-time", super::alerting::check_local),
+    ("drctl-mailbox", super::alerting::check_mailbox),
 ];
 
 /// A text newtype: parsed on the way in, printed as it was written, with a schema that names its check.
@@ -63,6 +68,12 @@ macro_rules! text_type {
             #[must_use]
             pub fn as_str(&self) -> &str {
                 &self.0
+            }
+
+            /// A text that is known to be good.
+            #[allow(dead_code, reason = "only some types have a default")]
+            pub(super) fn trusted(text: &str) -> Self {
+                Self(text.to_owned())
             }
         }
 
@@ -158,6 +169,10 @@ text_type!(
 text_type!(
     /// An `http://` address. It may hold the placeholder `{id}`, so it is kept as text.
     HttpUrl, "drctl-http-url", check_http_url, { "pattern": "^http://" }
+);
+text_type!(
+    /// An `http://` or `https://` address that holds no secret.
+    WebUrl, "drctl-web-url", check_web_url, { "pattern": "^https?://", "examples": ["https://hooks.example.com/drctl"] }
 );
 
 impl DatabaseName {
@@ -305,6 +320,25 @@ fn check_http_url(text: &str) -> Result<(), BadText> {
         return Err(BadText::new(
             "the address holds a user name or password",
             "remove it: an address is printed in reports",
+        ));
+    }
+    Ok(())
+}
+
+fn check_web_url(text: &str) -> Result<(), BadText> {
+    let example = "for example `https://hooks.example.com/drctl`";
+    let url = reqwest::Url::parse(text)
+        .map_err(|error| BadText::new(format!("not an address: {error}"), example))?;
+    if !matches!(url.scheme(), "http" | "https") {
+        return Err(BadText::new(
+            format!("`{}:` is not a web address", url.scheme()),
+            example,
+        ));
+    }
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err(BadText::new(
+            "the address holds a user name or password",
+            "give it as a secret: `url: { file: /etc/drctl/webhook }`",
         ));
     }
     Ok(())

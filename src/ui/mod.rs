@@ -1,9 +1,11 @@
 //! Everything that is printed. Standard output is data, standard error is talk.
 
+pub mod check;
 pub mod diagnosis;
 pub mod preview;
 pub mod prompt;
 pub mod report;
+pub mod status;
 mod terminal;
 
 use std::process::ExitCode;
