@@ -11,7 +11,7 @@ mod store;
 mod timeline;
 
 pub use journal::{Entry, JOURNAL_FILE, Journal, JournalError, Log, Record};
-pub use lock::{Holder, Lock, LockError};
+pub use lock::{Holder, Lock, LockError, backup_lock, recovery_lock};
 pub use markdown::{fact_text, is_plain, markdown, rpo_line, rto_line};
 pub use progress::{Progress, Stage};
 pub use report::{Phases, Report};
