@@ -27,9 +27,10 @@ mod verify;
 
 pub use catalogue::{Catalogue, CatalogueError, Entry, PARTIAL, PRUNED, SUSPECT, Set};
 pub use create::{Forecast, Options, catalogue_error, create, forecast};
+pub use files::allocated;
 pub use label::{Label, NotALabel};
 pub use manifest::{FILE_NAME, FORMAT, FileDigest, LogicalPart, Manifest, PhysicalPart, PostgresPart};
 pub use preflight::Room;
 pub use proof::{Proof, record};
-pub use prune::{Prunable, Prune, Pruned, hold, look, prune_labels};
+pub use prune::{Prunable, Prune, Pruned, hold, hold_directory, look, prune_labels};
 pub use verify::{Check, Verification, verify};

@@ -14,7 +14,7 @@ use super::create::{catalogue_error, lock_directory, locked, unwritable};
 use super::proof::Proof;
 use super::retention::{Candidate, Decision, decide};
 use super::{Label, files, manifest};
-use crate::error::{Error, Kind, Result};
+use crate::error::Result;
 use crate::event::{Event, SharedReporter, Verdict};
 use crate::incident::{Listing, Lock, StateDir, backup_lock, recovery_lock};
 use crate::runbook::Runbook;
@@ -174,26 +174,32 @@ fn is_ours(path: &Path, deployment: &str) -> bool {
 /// What keeps backups, and recoveries that could need a set, away meanwhile.
 #[derive(Debug)]
 pub struct Hold {
-    _backup: Lock,
-    _recovery: Option<Lock>,
+    _locks: Vec<Lock>,
     _directory: File,
 }
 
-/// Takes the locks that a removal needs. A recovery that prunes holds its own already:
-/// `in_recovery`.
+/// Takes the locks that a removal needs.
 ///
 /// # Errors
-/// [`Kind::Locked`] while a backup, or a recovery, of the deployment runs.
-pub fn hold(runbook: &Runbook, state: &StateDir, in_recovery: bool) -> Result<Hold> {
+/// [`Kind::Locked`](crate::error::Kind::Locked) while a backup, or a recovery, of the deployment
+/// runs.
+pub fn hold(runbook: &Runbook, state: &StateDir) -> Result<Hold> {
     let deployment = runbook.deployment.as_str();
     let take = |name: &str| Lock::acquire(state, name, "backup prune").map_err(|e| locked(&e));
     Ok(Hold {
-        _backup: take(&backup_lock(deployment))?,
-        _recovery: if in_recovery {
-            None
-        } else {
-            Some(take(&recovery_lock(deployment))?)
-        },
+        _locks: vec![take(&backup_lock(deployment))?, take(&recovery_lock(deployment))?],
+        _directory: lock_directory(&runbook.backup.directory)?,
+    })
+}
+
+/// The same for a recovery, which holds its own lock already. A backup at work holds that of the
+/// directory.
+///
+/// # Errors
+/// As [`hold`].
+pub fn hold_directory(runbook: &Runbook) -> Result<Hold> {
+    Ok(Hold {
+        _locks: Vec::new(),
         _directory: lock_directory(&runbook.backup.directory)?,
     })
 }

@@ -34,7 +34,7 @@ pub(super) async fn run(cx: &Context) -> Result<ExitCode> {
     let hold = if cx.global.dry_run || !runbook.backup.directory.exists() {
         None
     } else {
-        Some(backup::hold(&runbook, &cx.state, false)?)
+        Some(backup::hold(&runbook, &cx.state)?)
     };
     let found = backup::look(&runbook, &cx.state)?;
     show(cx, &runbook, &found);
@@ -187,7 +187,7 @@ pub(super) async fn after_backup(cx: &Context, system: &System, set: &Set) -> Re
             );
         }
     }
-    let hold = match backup::hold(runbook, &cx.state, false) {
+    let hold = match backup::hold(runbook, &cx.state) {
         Ok(hold) => hold,
         Err(e) if e.kind == Kind::Locked => {
             cx.reporter.event(&Event::Warning {

@@ -15,6 +15,7 @@ mod create;
 mod docker;
 mod helper;
 mod network;
+mod space;
 mod ssh;
 mod staging;
 mod stats;
