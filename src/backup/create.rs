@@ -95,8 +95,7 @@ pub async fn create(
     reporter: &SharedReporter,
     interrupt: impl Future<Output = ()>,
 ) -> Result<Set> {
-    let lock =
-        Lock::acquire(state, &backup_lock(system.deployment()), "backup").map_err(|e| locked(&e))?;
+    let lock = Lock::acquire(state, &backup_lock(system.deployment()), "backup").map_err(|e| locked(&e))?;
     let directory = &system.runbook.backup.directory;
     let servers = survey(system).await?;
     preflight::far_room(system, &servers, options).await?;

@@ -100,9 +100,7 @@ struct Rule {
 }
 
 fn date(label: &Label) -> Option<jiff::civil::Date> {
-    label
-        .at()
-        .map(|at| at.to_zoned(jiff::tz::TimeZone::UTC).date())
+    label.at().map(|at| at.to_zoned(jiff::tz::TimeZone::UTC).date())
 }
 
 fn rules(keep: &Keep) -> Vec<Rule> {
@@ -235,13 +233,31 @@ mod tests {
         ];
         let sets: Vec<Candidate> = labels.iter().map(|l| set(l)).collect();
         let table: [(Keep, &[&str]); 7] = [
-            (Keep { last: 3, ..NONE }, &["20270105T020000Z", "20270104T140000Z", "20270104T020000Z"]),
-            (Keep { daily: 3, ..NONE }, &["20270105T020000Z", "20270104T140000Z", "20270103T020000Z"]),
-            (Keep { weekly: 2, ..NONE }, &["20270105T020000Z", "20270103T020000Z"]),
-            (Keep { monthly: 2, ..NONE }, &["20270105T020000Z", "20261231T140000Z"]),
+            (
+                Keep { last: 3, ..NONE },
+                &["20270105T020000Z", "20270104T140000Z", "20270104T020000Z"],
+            ),
+            (
+                Keep { daily: 3, ..NONE },
+                &["20270105T020000Z", "20270104T140000Z", "20270103T020000Z"],
+            ),
+            (
+                Keep { weekly: 2, ..NONE },
+                &["20270105T020000Z", "20270103T020000Z"],
+            ),
+            (
+                Keep { monthly: 2, ..NONE },
+                &["20270105T020000Z", "20261231T140000Z"],
+            ),
             // There is room left for a third month and a third year: the oldest stays.
-            (Keep { monthly: 9, ..NONE }, &["20270105T020000Z", "20261231T140000Z", "20261130T020000Z"]),
-            (Keep { yearly: 3, ..NONE }, &["20270105T020000Z", "20261231T140000Z", "20261130T020000Z"]),
+            (
+                Keep { monthly: 9, ..NONE },
+                &["20270105T020000Z", "20261231T140000Z", "20261130T020000Z"],
+            ),
+            (
+                Keep { yearly: 3, ..NONE },
+                &["20270105T020000Z", "20261231T140000Z", "20261130T020000Z"],
+            ),
             (NONE, &["20270105T020000Z"]),
         ];
         for (keep, expected) in table {

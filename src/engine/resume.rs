@@ -13,7 +13,7 @@ use crate::error::{Error, Kind, Result};
 use crate::event::{Event, Phase, SharedReporter, Verdict};
 use crate::incident::{
     Incident, Journal, JournalError, Lock, LockError, Log, Record, Report, Stage, StateDir, markdown,
-    write_atomically, write_json, recovery_lock,
+    recovery_lock, write_atomically, write_json,
 };
 use crate::plan::Action;
 use crate::probe::watch::{LASTING, Watch};

@@ -48,7 +48,11 @@ pub(super) async fn server_writes(system: &System, service: &str, what: String) 
         let found = match system.postgres(service).await {
             Ok(server) => match write(system, &server).await {
                 Ok(()) => {
-                    return answer(what, Verdict::Pass, "a table, the log and a checkpoint were written");
+                    return answer(
+                        what,
+                        Verdict::Pass,
+                        "a table, the log and a checkpoint were written",
+                    );
                 }
                 Err(e @ PgError::Server { .. }) => (Verdict::Fail, e.to_string()),
                 Err(e) => (Verdict::CouldNotVerify, e.to_string()),

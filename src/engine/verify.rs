@@ -179,7 +179,9 @@ pub async fn check(system: &System, expectation: &Expectation) -> Vec<Checked> {
             .await
         }
         Expectation::Room { path, at_least } => vec![super::space::room(path, *at_least, what)],
-        Expectation::ServerWrites { service } => vec![super::space::server_writes(system, service, what).await],
+        Expectation::ServerWrites { service } => {
+            vec![super::space::server_writes(system, service, what).await]
+        }
         Expectation::Reaches { edges } => super::reaches::reaches(system, edges).await,
         Expectation::Endpoints => endpoints(&system.runbook, &what).await,
         Expectation::WriteCheck => vec![write_check(&system.runbook, what).await],

@@ -16,5 +16,8 @@ pub use markdown::{fact_text, is_plain, markdown, rpo_line, rto_line};
 pub use progress::{Progress, Stage};
 pub use report::{Phases, Report};
 pub use state::{StateDir, StateError, fresh_id, write_atomically};
-pub use store::{CASE_FORMAT, Case, Incident, IncidentError, Listing, fallback_path, writable, write_json};
+pub use store::{
+    CASE_FORMAT, Case, Incident, IncidentError, Listing, bring_home, fallback_path, remember_home, writable,
+    write_json,
+};
 pub use timeline::{Moment, timeline};

@@ -17,6 +17,9 @@ use crate::workload::ContainerInfo;
 /// A file system that does not answer is left out after this long.
 const DEADLINE: Duration = Duration::from_secs(2);
 
+/// Stands before the device numbers of this machine where the engine is on another one.
+pub const HERE: &str = "here:";
+
 /// What lies on a file system.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -229,7 +232,7 @@ pub async fn look(
 ) -> Disks {
     let mut disks = Disks::default();
     let local = system.docker.is_local();
-    let here = if local { "" } else { "here:" };
+    let here = if local { "" } else { HERE };
     let own = [
         (Use::Backups, Some(system.runbook.backup.directory.as_path())),
         (Use::State, state),

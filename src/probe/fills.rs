@@ -14,7 +14,7 @@ use crate::postgres::Client;
 use crate::system::{PostgresServer, System};
 
 /// Words of a server that are older say nothing of now.
-const RECENT: SignedDuration = SignedDuration::from_mins(15);
+const RECENT: SignedDuration = SignedDuration::from_mins(5);
 /// Lines of its log that are looked at for them.
 const LINES: usize = 2000;
 
@@ -93,8 +93,8 @@ pub struct Database {
     pub temporary_bytes: Option<u64>,
     /// Bytes used of `/dev/shm` and its size, when it runs.
     pub shared_memory: Option<(u64, u64)>,
-    /// What it said lately that looks like a full disk, and the line.
-    pub words: BTreeMap<Word, String>,
+    /// What it said lately that looks like a full disk, and the line; the latest last.
+    pub words: Vec<(Word, String)>,
 }
 
 /// A container's log on this machine.
@@ -128,7 +128,8 @@ const WAL: &str = "select pg_size_bytes(current_setting('wal_segment_size')), pg
 const SLOTS: &str = "select slot_name, slot_type, active, \
     greatest(0, pg_wal_lsn_diff(case when pg_is_in_recovery() then pg_last_wal_replay_lsn() else pg_current_wal_lsn() end, \
       restart_lsn))::bigint from pg_catalog.pg_replication_slots where restart_lsn is not null order by 4 desc";
-const FILES: &str = "select (select sum(size) from pg_ls_waldir())::bigint, (select sum(size) from pg_ls_tmpdir())::bigint";
+const FILES: &str =
+    "select (select sum(size) from pg_ls_waldir())::bigint, (select sum(size) from pg_ls_tmpdir())::bigint";
 
 async fn ask(client: &Client) -> Option<(Wal, Option<u64>, Option<u64>)> {
     let rows = client.rows(WAL).await.ok()?;
@@ -200,24 +201,28 @@ pub async fn database(system: &System, server: &PostgresServer) -> Database {
 }
 
 /// What the server said lately that looks like a full disk.
-async fn words(system: &System, server: &PostgresServer) -> BTreeMap<Word, String> {
+async fn words(system: &System, server: &PostgresServer) -> Vec<(Word, String)> {
     let since = Timestamp::now().checked_sub(RECENT).ok();
     let lines = system
         .docker
         .logs(&server.container.id, since, LINES)
         .await
         .unwrap_or_default();
-    let mut found = BTreeMap::new();
+    let mut found: Vec<(Word, String)> = Vec::new();
     for line in lines {
         // A statement that speaks of these words is the user's, and not kept.
-        if ["STATEMENT:", "QUERY:", "CONTEXT:", "HINT:"].iter().any(|s| line.text.contains(s)) {
+        if ["STATEMENT:", "QUERY:", "CONTEXT:", "HINT:"]
+            .iter()
+            .any(|s| line.text.contains(s))
+        {
             continue;
         }
         let word = WORDS
             .iter()
             .find(|(_, texts)| texts.iter().any(|t| line.text.contains(t)));
         if let Some((word, _)) = word {
-            found.insert(*word, line.text.trim().chars().take(400).collect());
+            found.retain(|(w, _)| w != word);
+            found.push((*word, line.text.trim().chars().take(400).collect()));
         }
     }
     found

@@ -11,8 +11,8 @@ use crate::engine::{self, ApprovedPlan, Consent, Interrupts, Signal};
 use crate::error::{Error, Kind, Result};
 use crate::event::{Event, Phase, SharedReporter, Verdict};
 use crate::incident::{
-    CASE_FORMAT, Case, Incident, Journal, Listing, Lock, Log, Record, Report, Stage, StateDir, fresh_id,
-    writable,
+    CASE_FORMAT, Case, Incident, Journal, Listing, Lock, Log, Record, Report, Stage, StateDir, bring_home,
+    fresh_id, remember_home, writable,
 };
 use crate::plan::Remedy;
 use crate::probe::observer::Observer;
@@ -74,8 +74,8 @@ pub async fn recover<S: Scenario>(cx: &Recover<'_>) -> Result<Ended> {
     } else {
         Some(Memory::open(cx.state, deployment, &command, cx.reporter)?)
     };
-    let state = memory.as_ref().map_or(cx.state, |m| &m.state);
-    let before = Listing::read(state);
+    // Both places are read, whichever this run writes to.
+    let before = Listing::read(cx.state);
     half_way(&before, deployment)?;
 
     let mut past = Past::of(&before, deployment, S::NAME);
@@ -133,6 +133,13 @@ pub async fn recover<S: Scenario>(cx: &Recover<'_>) -> Result<Ended> {
             evidence: serde_json::to_value(&evidence).unwrap_or_default(),
         };
         let (mut incident, mut journal) = open(&memory.state, &case, &approved, opened, cx.reporter)?;
+        if memory.state.path() != cx.state.path()
+            && let Err(e) = remember_home(&incident.directory, cx.state)
+        {
+            cx.reporter.event(&Event::Warning {
+                text: format!("the incident will stay where it is: {e}"),
+            });
+        }
         memory.lock.progress(&format!("incident {}", incident.id()));
         let interrupts = past.listen()?;
         if let Err(e) =
@@ -152,6 +159,9 @@ pub async fn recover<S: Scenario>(cx: &Recover<'_>) -> Result<Ended> {
         )
         .await?;
         publish(cx.reporter, &proof.report);
+        // Closed before its directory moves.
+        drop(journal);
+        memory.bring_home(cx.state, cx.reporter);
         if proof.verdict == Verdict::Pass {
             return Ok(Ended::Recovered(Box::new(proof.report)));
         }
@@ -174,11 +184,14 @@ pub async fn recover<S: Scenario>(cx: &Recover<'_>) -> Result<Ended> {
 struct Memory {
     state: StateDir,
     lock: Lock,
+    /// The lock at home, where the memory is elsewhere: whoever finds home writable again must
+    /// not begin beside this run.
+    _home: Option<Lock>,
 }
 
 impl Memory {
-    fn open(state: &StateDir, deployment: &str, command: &str, reporter: &SharedReporter) -> Result<Self> {
-        let (state, problem) = writable(state).map_err(|e| {
+    fn open(home: &StateDir, deployment: &str, command: &str, reporter: &SharedReporter) -> Result<Self> {
+        let (state, problem) = writable(home).map_err(|e| {
             Error::new(
                 Kind::Refused,
                 "drctl cannot remember what it does: no step would be safe to interrupt",
@@ -187,16 +200,45 @@ impl Memory {
             .untouched("everything: no step was begun")
             .next("--state-dir DIR    # a directory that can be written, with 1 MiB free")
         })?;
+        let mut at_home = None;
         if let Some(problem) = problem {
             reporter.event(&Event::Warning {
                 text: format!(
-                    "{problem}; this run is remembered in {}, which a reboot empties",
+                    "{problem}; this run is remembered in {}, which a reboot empties, and brought home when there is room",
                     state.path().display()
                 ),
             });
+            // It needs no room when the file is there; when it cannot be made, nobody else makes
+            // it either.
+            at_home = match engine::lock(home, deployment, command) {
+                Err(e) if e.kind == Kind::Locked => return Err(e),
+                other => other.ok(),
+            };
         }
-        let lock = engine::lock(&state, deployment, command)?;
-        Ok(Self { state, lock })
+        let memory = Self {
+            lock: engine::lock(&state, deployment, command)?,
+            _home: at_home,
+            state,
+        };
+        if memory.state.path() == home.path() {
+            memory.bring_home(home, reporter);
+        }
+        Ok(memory)
+    }
+
+    /// Moves what was remembered elsewhere to where it belongs, as far as it can be written now.
+    fn bring_home(&self, home: &StateDir, reporter: &SharedReporter) {
+        let (moved, problem) = bring_home(home);
+        for id in moved {
+            reporter.event(&Event::Note {
+                text: format!("incident {id} is remembered in {} now", home.path().display()),
+            });
+        }
+        if let Some(e) = problem {
+            reporter.event(&Event::Warning {
+                text: format!("an incident stays where it is for now: {e}"),
+            });
+        }
     }
 }
 

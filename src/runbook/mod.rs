@@ -28,9 +28,9 @@ pub use locate::{LookedAt, NotFound, locate};
 pub use model::{Docker, PlatformKind, Runbook, Service, ServiceKind};
 pub use problem::{Invalid, Problem, ProblemKind};
 pub use raw::{
-    Backup, Database, Deadlines, Endpoint, Environment, Expect, Keep, Objectives, PostgresBackup, PostgresService,
-    RedisService, Salvage, SecretRef, Table, Thresholds, UserSessions, Validation, WriteCheck, WriteMethod,
-    WriteRequest,
+    Backup, Database, Deadlines, Endpoint, Environment, Expect, Keep, Objectives, PostgresBackup,
+    PostgresService, RedisService, Salvage, SecretRef, Table, Thresholds, UserSessions, Validation,
+    WriteCheck, WriteMethod, WriteRequest,
 };
 pub use schema::schema;
 pub use secret::{SecretError, SecretFailure};

@@ -58,7 +58,10 @@ fn keeps_something(keep: &Node, found: &mut Collector<'_>) {
         keep.at,
         &DocumentPath::new(&["backup", "keep"]),
         "no rule keeps anything: every set but the newest would be removed",
-        Some("for example `keep: { last: 3, daily: 7, weekly: 4 }`; without `keep` nothing is removed".to_owned()),
+        Some(
+            "for example `keep: { last: 3, daily: 7, weekly: 4 }`; without `keep` nothing is removed"
+                .to_owned(),
+        ),
     );
 }
 

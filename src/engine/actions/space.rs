@@ -77,7 +77,10 @@ async fn prune(
         bytes(after)
     ))
     .fact("backups-removed", done.labels.len())
-    .fact("freed-by-backups", format!("{} bytes", after.saturating_sub(before))))
+    .fact(
+        "freed-by-backups",
+        format!("{} bytes", after.saturating_sub(before)),
+    ))
 }
 
 async fn remove_images(cx: &ActionContext<'_>, images: &[String]) -> Result<Outcome, ActionError> {
@@ -241,7 +244,13 @@ async fn revive(cx: &ActionContext<'_>, service: &str) -> Result<Outcome, Action
         && info.status == Status::Running
         && let Ok(server) = cx.system.postgres(service).await
         && let Ok(client) = server.connect().await
-        && client.value("select pg_is_in_recovery()").await.ok().flatten().as_deref() == Some("f")
+        && client
+            .value("select pg_is_in_recovery()")
+            .await
+            .ok()
+            .flatten()
+            .as_deref()
+            == Some("f")
     {
         return Ok(Outcome::new(format!("{service} has come back by itself")));
     }

@@ -34,6 +34,8 @@ pub(super) struct Shortage<'a> {
     pub lack: Lack,
     /// Bytes that must be free for everyone on it to work.
     pub enough: u64,
+    /// Bytes that are freed where that is safe: the next backup needs room, too.
+    pub wish: u64,
     /// Why it is one, in words.
     pub reasons: Vec<String>,
 }
@@ -67,12 +69,7 @@ pub(super) fn shortages(ev: &Evidence) -> Vec<Shortage<'_>> {
         .filter(|d| !d.read_only && d.size > 0)
         .filter_map(|d| shortage(ev, d))
         .collect();
-    let has_data = |s: &Shortage<'_>| {
-        s.disk
-            .places
-            .iter()
-            .any(|p| matches!(p.what, Use::Volume { .. }))
-    };
+    let has_data = |s: &Shortage<'_>| s.disk.places.iter().any(|p| matches!(p.what, Use::Volume { .. }));
     all.sort_by_key(|s| !has_data(s));
     all
 }
@@ -113,18 +110,24 @@ fn shortage<'a>(ev: &'a Evidence, disk: &'a FileSystem) -> Option<Shortage<'a>> 
     for place in &disk.places {
         match &place.what {
             Use::Engine | Use::Log { .. } => want(free < SEGMENT, ROOM),
-            Use::Backups => want(free < SEGMENT, ROOM.max(ev.backups.newest_bytes / 4 * 5)),
+            Use::Backups => want(free < SEGMENT, ROOM),
             Use::State => want(free < NOTHING_LEFT, STATE_NEEDS),
             Use::Volume { .. } => want(free < NOTHING_LEFT, SEGMENT),
         }
     }
     // A disk of a few megabytes is not asked for more than a half of itself.
     enough = enough.min(disk.size / 2);
+    let wish = if disk.holds(&Use::Backups) {
+        enough.max((ev.backups.newest_bytes / 4 * 5).min(disk.size / 2))
+    } else {
+        enough
+    };
     if short {
         return Some(Shortage {
             disk,
             lack: Lack::Bytes,
             enough,
+            wish,
             reasons,
         });
     }
@@ -132,6 +135,7 @@ fn shortage<'a>(ev: &'a Evidence, disk: &'a FileSystem) -> Option<Shortage<'a>> 
         disk,
         lack: Lack::Files,
         enough,
+        wish,
         reasons: vec![format!(
             "none of {} files more can be made, although {} are free",
             disk.inodes,
@@ -269,6 +273,7 @@ fn without(ev: &Evidence) -> Diagnosis {
             disk,
             lack: Lack::Bytes,
             enough: 0,
+            wish: 0,
             reasons: vec![],
         }
         .who();
@@ -297,12 +302,14 @@ fn without(ev: &Evidence) -> Diagnosis {
             .get(name)
             .and_then(|c| c.found())
             .map_or(name.as_str(), |f| f.info.name.as_str());
-        for (word, line) in &server.words {
+        if let Some((word, line)) = server.words.last() {
             let look_alike = match word {
                 Word::SharedMemory => shared_memory(container, server.shared_memory),
                 Word::TempFileLimit => alike(
                     "temp-file-limit",
-                    format!("a statement of {name} wanted more temporary files than temp_file_limit allows; the disk is not full"),
+                    format!(
+                        "a statement of {name} wanted more temporary files than temp_file_limit allows; the disk is not full"
+                    ),
                     &[
                         "show temp_file_limit;".into(),
                         "# raise work_mem or the limit, or mend the statement; docker logs names it".into(),
@@ -377,7 +384,8 @@ pub(super) fn by_hand(ev: &Evidence, shortage: &Shortage<'_>) -> Vec<String> {
         all.push(if ev.backups.rules {
             "drctl backup prune --dry-run    # after lowering backup.keep in the runbook".to_owned()
         } else {
-            "backup: { keep: { last: 2, daily: 7 } }    # in the runbook, then drctl backup prune --dry-run".to_owned()
+            "backup: { keep: { last: 2, daily: 7 } }    # in the runbook, then drctl backup prune --dry-run"
+                .to_owned()
         });
     }
     for (incident, what) in &ev.kept {

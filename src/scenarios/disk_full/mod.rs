@@ -256,7 +256,10 @@ impl Evidence {
     }
 
     /// The Redis servers whose files lie on a file system.
-    fn caches_on<'a>(&'a self, fs: &'a FileSystem) -> impl Iterator<Item = (&'a str, Option<&'a RedisState>)> {
+    fn caches_on<'a>(
+        &'a self,
+        fs: &'a FileSystem,
+    ) -> impl Iterator<Item = (&'a str, Option<&'a RedisState>)> {
         self.caches
             .iter()
             .filter(|(name, _)| fs.holds_data_of(name))

@@ -7,7 +7,7 @@ use crate::event::bytes;
 use crate::plan::{
     Action, DataLoss, Expectation, PLAN_FORMAT, Plan, RedisAction, Remedy, Risk, SpaceAction, Step, Undo,
 };
-use crate::probe::disk::Use;
+use crate::probe::disk::{HERE, Place, Use};
 use crate::runbook::Runbook;
 use crate::scenarios::{PlanRequest, Refusal, Scenario, ladder};
 
@@ -43,7 +43,7 @@ pub(super) fn plan(ev: &Evidence, rb: &Runbook, request: &PlanRequest) -> Result
         revive(ev, rb, shortage, &mut steps, &mut expect);
     }
     for shortage in &short {
-        if let Some(path) = here(shortage) {
+        if let Some(path) = here(ev, shortage) {
             expect.push(Expectation::Room {
                 path,
                 // A server that has come back has taken a part of it again.
@@ -84,19 +84,23 @@ pub(super) fn plan(ev: &Evidence, rb: &Runbook, request: &PlanRequest) -> Result
     })
 }
 
-/// A path of this machine on a disk, when there is one.
-fn here(shortage: &Shortage<'_>) -> Option<String> {
-    let exists = |p: &&crate::probe::disk::Place| {
-        !shortage.disk.id.is_empty() && !matches!(p.what, Use::Log { .. })
-    };
-    shortage.disk.places.iter().find(exists).map(|p| p.path.clone())
+/// A path of this machine on a disk; `None` when the disk is another host's.
+fn here(ev: &Evidence, shortage: &Shortage<'_>) -> Option<String> {
+    let disk = shortage.disk;
+    let remote = ev.disks.file_systems.iter().any(|d| d.id.starts_with(HERE));
+    if remote && !disk.id.starts_with(HERE) {
+        return None;
+    }
+    // A log's file goes with its container.
+    let lasts = |p: &&Place| !matches!(p.what, Use::Log { .. });
+    disk.places.iter().find(lasts).map(|p| p.path.clone())
 }
 
 /// The steps that free enough of one disk.
 fn free(ev: &Evidence, rb: &Runbook, shortage: &Shortage<'_>) -> Result<Vec<Step>, Refusal> {
     let disk = shortage.disk;
-    let path = here(shortage).unwrap_or_default();
-    let mut missing = shortage.enough.saturating_sub(disk.free);
+    let path = here(ev, shortage).unwrap_or_default();
+    let mut missing = shortage.wish.saturating_sub(disk.free);
     if shortage.lack == Lack::Files {
         // A set is a thousand files and more.
         missing = missing.max(1);
@@ -129,14 +133,15 @@ fn free(ev: &Evidence, rb: &Runbook, shortage: &Shortage<'_>) -> Result<Vec<Step
                     if labels.len() == 1 { "" } else { "s" },
                     bytes(sum)
                 ),
-                "the runbook's backup.keep no longer wants them; the newest and the last verified stay".into(),
+                "the runbook's backup.keep no longer wants them; the newest and the last verified stay"
+                    .into(),
                 SpaceAction::PruneBackups {
                     labels,
                     path: path.clone(),
                     enough: if shortage.lack == Lack::Files {
                         u64::MAX
                     } else {
-                        shortage.enough
+                        shortage.wish
                     },
                 },
                 "the runbook's own rules let them go",
@@ -180,22 +185,25 @@ fn free(ev: &Evidence, rb: &Runbook, shortage: &Shortage<'_>) -> Result<Vec<Step
                     bytes(log.bytes),
                     into.path
                 ),
-                "another disk has room for it; what is archived is read back before the file is emptied".into(),
+                "another disk has room for it; what is archived is read back before the file is emptied"
+                    .into(),
                 SpaceAction::ArchiveLog {
                     service: log.service.clone(),
                     container: log.container.clone(),
                     into: into.path.clone(),
                     path: path.clone(),
-                    enough: shortage.enough,
+                    enough: shortage.wish,
                 },
                 "all of it is in the archive: zstd -dc reads it",
             ));
         }
     }
-    if missing == 0 {
+    let safe = wanted - missing;
+    // What the wish is larger by than the need may be missing.
+    missing = missing.saturating_sub(shortage.wish - shortage.enough);
+    if missing == 0 && !steps.is_empty() {
         return Ok(steps);
     }
-    let safe = wanted - missing;
     let mut reasons: Vec<String> = fillers(ev, disk)
         .into_iter()
         .take(6)
@@ -206,15 +214,13 @@ fn free(ev: &Evidence, rb: &Runbook, shortage: &Shortage<'_>) -> Result<Vec<Step
     }
     Err(Refusal {
         message: format!(
-            "the disk of {} is full, and what can be freed safely ({}) does not suffice: {} {} missing",
+            "the disk of {} is full, and what can be freed safely ({}) does not suffice: {} are missing",
             shortage.who(),
             bytes(safe),
-            if shortage.lack == Lack::Files {
-                "files".to_owned()
-            } else {
-                bytes(missing)
-            },
-            "are"
+            match shortage.lack {
+                Lack::Files => "files".to_owned(),
+                Lack::Bytes => bytes(missing),
+            }
         ),
         reasons,
         next: by_hand(ev, shortage),
