@@ -26,8 +26,8 @@ pub struct Prune {
     pub directory: PathBuf,
     /// About each set of the deployment, newest first.
     pub sets: Vec<Decision>,
-    /// Sets whose removal an earlier run has begun: name and bytes.
-    pub begun: Vec<(Label, u64)>,
+    /// What killed runs left: name, bytes, and what it is.
+    pub remains: Vec<(Label, u64, &'static str)>,
     /// Sets of other deployments, which are left alone.
     pub foreign: usize,
 }
@@ -51,15 +51,15 @@ pub struct Pruned {
 }
 
 impl Prune {
-    /// What goes: what an earlier run has begun with, then the oldest first.
+    /// What goes: what killed runs left, then the oldest first.
     #[must_use]
     pub fn goes(&self) -> Vec<Prunable> {
-        let begun = self.begun.iter().map(|(label, bytes)| Prunable {
+        let remains = self.remains.iter().map(|(label, bytes, _)| Prunable {
             label: label.clone(),
             bytes: *bytes,
         });
         let sets = self.sets.iter().rev().filter(|d| d.goes());
-        begun
+        remains
             .chain(sets.map(|d| Prunable {
                 label: d.label.clone(),
                 bytes: d.bytes,
@@ -68,16 +68,18 @@ impl Prune {
     }
 }
 
-/// Looks at the backup directory, and decides by the runbook's rules; without rules everything
-/// stays but what an earlier run has begun to remove. Nothing is changed.
+/// Looks at the backup directory, and decides by the runbook's rules; without rules every set
+/// stays. Sets that were not finished are remains only while no backup runs, which whoever has no
+/// `hold` finds out by the directory's lock. Nothing is changed.
 ///
 /// # Errors
 /// A directory that cannot be read.
-pub fn look(runbook: &Runbook, state: &StateDir) -> Result<Prune> {
+pub fn look(runbook: &Runbook, state: &StateDir, hold: Option<&Hold>) -> Result<Prune> {
     let directory = &runbook.backup.directory;
     let deployment = runbook.deployment.as_str();
     let used = in_use(state, deployment);
-    let (mut candidates, mut begun, mut foreign) = (Vec::new(), Vec::new(), 0);
+    let idle = hold.is_some() || lock_directory(directory).is_ok();
+    let (mut candidates, mut remains, mut foreign) = (Vec::new(), Vec::new(), 0);
     for entry in Catalogue::open(directory).list().map_err(catalogue_error)? {
         match entry {
             Entry::Set(set) if set.manifest.deployment == deployment => {
@@ -85,9 +87,12 @@ pub fn look(runbook: &Runbook, state: &StateDir) -> Result<Prune> {
             }
             Entry::Set(_) => foreign += 1,
             Entry::Pruned { label, path } if is_ours(&path, deployment) => {
-                begun.push((label, files::freed(&path)));
+                remains.push((label, files::freed(&path), "its removal was begun"));
             }
-            // Nobody knows whose they are, or the next backup removes them.
+            Entry::Partial { label, path } if idle => {
+                remains.push((label, files::freed(&path), "it was never finished"));
+            }
+            // Nobody knows whose they are, or they are at work.
             Entry::Pruned { .. } | Entry::Damaged { .. } | Entry::Partial { .. } | Entry::Suspect { .. } => {}
         }
     }
@@ -98,7 +103,7 @@ pub fn look(runbook: &Runbook, state: &StateDir) -> Result<Prune> {
     Ok(Prune {
         directory: directory.clone(),
         sets,
-        begun,
+        remains,
         foreign,
     })
 }
@@ -226,6 +231,8 @@ pub fn prune_labels(
             .find_map(|e| match e {
                 Entry::Set(set) if set.manifest.deployment == deployment => Some(&set.path),
                 Entry::Pruned { path, .. } if is_ours(path, deployment) => Some(path),
+                // The lock is held: nobody writes it.
+                Entry::Partial { path, .. } => Some(path),
                 _ => None,
             });
         let Some(path) = found else { continue };

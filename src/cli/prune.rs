@@ -36,7 +36,7 @@ pub(super) async fn run(cx: &Context) -> Result<ExitCode> {
     } else {
         Some(backup::hold(&runbook, &cx.state)?)
     };
-    let found = backup::look(&runbook, &cx.state)?;
+    let found = backup::look(&runbook, &cx.state, hold.as_ref())?;
     show(cx, &runbook, &found);
     let goes = found.goes();
     let Some(hold) = hold.filter(|_| !goes.is_empty()) else {
@@ -122,16 +122,20 @@ fn show(cx: &Context, runbook: &Runbook, found: &Prune) {
             row(&decision.label, decision.bytes, "keep", decision.reasons());
         }
     }
-    for (label, bytes) in &found.begun {
-        let why = "its removal was begun by an earlier run".to_owned();
-        row(label, *bytes, "remove", why);
+    for (label, bytes, what) in &found.remains {
+        row(
+            label,
+            *bytes,
+            "remove",
+            format!("{what} by a run that was cut off"),
+        );
     }
     for column in [1, 2] {
         if let Some(column) = table.column_mut(column) {
             column.set_cell_alignment(CellAlignment::Right);
         }
     }
-    if !found.sets.is_empty() || !found.begun.is_empty() {
+    if !found.sets.is_empty() || !found.remains.is_empty() {
         let text: Vec<String> = table.lines().map(|l| l.trim_end().to_owned()).collect();
         ui::data(&text.join("\n"));
     }
@@ -197,7 +201,7 @@ pub(super) async fn after_backup(cx: &Context, system: &System, set: &Set) -> Re
         }
         Err(e) => return Err(e),
     };
-    let goes: Vec<Label> = backup::look(runbook, &cx.state)?
+    let goes: Vec<Label> = backup::look(runbook, &cx.state, Some(&hold))?
         .goes()
         .into_iter()
         .map(|g| g.label)

@@ -105,7 +105,7 @@ impl Lock {
         };
         match lock.write() {
             // The kernel holds the lock; only who holds it cannot be said on a full disk.
-            Err(e) if e.kind() != std::io::ErrorKind::StorageFull => return Err(fail(e).into()),
+            Err(e) if e.kind() != std::io::ErrorKind::StorageFull => Err(fail(e).into()),
             _ => Ok(lock),
         }
     }

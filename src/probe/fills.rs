@@ -91,6 +91,8 @@ pub struct Database {
     pub wal_bytes: Option<u64>,
     /// Bytes of temporary files.
     pub temporary_bytes: Option<u64>,
+    /// Names of its slots as they lie on the disk, when it cannot say more of them itself.
+    pub slot_names: Vec<String>,
     /// Bytes used of `/dev/shm` and its size, when it runs.
     pub shared_memory: Option<(u64, u64)>,
     /// What it said lately that looks like a full disk, and the line; the latest last.
@@ -176,6 +178,7 @@ pub async fn database(system: &System, server: &PostgresServer) -> Database {
         Some((wal, wal_bytes, temporary)) => (Some(wal), wal_bytes, temporary),
         None => (None, None, None),
     };
+    let mut slot_names = Vec::new();
     // The server cannot say it: its files can, where they are on this machine.
     if wal_bytes.is_none()
         && system.docker.is_local()
@@ -188,6 +191,12 @@ pub async fn database(system: &System, server: &PostgresServer) -> Database {
         let data = std::path::Path::new(&mount.source).join(inside.trim_start_matches('/'));
         wal_bytes = size_of(data.join("pg_wal")).await;
         temporary_bytes = size_of(data.join("base/pgsql_tmp")).await.or(Some(0));
+        slot_names = std::fs::read_dir(data.join("pg_replslot"))
+            .into_iter()
+            .flatten()
+            .filter_map(|e| e.ok()?.file_name().into_string().ok())
+            .collect();
+        slot_names.sort();
     }
     Database {
         log: log.unwrap_or_default(),
@@ -195,6 +204,7 @@ pub async fn database(system: &System, server: &PostgresServer) -> Database {
         wal,
         wal_bytes,
         temporary_bytes,
+        slot_names,
         shared_memory,
         words,
     }

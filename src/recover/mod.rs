@@ -3,6 +3,7 @@
 //! remembered, and when to stop.
 
 mod later;
+mod memory;
 
 use jiff::{SignedDuration, Timestamp};
 
@@ -11,14 +12,16 @@ use crate::engine::{self, ApprovedPlan, Consent, Interrupts, Signal};
 use crate::error::{Error, Kind, Result};
 use crate::event::{Event, Phase, SharedReporter, Verdict};
 use crate::incident::{
-    CASE_FORMAT, Case, Incident, Journal, Listing, Lock, Log, Record, Report, Stage, StateDir, bring_home,
-    fresh_id, remember_home, writable,
+    CASE_FORMAT, Case, Incident, Journal, Listing, Log, Record, Report, Stage, StateDir, fresh_id,
+    remember_home,
 };
 use crate::plan::Remedy;
 use crate::probe::observer::Observer;
 use crate::probe::watch::Watch;
 use crate::scenarios::{Certainty, DetectOptions, Diagnosis, PlanRequest, Refusal, Scenario};
 use crate::system::System;
+
+use memory::Memory;
 
 pub use later::{close, resume, undo};
 
@@ -161,7 +164,7 @@ pub async fn recover<S: Scenario>(cx: &Recover<'_>) -> Result<Ended> {
         publish(cx.reporter, &proof.report);
         // Closed before its directory moves.
         drop(journal);
-        memory.bring_home(cx.state, cx.reporter);
+        memory::bring_home(cx.state, cx.reporter);
         if proof.verdict == Verdict::Pass {
             return Ok(Ended::Recovered(Box::new(proof.report)));
         }
@@ -177,68 +180,6 @@ pub async fn recover<S: Scenario>(cx: &Recover<'_>) -> Result<Ended> {
             ),
         });
         past.failed(&incident);
-    }
-}
-
-/// drctl's memory for one run: where it is, and the lock.
-struct Memory {
-    state: StateDir,
-    lock: Lock,
-    /// The lock at home, where the memory is elsewhere: whoever finds home writable again must
-    /// not begin beside this run.
-    _home: Option<Lock>,
-}
-
-impl Memory {
-    fn open(home: &StateDir, deployment: &str, command: &str, reporter: &SharedReporter) -> Result<Self> {
-        let (state, problem) = writable(home).map_err(|e| {
-            Error::new(
-                Kind::Refused,
-                "drctl cannot remember what it does: no step would be safe to interrupt",
-            )
-            .because(&e)
-            .untouched("everything: no step was begun")
-            .next("--state-dir DIR    # a directory that can be written, with 1 MiB free")
-        })?;
-        let mut at_home = None;
-        if let Some(problem) = problem {
-            reporter.event(&Event::Warning {
-                text: format!(
-                    "{problem}; this run is remembered in {}, which a reboot empties, and brought home when there is room",
-                    state.path().display()
-                ),
-            });
-            // It needs no room when the file is there; when it cannot be made, nobody else makes
-            // it either.
-            at_home = match engine::lock(home, deployment, command) {
-                Err(e) if e.kind == Kind::Locked => return Err(e),
-                other => other.ok(),
-            };
-        }
-        let memory = Self {
-            lock: engine::lock(&state, deployment, command)?,
-            _home: at_home,
-            state,
-        };
-        if memory.state.path() == home.path() {
-            memory.bring_home(home, reporter);
-        }
-        Ok(memory)
-    }
-
-    /// Moves what was remembered elsewhere to where it belongs, as far as it can be written now.
-    fn bring_home(&self, home: &StateDir, reporter: &SharedReporter) {
-        let (moved, problem) = bring_home(home);
-        for id in moved {
-            reporter.event(&Event::Note {
-                text: format!("incident {id} is remembered in {} now", home.path().display()),
-            });
-        }
-        if let Some(e) = problem {
-            reporter.event(&Event::Warning {
-                text: format!("an incident stays where it is for now: {e}"),
-            });
-        }
     }
 }
 

@@ -316,3 +316,110 @@ fn where_nothing_is_safe_it_is_refused_and_the_slot_is_named() {
     assert_eq!(first_opinion(&out)["certainty"], "absent", "{}", out.stdout);
     assert_eq!(stack.psql("select count(*) from orders").unwrap(), rows);
 }
+
+/// Killed in the middle with no byte left: what was done is remembered in memory, gone on with, and brought home.
+#[test]
+fn a_killed_recovery_is_gone_on_with_although_its_memory_had_no_room() {
+    let Some((_directory, disk, stack)) = on_a_small_disk("fullkill", 700) else {
+        return;
+    };
+    let backups = backups_on(&stack, &disk);
+    let state = disk.0.join("state");
+    let state_flag = state.to_str().unwrap().to_owned();
+    keep(&stack, "{ last: 1 }");
+    stack
+        .drctl(&["backup", "--quiet", "--state-dir", &state_flag])
+        .ok();
+    let newest = std::fs::read_dir(&backups)
+        .unwrap()
+        .next()
+        .unwrap()
+        .unwrap()
+        .path();
+    let old = ["20250101T020000Z", "20250102T020000Z"].map(|l| copy_set(&newest, l, None));
+    // What a killed backup has left fills the disk as well, and no backup would ever begin again to remove it.
+    let unfinished = backups.join("20250103T020000Z.partial");
+    std::fs::create_dir(&unfinished).unwrap();
+    std::fs::write(unfinished.join("half"), vec![1_u8; 8 << 20]).unwrap();
+    let rows = stack.psql("select count(*) from orders").unwrap();
+    let inject = [
+        "drill",
+        "inject",
+        "disk-full/data-volume",
+        "--ttl",
+        "20m",
+        "--state-dir",
+        &state_flag,
+    ];
+    stack.drctl(&inject).ok();
+    disk.fill("rest", 0);
+    assert_eq!(disk.free(), 0);
+
+    // Three records open the incident, the fourth begins the first step.
+    let mut command = stack.command(&[
+        "recover",
+        "disk-full",
+        "--yes",
+        "--json",
+        "--state-dir",
+        &state_flag,
+    ]);
+    command.env("DRCTL_CRASH_AFTER_RECORD", "4");
+    let out = crate::stack::run(&mut command, None, Duration::from_secs(120));
+    assert_eq!(out.code, None, "{}{}", out.stdout, out.stderr);
+    let id = out.event("incident")["id"].as_str().unwrap().to_owned();
+    let away = std::path::Path::new("/dev/shm/drctl-0/incidents").join(&id);
+    assert!(away.join("journal.jsonl").exists());
+    // Nothing else is begun meanwhile.
+    let out = stack.agreed(&["recover", "disk-full", "--state-dir", &state_flag]);
+    assert_eq!(out.code, Some(4), "{}", out.stdout);
+    assert!(out.event("error").to_string().contains(&id));
+
+    let out = stack.agreed(&["incident", "resume", &id, "--state-dir", &state_flag]);
+    assert_eq!(out.code, Some(0), "{}{}", out.stdout, out.stderr);
+    stack.wait_healthy();
+    assert!(!unfinished.exists() && old.iter().any(|o| !o.exists()));
+    assert!(newest.join("manifest.json").exists());
+    assert!(state.join("incidents").join(&id).join("journal.jsonl").exists());
+    assert!(!away.exists());
+    let counted: i64 = stack
+        .psql("select count(*) from orders")
+        .unwrap()
+        .parse()
+        .unwrap();
+    assert!(counted >= rows.parse().unwrap());
+    stack.drctl(&["drill", "heal", "--state-dir", &state_flag]).ok();
+    stack.wait_healthy();
+}
+
+/// A disk has bytes and files; either can run out.
+#[test]
+fn a_disk_without_files_is_named_too() {
+    let directory = tempfile::tempdir().unwrap();
+    let Some(disk) = Mounted::at(directory.path().join("data"), "640m,nr_inodes=4000") else {
+        return;
+    };
+    let Some(stack) = Stack::up_with("inodes", &[("SIMGEN_POSTGRES_DATA", disk.0.to_str().unwrap())]) else {
+        return;
+    };
+    let empty = disk.0.join("empty");
+    std::fs::create_dir(&empty).unwrap();
+    let mut made = 0;
+    while std::fs::File::create(empty.join(made.to_string())).is_ok() {
+        made += 1;
+    }
+    assert!(disk.free() > 64 << 20, "bytes are left");
+    let out = stack.drctl(&["diagnose", "--json"]);
+    let first = first_opinion(&out);
+    assert_eq!(first["scenario"], "disk-full", "{first}");
+    assert!(
+        first["summary"].as_str().unwrap().contains("no more files"),
+        "{first}"
+    );
+    let out = stack.agreed(&["recover", "disk-full"]);
+    assert_eq!(out.code, Some(4), "{}", out.stdout);
+    assert!(out.event("error").to_string().contains("df -i"), "{}", out.stdout);
+    std::fs::remove_dir_all(&empty).unwrap();
+    let out = stack.drctl(&["diagnose", "disk-full", "--json"]);
+    assert_eq!(first_opinion(&out)["certainty"], "absent", "{}", out.stdout);
+}

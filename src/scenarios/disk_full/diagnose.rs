@@ -109,8 +109,7 @@ fn shortage<'a>(ev: &'a Evidence, disk: &'a FileSystem) -> Option<Shortage<'a>> 
     }
     for place in &disk.places {
         match &place.what {
-            Use::Engine | Use::Log { .. } => want(free < SEGMENT, ROOM),
-            Use::Backups => want(free < SEGMENT, ROOM),
+            Use::Engine | Use::Log { .. } | Use::Backups => want(free < SEGMENT, ROOM),
             Use::State => want(free < NOTHING_LEFT, STATE_NEEDS),
             Use::Volume { .. } => want(free < NOTHING_LEFT, SEGMENT),
         }
@@ -161,10 +160,16 @@ pub(super) fn fillers(ev: &Evidence, disk: &FileSystem) -> Vec<(u64, String)> {
     if disk.holds(&Use::Backups) {
         let b = &ev.backups;
         let old: u64 = b.old.iter().map(|(_, n)| n).sum();
+        if let Some(why) = &b.unreadable {
+            all.push((0, format!("backups, which could not be looked at: {why}")));
+        }
         if old > 0 {
             all.push((
                 old,
-                format!("{} backup sets that the rules no longer want", b.old.len()),
+                format!(
+                    "{} backup sets that the rules no longer want, or that were never finished",
+                    b.old.len()
+                ),
             ));
         }
         if b.kept_bytes > 0 {
@@ -235,7 +240,15 @@ pub(super) fn diagnose(ev: &Evidence, _: &Runbook) -> Diagnosis {
 /// Who keeps the log from being removed.
 pub(super) fn held_back(name: &str, server: &crate::probe::fills::Database) -> Vec<String> {
     let mut all = Vec::new();
-    let Some(wal) = &server.wal else { return all };
+    let Some(wal) = &server.wal else {
+        if !server.slot_names.is_empty() {
+            all.push(format!(
+                "{name} has the replication slots {}: what they hold back it can only say when it runs",
+                server.slot_names.join(", ")
+            ));
+        }
+        return all;
+    };
     for slot in wal
         .slots
         .iter()
@@ -268,7 +281,7 @@ fn without(ev: &Evidence) -> Diagnosis {
         explanation,
         next: next.to_vec(),
     };
-    for disk in ev.disks.file_systems.iter().filter(|d| d.read_only) {
+    if let Some(disk) = ev.disks.file_systems.iter().find(|d| d.read_only) {
         let who = Shortage {
             disk,
             lack: Lack::Bytes,
@@ -372,6 +385,18 @@ pub(super) fn by_hand(ev: &Evidence, shortage: &Shortage<'_>) -> Vec<String> {
                 "select pg_drop_replication_slot({});    # on {name}: frees {} at the next checkpoint; its subscriber must be set up anew",
                 crate::postgres::quote_literal(&slot.name),
                 bytes(slot.retains)
+            ));
+        }
+        let keeps = server.wal.as_ref().map_or(0, |w| w.keep);
+        if keeps > 0 && server.wal_bytes.is_some_and(|n| n > keeps / 2) {
+            all.push(format!(
+                "alter system set wal_keep_size = 0; select pg_reload_conf(); checkpoint;    # on {name}: it keeps up to {} of log for others",
+                bytes(keeps)
+            ));
+        }
+        if server.wal.is_none() && !server.slot_names.is_empty() {
+            all.push(format!(
+                "# move something large that is yours off the disk, 64 MB and more; docker restart {name}'s container; then drctl recover disk-full --dry-run names what each slot holds back"
             ));
         }
         if server.wal.as_ref().is_some_and(|w| w.archive_fails.is_some()) {

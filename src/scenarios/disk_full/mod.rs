@@ -22,6 +22,7 @@ mod tests;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use futures_util::future::join_all;
 use jiff::Timestamp;
@@ -41,6 +42,9 @@ use crate::runbook::Runbook;
 
 /// Version of the persisted form.
 pub const EVIDENCE_FORMAT: u32 = 1;
+
+/// What walking through all backup sets may take beyond one question.
+const WALK: Duration = Duration::from_secs(5);
 
 /// What was observed.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -156,7 +160,7 @@ async fn observe(world: &Observer<'_>, options: &DetectOptions) -> Evidence {
     let (runbook, memory) = (system.runbook.clone(), state.clone());
     // Sets are walked through: a network file system may not answer.
     let reading = tokio::task::spawn_blocking(move || (backups(&runbook, &memory), kept(&runbook, &memory)));
-    let deadline = system.runbook.deadlines.probe;
+    let deadline = system.runbook.deadlines.probe + WALK;
     let (backups, kept) = match tokio::time::timeout(deadline, reading).await {
         Ok(Ok(read)) => read,
         _ => (
@@ -187,7 +191,7 @@ async fn observe(world: &Observer<'_>, options: &DetectOptions) -> Evidence {
 }
 
 fn backups(runbook: &Runbook, state: &StateDir) -> Backups {
-    let looked = match backup::look(runbook, state) {
+    let looked = match backup::look(runbook, state, None) {
         Ok(looked) => looked,
         Err(e) => {
             return Backups {

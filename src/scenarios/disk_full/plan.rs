@@ -133,7 +133,7 @@ fn free(ev: &Evidence, rb: &Runbook, shortage: &Shortage<'_>) -> Result<Vec<Step
                     if labels.len() == 1 { "" } else { "s" },
                     bytes(sum)
                 ),
-                "the runbook's backup.keep no longer wants them; the newest and the last verified stay"
+                "the runbook's backup.keep no longer wants them, or a killed run left them; the newest and the last verified stay"
                     .into(),
                 SpaceAction::PruneBackups {
                     labels,
@@ -144,7 +144,7 @@ fn free(ev: &Evidence, rb: &Runbook, shortage: &Shortage<'_>) -> Result<Vec<Step
                         shortage.wish
                     },
                 },
-                "the runbook's own rules let them go",
+                "by the runbook's own rules none of them would be restored from",
             ));
         }
     }

@@ -55,6 +55,7 @@ fn database() -> Database {
         }),
         wal_bytes: Some(300 * MIB),
         temporary_bytes: Some(0),
+        slot_names: vec![],
         shared_memory: Some((MIB, 64 * MIB)),
         words: vec![],
     }

@@ -3,7 +3,9 @@
 //! A disk is filled to the brim only where it is small: on the machine's own disk the fault would
 //! hit everybody. What fills it is files of the fault's own, whose names its record has.
 
-use std::path::{Path, PathBuf};
+mod sets;
+
+use std::path::Path;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -12,10 +14,9 @@ use super::db_corruption::memory;
 use super::harm::{Harm, Mend, Prepared, victim};
 use super::server::{asking, session, start_and_serve};
 use super::{Fault, Request};
-use crate::backup::{Catalogue, Label, catalogue_error};
+use crate::backup::Label;
 use crate::error::{Error, Kind, Result};
 use crate::event::bytes;
-use crate::incident::write_atomically;
 use crate::postgres::quote_literal;
 use crate::probe::disk;
 use crate::runbook::ServiceKind;
@@ -69,8 +70,6 @@ const LEAVE: u64 = 6 << 20;
 const LEAVE_ENOUGH: u64 = 256 << 20;
 /// Bytes of log that the slot is made to hold back, at most.
 const HELD_BACK: u64 = 256 << 20;
-/// Old sets that are made, at most.
-const SETS: i64 = 40;
 /// How long a server may take to meet the end of its disk.
 const PATIENCE: Duration = Duration::from_secs(90);
 
@@ -200,7 +199,7 @@ pub async fn prepare(
             target = format!("the disk of {}", directory.display());
             (
                 vec![DiskHarm::OldSets {
-                    labels: older_labels(system)?,
+                    labels: sets::older_labels(system)?,
                     id: id.to_owned(),
                 }],
                 vec![DiskMend::RemoveSets { id: id.to_owned() }],
@@ -271,26 +270,6 @@ fn small_enough(directory: &Path) -> Result<()> {
     Ok(())
 }
 
-/// A label for each day before the newest set's.
-fn older_labels(system: &System) -> Result<Vec<Label>> {
-    let catalogue = Catalogue::open(&system.runbook.backup.directory);
-    let newest = catalogue.sets().map_err(catalogue_error)?.pop();
-    let at = newest.and_then(|s| s.label.at()).ok_or_else(|| {
-        Error::new(
-            Kind::Refused,
-            "there is no backup set whose copies could fill the disk",
-        )
-        .untouched("everything")
-        .next("drctl backup")
-    })?;
-    Ok((1..=SETS)
-        .filter_map(|day| {
-            let then = at.checked_sub(jiff::SignedDuration::from_hours(24 * day)).ok()?;
-            Some(Label::new(then, 1))
-        })
-        .collect())
-}
-
 /// Does it.
 ///
 /// # Errors
@@ -309,7 +288,7 @@ pub async fn apply(system: &System, service: &str, harm: &DiskHarm, request: &Re
                 labels.clone(),
                 id.clone(),
             );
-            tokio::task::spawn_blocking(move || old_sets(&directory, &labels, &id))
+            tokio::task::spawn_blocking(move || sets::old_sets(&directory, &labels, &id))
                 .await
                 .unwrap_or_else(|e| Err(std::io::Error::other(e)))
                 .map_err(|e| Error::new(Kind::FailedChanged, format!("old sets could not be made: {e}")))
@@ -470,68 +449,6 @@ async fn hold_wal(system: &System, service: &str, slot: &str) -> Result<String> 
     Ok(format!("slot {slot} holds back the log"))
 }
 
-fn mark(id: &str) -> String {
-    format!("drctl-fault-{id}")
-}
-
-/// Copies the newest set under older labels while there is room, then fills what is left.
-fn old_sets(directory: &Path, labels: &[Label], id: &str) -> std::io::Result<String> {
-    let other = std::io::Error::other;
-    let newest = Catalogue::open(directory)
-        .sets()
-        .map_err(|e| other(e.to_string()))?
-        .pop()
-        .ok_or_else(|| other("the backup set is gone".to_owned()))?;
-    let size = crate::backup::allocated(&newest.path);
-    let mut made = 0;
-    for label in labels {
-        let path = directory.join(label.to_string());
-        if path.exists() {
-            continue;
-        }
-        if disk::room(directory)?.free < size / 10 * 11 + LEAVE {
-            break;
-        }
-        // The mark first: whatever of it is there can be told from a real set.
-        std::fs::create_dir(&path)?;
-        std::fs::write(path.join(mark(id)), "")?;
-        copy_tree(&newest.path, &path)?;
-        let mut manifest = newest.manifest.clone();
-        manifest.label = label.clone();
-        manifest.started = label.at().unwrap_or(manifest.started);
-        write_atomically(
-            &path.join(crate::backup::FILE_NAME),
-            &serde_json::to_vec(&manifest)?,
-        )?;
-        made += 1;
-    }
-    let rest = disk::room(directory)?.free.saturating_sub(LEAVE);
-    if rest > 0 {
-        let file = std::fs::File::create(directory.join(mark(id)))?;
-        rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, rest)?;
-    }
-    Ok(format!("{made} old sets fill the disk"))
-}
-
-/// All but the manifest and the proof, which are the original's own.
-fn copy_tree(from: &Path, to: &Path) -> std::io::Result<()> {
-    std::fs::create_dir_all(to)?;
-    for entry in std::fs::read_dir(from)? {
-        let entry = entry?;
-        let target = to.join(entry.file_name());
-        let kind = entry.file_type()?;
-        if kind.is_dir() {
-            copy_tree(&entry.path(), &target)?;
-        } else if kind.is_file()
-            && entry.file_name() != crate::backup::FILE_NAME
-            && entry.file_name() != "proof.json"
-        {
-            std::fs::copy(entry.path(), &target)?;
-        }
-    }
-    Ok(())
-}
-
 /// Where the value of `temp_file_limit` comes from, when that is `ALTER SYSTEM`.
 async fn temp_file_limit(system: &System, service: &str) -> Result<Option<String>> {
     let server = system.postgres(service).await?;
@@ -594,7 +511,7 @@ pub async fn put_right(system: &System, mend: &DiskMend) -> Result<Option<String
         }
         DiskMend::RemoveSets { id } => {
             let (directory, id) = (system.runbook.backup.directory.clone(), id.clone());
-            let removed = tokio::task::spawn_blocking(move || remove_sets(&directory, &id))
+            let removed = tokio::task::spawn_blocking(move || sets::remove_sets(&directory, &id))
                 .await
                 .unwrap_or_else(|e| Err(std::io::Error::other(e)))
                 .map_err(|e| {
@@ -626,27 +543,4 @@ pub async fn put_right(system: &System, mend: &DiskMend) -> Result<Option<String
             Ok(Some("temp_file_limit is what it was".into()))
         }
     }
-}
-
-fn remove_sets(directory: &Path, id: &str) -> std::io::Result<usize> {
-    let mut removed = 0;
-    let own = directory.join(mark(id));
-    if own.exists() {
-        std::fs::remove_file(own)?;
-        removed += 1;
-    }
-    let entries: Vec<PathBuf> = std::fs::read_dir(directory)?
-        .filter_map(|e| Some(e.ok()?.path()))
-        .collect();
-    for path in entries {
-        let is_label = path
-            .file_name()
-            .and_then(|n| n.to_str())
-            .is_some_and(|n| n.parse::<Label>().is_ok());
-        if is_label && path.join(mark(id)).exists() {
-            std::fs::remove_dir_all(&path)?;
-            removed += 1;
-        }
-    }
-    Ok(removed)
 }
