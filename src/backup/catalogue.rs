@@ -12,6 +12,8 @@ use super::manifest::{self, Manifest};
 pub const PARTIAL: &str = ".partial";
 /// Ending of a set that was written and not believed.
 pub const SUSPECT: &str = ".suspect";
+/// What a manifest is called from the moment at which the removal of its set begins.
+pub const PRUNED: &str = "pruned.json";
 /// A manifest is small; more than this is not one.
 const MANIFEST_LIMIT: u64 = 256 << 20;
 
@@ -53,6 +55,13 @@ pub enum Entry {
         /// Its directory.
         path: PathBuf,
     },
+    /// Being removed by retention, or left so by a run that was killed: the next one finishes it.
+    Pruned {
+        /// Its name.
+        label: Label,
+        /// Its directory.
+        path: PathBuf,
+    },
     /// Written, not believed, kept aside: it is empty or shrank too much.
     Suspect {
         /// Its name.
@@ -68,17 +77,21 @@ impl Entry {
     pub fn label(&self) -> &Label {
         match self {
             Self::Set(set) => &set.label,
-            Self::Damaged { label, .. } | Self::Partial { label, .. } | Self::Suspect { label, .. } => label,
+            Self::Damaged { label, .. }
+            | Self::Partial { label, .. }
+            | Self::Pruned { label, .. }
+            | Self::Suspect { label, .. } => label,
         }
     }
 
-    /// `good`, `damaged`, `partial`, `suspect`.
+    /// `good`, `damaged`, `partial`, `pruned`, `suspect`.
     #[must_use]
     pub fn state(&self) -> &'static str {
         match self {
             Self::Set(_) => "good",
             Self::Damaged { .. } => "damaged",
             Self::Partial { .. } => "partial",
+            Self::Pruned { .. } => "pruned",
             Self::Suspect { .. } => "suspect",
         }
     }
@@ -200,6 +213,7 @@ impl Catalogue {
                 path,
                 manifest,
             })),
+            Err(_) if is_pruned(&path) => Entry::Pruned { label, path },
             Err(why) => Entry::Damaged { label, path, why },
         })
     }
@@ -261,6 +275,10 @@ impl Catalogue {
                 path,
                 why: "it was not finished".into(),
             }),
+            Some(Entry::Pruned { path, .. }) => Err(CatalogueError::Unusable {
+                path,
+                why: "its removal has begun (drctl backup prune finishes it)".into(),
+            }),
             Some(Entry::Suspect { path, .. }) => Err(CatalogueError::Unusable {
                 path,
                 why: "it was kept aside because it is empty or smaller than it should be".into(),
@@ -311,6 +329,14 @@ impl Catalogue {
             number += 1;
         }
     }
+}
+
+/// Its removal has begun: the manifest was taken away as the first thing. Nothing but an empty
+/// directory is what remains when the run was killed just before its last step.
+fn is_pruned(path: &Path) -> bool {
+    let is_there = |name: &str| fs::symlink_metadata(path.join(name)).is_ok();
+    !is_there(manifest::FILE_NAME)
+        && (is_there(PRUNED) || fs::read_dir(path).is_ok_and(|mut names| names.next().is_none()))
 }
 
 fn read_manifest(path: &Path, label: &Label) -> Result<Manifest, String> {
@@ -369,6 +395,10 @@ mod tests {
         let (good, newer) = ("20261120T020000Z", "20261121T020000Z");
         put(dir.path(), good, Some(manifest(good)));
         put(dir.path(), newer, None);
+        fs::write(dir.path().join(newer).join("RESTORE.md"), "").unwrap();
+        put(dir.path(), "20261119T020000Z", None);
+        put(dir.path(), "20261118T020000Z", None);
+        fs::write(dir.path().join("20261118T020000Z").join(PRUNED), "").unwrap();
         put(dir.path(), "20261122T020000Z", Some(manifest(good)));
         put(
             dir.path(),
@@ -394,7 +424,7 @@ mod tests {
         assert_eq!(
             states,
             [
-                "good", "damaged", "damaged", "damaged", "damaged", "partial", "suspect"
+                "pruned", "pruned", "good", "damaged", "damaged", "damaged", "damaged", "partial", "suspect"
             ]
         );
         assert_eq!(catalogue.find("latest").unwrap().label.to_string(), good);

@@ -17,7 +17,7 @@ use super::steps::Steps;
 use super::{files, logical, physical, restore_text, shape};
 use crate::error::{Error, Kind, Result};
 use crate::event::{self, Event, Phase, SharedReporter};
-use crate::incident::{Lock, LockError, StateDir};
+use crate::incident::{Lock, LockError, StateDir, backup_lock};
 use crate::postgres::Lsn;
 use crate::probe::facts::{self, DatabaseFacts};
 use crate::system::System;
@@ -95,8 +95,7 @@ pub async fn create(
     reporter: &SharedReporter,
     interrupt: impl Future<Output = ()>,
 ) -> Result<Set> {
-    let lock =
-        Lock::acquire(state, &format!("backup-{}", system.deployment()), "backup").map_err(|e| locked(&e))?;
+    let lock = Lock::acquire(state, &backup_lock(system.deployment()), "backup").map_err(|e| locked(&e))?;
     let directory = &system.runbook.backup.directory;
     let servers = survey(system).await?;
     preflight::far_room(system, &servers, options).await?;
@@ -420,7 +419,7 @@ fn skew(postgres: &BTreeMap<String, PostgresPart>) -> f64 {
     }
 }
 
-fn lock_directory(directory: &Path) -> Result<File> {
+pub(super) fn lock_directory(directory: &Path) -> Result<File> {
     let file = File::open(directory).map_err(|e| unwritable(directory, &e))?;
     match file.try_lock() {
         Err(TryLockError::WouldBlock) => Err(Error::new(
@@ -436,7 +435,7 @@ fn lock_directory(directory: &Path) -> Result<File> {
     }
 }
 
-fn locked(e: &LockError) -> Error {
+pub(super) fn locked(e: &LockError) -> Error {
     match e {
         LockError::State(_) => Error::new(Kind::Internal, e.to_string())
             .untouched("everything: nothing was written")
@@ -445,7 +444,7 @@ fn locked(e: &LockError) -> Error {
     }
 }
 
-fn unwritable(path: &Path, e: &std::io::Error) -> Error {
+pub(super) fn unwritable(path: &Path, e: &std::io::Error) -> Error {
     Error::new(
         Kind::Refused,
         format!("{} cannot be written: {e}", path.display()),

@@ -139,6 +139,19 @@ pub fn remove_tree(path: &Path) -> io::Result<()> {
     }
 }
 
+/// Bytes that the regular files below `path` take, as far as they have no other name that keeps
+/// them: what its removal gives back.
+#[must_use]
+pub fn freed(path: &Path) -> u64 {
+    let mut sum = 0;
+    each(path, &mut |meta| {
+        if meta.nlink() <= 1 {
+            sum += meta.blocks() * 512;
+        }
+    });
+    sum
+}
+
 /// Bytes that may still be written to the file system of `path` (for others than root).
 pub fn free_space(path: &Path) -> io::Result<u64> {
     let stat = rustix::fs::statvfs(path)?;

@@ -1,4 +1,4 @@
-//! `drctl backup`: create, list, show, verify.
+//! `drctl backup`: create, list, show, verify. Pruning is in `prune`.
 
 use std::future::Future;
 use std::process::ExitCode;
@@ -42,6 +42,9 @@ enum BackupVerb {
     },
     /// Check that a backup set would still restore: digests, base backup, a full read of the dumps
     Verify(VerifyArgs),
+    /// Remove the backup sets that `backup.keep` in the runbook no longer wants
+    #[command(after_help = super::prune::HELP)]
+    Prune,
 }
 
 /// Arguments of `drctl backup create`.
@@ -80,6 +83,7 @@ pub async fn run(cx: &Context, args: BackupArgs) -> Result<ExitCode> {
         Some(BackupVerb::List) => list(cx),
         Some(BackupVerb::Show { label }) => show(cx, &label),
         Some(BackupVerb::Verify(args)) => verify(cx, &args).await,
+        Some(BackupVerb::Prune) => super::prune::run(cx).await,
     }
 }
 
@@ -115,6 +119,9 @@ async fn create(cx: &Context, args: &CreateArgs) -> Result<ExitCode> {
         }));
     } else {
         ui::line(&summary(&set, took));
+    }
+    if system.runbook.backup.keep.is_some() {
+        Box::pin(super::prune::after_backup(cx, &system, &set)).await?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -194,7 +201,7 @@ fn summary(set: &Set, took: Duration) -> String {
     )
 }
 
-fn age(now: Timestamp, at: Timestamp) -> String {
+pub(super) fn age(now: Timestamp, at: Timestamp) -> String {
     let seconds = now.duration_since(at).as_secs();
     match seconds {
         s if s < 0 => "in the future".to_owned(),
@@ -249,7 +256,7 @@ fn list(cx: &Context) -> Result<ExitCode> {
                 String::new(),
                 format!("damaged: {why}"),
             ],
-            Entry::Partial { label, .. } | Entry::Suspect { label, .. } => [
+            Entry::Partial { label, .. } | Entry::Pruned { label, .. } | Entry::Suspect { label, .. } => [
                 label.to_string(),
                 started,
                 String::new(),
@@ -281,7 +288,7 @@ fn entry_json(entry: &Entry) -> serde_json::Value {
         Entry::Damaged { label, path, why } => {
             json!({ "label": label, "state": entry.state(), "path": path, "why": why })
         }
-        Entry::Partial { label, path } | Entry::Suspect { label, path } => {
+        Entry::Partial { label, path } | Entry::Pruned { label, path } | Entry::Suspect { label, path } => {
             json!({ "label": label, "state": entry.state(), "path": path })
         }
     }
@@ -392,6 +399,9 @@ async fn verify(cx: &Context, args: &VerifyArgs) -> Result<ExitCode> {
                     .map(|s| s.manifest);
                 let engine = system.as_ref().map_err(|_| why.as_str());
                 let found = backup::verify(&runbook, engine, set, previous.as_ref(), &cx.reporter).await;
+                if !cx.global.dry_run {
+                    note_proof(cx, set, found.verdict());
+                }
                 result_line(cx, &found.label, found.verdict(), &json!(found.checks));
                 found.verdict()
             }
@@ -427,7 +437,19 @@ async fn verify(cx: &Context, args: &VerifyArgs) -> Result<ExitCode> {
     } else {
         Error::new(kind, format!("not everything could be verified: {why}")).next("docker version")
     };
-    Err(error.untouched("everything: a verification only reads"))
+    Err(error.untouched("everything: a verification reads, and writes down what it found"))
+}
+
+/// Writes down what a verification found; one that cannot be written down is still one.
+pub(super) fn note_proof(cx: &Context, set: &Set, verdict: Verdict) {
+    if let Err(e) = backup::record(set, verdict) {
+        cx.reporter.event(&Event::Warning {
+            text: format!(
+                "what was found could not be written down in {}: {e}",
+                set.path.display()
+            ),
+        });
+    }
 }
 
 fn result_line(cx: &Context, label: &str, verdict: Verdict, checks: &serde_json::Value) {

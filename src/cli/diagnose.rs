@@ -71,6 +71,7 @@ pub async fn run(cx: &Context, args: DiagnoseArgs) -> Result<ExitCode> {
     let options = DetectOptions {
         service: args.service,
         deep: args.deep,
+        state_dir: Some(cx.state.path().to_owned()),
         ..DetectOptions::default()
     };
     let chosen = args

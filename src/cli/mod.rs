@@ -8,6 +8,7 @@ mod diagnose;
 mod drill;
 mod incident;
 mod man;
+mod prune;
 mod recover;
 mod runbook;
 mod status;
@@ -126,7 +127,7 @@ enum Verb {
     Recover(recover::RecoverArgs),
     /// Past and unfinished recoveries: list, show, resume, undo, close
     Incident(incident::IncidentArgs),
-    /// Make, list and verify backup sets
+    /// Make, list, verify and prune backup sets
     Backup(backup::BackupArgs),
     /// Rehearse: inject real faults and put them right
     Drill(drill::DrillArgs),

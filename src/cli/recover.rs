@@ -16,6 +16,7 @@ use crate::plan::Remedy;
 use crate::recover::{Ended, Recover, recover};
 use crate::scenarios::connection_exhaustion::ConnectionExhaustion;
 use crate::scenarios::db_corruption::DbCorruption;
+use crate::scenarios::disk_full::DiskFull;
 use crate::scenarios::network_partition::NetworkPartition;
 use crate::scenarios::outage::Outage;
 use crate::scenarios::redis_failure::RedisFailing;
@@ -50,6 +51,8 @@ enum ScenarioVerb {
     RedisFailure(ScenarioArgs<RedisFailing>),
     #[command(name = StuckSessions::NAME, about = StuckSessions::ABOUT)]
     StuckSessions(ScenarioArgs<StuckSessions>),
+    #[command(name = DiskFull::NAME, about = DiskFull::ABOUT, after_help = DISK_FULL)]
+    DiskFull(DiskFullArgs),
     #[command(name = ServiceOverload::NAME, about = ServiceOverload::ABOUT)]
     ServiceOverload(ScenarioArgs<ServiceOverload>),
     #[command(name = Outage::NAME, about = Outage::ABOUT)]
@@ -59,6 +62,10 @@ enum ScenarioVerb {
 const DB_CORRUPTION: &str = "Looks, names the cause, shows a plan of the least destructive remedy, and asks. The damaged \
 data is kept until `drctl incident close`; `drctl incident undo` brings it back.\n\n\
 Examples:\n  drctl recover db-corruption --dry-run\n  drctl recover db-corruption --yes --confirm simgen --json";
+
+const DISK_FULL: &str = "Frees what is safe, in this order and only until there is enough: backup sets that backup.keep in the \
+runbook no longer wants, images of this deployment that nobody uses, logs after they were archived on another disk. Then \
+PostgreSQL and Redis are brought back. Volumes, pg_wal and replication slots are never touched.";
 
 /// What every scenario understands.
 #[derive(Debug, Args)]
@@ -97,6 +104,15 @@ struct DbCorruptionArgs {
     /// Restore from this backup set instead of the newest that fits
     #[arg(long, value_name = "LABEL")]
     backup: Option<String>,
+    /// Log of a traffic writer, one acknowledged number per line: count afterwards which are lost
+    #[arg(long, value_name = "FILE")]
+    acknowledged: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct DiskFullArgs {
+    #[command(flatten)]
+    common: ScenarioArgs<DiskFull>,
     /// Log of a traffic writer, one acknowledged number per line: count afterwards which are lost
     #[arg(long, value_name = "FILE")]
     acknowledged: Option<PathBuf>,
@@ -160,6 +176,13 @@ pub async fn run(cx: &Context, args: RecoverArgs) -> Result<ExitCode> {
             request.look.running_over = args.running_over;
             carry_out::<ConnectionExhaustion>(cx, &request).await
         }
+        ScenarioVerb::DiskFull(args) => {
+            let numbers = args.acknowledged.as_deref().map(acknowledged::read).transpose()?;
+            let system = cx.system().await?;
+            let mut request = asked(cx, &system, args.common);
+            request.acknowledged = numbers;
+            carry_out::<DiskFull>(cx, &request).await
+        }
         ScenarioVerb::NetworkPartition(args) => plain(cx, args).await,
         ScenarioVerb::ServiceCrash(args) => plain(cx, args).await,
         ScenarioVerb::RedisOom(args) => plain(cx, args).await,
@@ -188,6 +211,7 @@ fn asked<'a, S: Scenario + Send + Sync + 'static>(
         remedy: args.remedy,
         look: DetectOptions {
             service: args.service,
+            state_dir: Some(cx.state.path().to_owned()),
             ..DetectOptions::default()
         },
         ..recovery(cx, system, consent(cx))

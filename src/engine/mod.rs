@@ -15,6 +15,7 @@ mod reaches;
 mod redis;
 mod resume;
 mod running;
+mod space;
 mod undo;
 pub mod verify;
 

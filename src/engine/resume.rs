@@ -13,7 +13,7 @@ use crate::error::{Error, Kind, Result};
 use crate::event::{Event, Phase, SharedReporter, Verdict};
 use crate::incident::{
     Incident, Journal, JournalError, Lock, LockError, Log, Record, Report, Stage, StateDir, markdown,
-    write_atomically, write_json,
+    recovery_lock, write_atomically, write_json,
 };
 use crate::plan::Action;
 use crate::probe::watch::{LASTING, Watch};
@@ -46,7 +46,7 @@ impl Hands for Live<'_> {
 /// # Errors
 /// [`Kind::Locked`] with the holder, [`Kind::Internal`] when it cannot be made.
 pub fn lock(state: &StateDir, deployment: &str, command: &str) -> Result<Lock> {
-    Lock::acquire(state, &format!("recover-{deployment}"), command).map_err(|e| match e {
+    Lock::acquire(state, &recovery_lock(deployment), command).map_err(|e| match e {
         LockError::State(e) => Error::new(Kind::Internal, "the lock of this deployment cannot be taken")
             .because(&e)
             .untouched("everything")

@@ -43,6 +43,10 @@ pub fn describe(expectation: &Expectation) -> String {
         }
         Expectation::Validations { database, .. } => format!("the validation queries of {database} hold"),
         Expectation::ApplicationRole { database, role, .. } => format!("role {role} may use {database}"),
+        Expectation::Room { path, at_least } => {
+            format!("{} are free at {path}", crate::event::bytes(*at_least))
+        }
+        Expectation::ServerWrites { service } => format!("{service} can write"),
         Expectation::Reaches { edges } => {
             format!("each of {} dependencies is reached from inside", edges.len())
         }
@@ -173,6 +177,10 @@ pub async fn check(system: &System, expectation: &Expectation) -> Vec<Checked> {
                 vec![application_role(client, &system.runbook, service, database, role, &what).await]
             })
             .await
+        }
+        Expectation::Room { path, at_least } => vec![super::space::room(path, *at_least, what)],
+        Expectation::ServerWrites { service } => {
+            vec![super::space::server_writes(system, service, what).await]
         }
         Expectation::Reaches { edges } => super::reaches::reaches(system, edges).await,
         Expectation::Endpoints => endpoints(&system.runbook, &what).await,

@@ -7,6 +7,7 @@
 
 mod connection_exhaustion;
 pub mod db_corruption;
+mod disk_full;
 pub mod expiry;
 mod harm;
 mod load;
@@ -61,6 +62,8 @@ pub fn catalogue() -> impl Iterator<Item = &'static Fault> {
         service_overload::FAULTS,
         stuck_sessions::FAULTS,
         outage::FAULTS,
+        // Last: what its look-alikes leave in the log is read for some minutes.
+        disk_full::FAULTS,
     ]
     .into_iter()
     .flatten()
@@ -412,6 +415,9 @@ impl Site<'_> {
                     .map(|p| Prepared::Data(Box::new(server), Box::new(p)))
             }
             "service-overload" => service_overload::prepare(self.system, variant, service, request, id)
+                .await?
+                .map(Prepared::Services),
+            "disk-full" => disk_full::prepare(self.system, variant, service, request, id)
                 .await?
                 .map(Prepared::Services),
             "outage" => outage::prepare(self.system, variant, service)

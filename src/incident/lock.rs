@@ -45,6 +45,18 @@ pub enum LockError {
     State(#[from] StateError),
 }
 
+/// Name of the lock that a recovery of a deployment holds.
+#[must_use]
+pub fn recovery_lock(deployment: &str) -> String {
+    format!("recover-{deployment}")
+}
+
+/// Name of the lock of whoever writes to, or removes from, a deployment's backups.
+#[must_use]
+pub fn backup_lock(deployment: &str) -> String {
+    format!("backup-{deployment}")
+}
+
 /// A held lock; released when dropped.
 #[derive(Debug)]
 pub struct Lock {
@@ -91,8 +103,11 @@ impl Lock {
                 progress: "just started".into(),
             },
         };
-        lock.write().map_err(fail)?;
-        Ok(lock)
+        match lock.write() {
+            // The kernel holds the lock; only who holds it cannot be said on a full disk.
+            Err(e) if e.kind() != std::io::ErrorKind::StorageFull => Err(fail(e).into()),
+            _ => Ok(lock),
+        }
     }
 
     /// Tells those who ask how far this run has come. Best effort: a full disk must not

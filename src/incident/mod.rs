@@ -11,12 +11,13 @@ mod store;
 mod timeline;
 
 pub use journal::{Entry, JOURNAL_FILE, Journal, JournalError, Log, Record};
-pub use lock::{Holder, Lock, LockError};
+pub use lock::{Holder, Lock, LockError, backup_lock, recovery_lock};
 pub use markdown::{fact_text, is_plain, markdown, rpo_line, rto_line};
 pub use progress::{Progress, Stage};
 pub use report::{Phases, Report};
 pub use state::{StateDir, StateError, fresh_id, write_atomically};
 pub use store::{
-    CASE_FORMAT, Case, Incident, IncidentError, Listing, fallback_path, private_fallback, writable, write_json,
+    CASE_FORMAT, Case, Incident, IncidentError, Listing, bring_home, fallback_path, private_fallback, remember_home,
+    writable, write_json,
 };
 pub use timeline::{Moment, timeline};

@@ -199,16 +199,31 @@ impl Listing {
     #[must_use]
     pub fn read(state: &StateDir) -> Self {
         let mut all = Self::default();
-        for root in [state.clone(), StateDir::resolve(Some(&fallback_path()))] {
+        let away = StateDir::resolve(Some(&fallback_path()));
+        let roots = if away.path() == state.path() {
+            vec![away]
+        } else {
+            vec![state.clone(), away]
+        };
+        for root in roots {
             let Ok(directory) = fs::read_dir(root.path().join("incidents")) else {
                 continue;
             };
             for path in directory.flatten().map(|e| e.path()) {
+                // A copy that is on its way home.
+                if path
+                    .file_name()
+                    .is_some_and(|n| n.as_encoded_bytes().starts_with(b"."))
+                {
+                    continue;
+                }
                 // Cut off before it began: nothing was done.
                 if !path.join(JOURNAL_FILE).exists() {
                     continue;
                 }
                 match Incident::load(&path) {
+                    // Brought home, and cut off before the copy in memory went.
+                    Ok(incident) if all.incidents.iter().any(|i| i.id() == incident.id()) => {}
                     // Cut off before the first record: nothing was done either.
                     Ok(incident) if incident.entries.is_empty() => {}
                     Ok(incident) => all.incidents.push(incident),
@@ -303,6 +318,87 @@ pub fn private_fallback() -> Option<StateDir> {
             m.is_dir() && m.uid() == rustix::process::geteuid().as_raw() && m.mode().trailing_zeros() >= 6
         })
         .then_some(fallback)
+}
+
+/// Moves incidents that could not be written at home, and that nobody is half-way with, from
+/// memory to the state directory `home`. Gives those that moved, and why one could not.
+///
+/// If power fails in the middle, the copy has no name yet and the original is still there; after
+/// the rename the original is a second copy, which goes next time. Nothing is copied over what
+/// home has already.
+#[must_use]
+pub fn bring_home(home: &StateDir) -> (Vec<String>, Option<StateError>) {
+    let away = fallback_path().join("incidents");
+    let mut moved = Vec::new();
+    let Ok(found) = fs::read_dir(&away) else {
+        return (moved, None);
+    };
+    for path in found.flatten().map(|e| e.path()) {
+        let Some(name) = path.file_name().and_then(|n| n.to_str()).map(str::to_owned) else {
+            continue;
+        };
+        let settled = Incident::load(&path).is_ok_and(|i| {
+            // Another state directory's run is not ours to move.
+            !i.progress.stage.is_half_way() && belongs(&path, home)
+        });
+        if !settled {
+            continue;
+        }
+        match move_home(&path, home, &name) {
+            Ok(()) => moved.push(name),
+            Err(e) => return (moved, Some(e)),
+        }
+    }
+    (moved, None)
+}
+
+/// Whose it is: the state directory that it could not be written to.
+const HOME_FILE: &str = "home";
+
+/// Remembers in an incident that is kept in memory where it belongs.
+///
+/// # Errors
+/// [`StateError`].
+pub fn remember_home(directory: &Path, home: &StateDir) -> Result<(), StateError> {
+    let path = directory.join(HOME_FILE);
+    write_atomically(&path, home.path().as_os_str().as_encoded_bytes())
+        .map_err(|source| StateError { path, source })
+}
+
+fn belongs(directory: &Path, home: &StateDir) -> bool {
+    fs::read(directory.join(HOME_FILE)).is_ok_and(|h| h == home.path().as_os_str().as_encoded_bytes())
+}
+
+fn move_home(from: &Path, home: &StateDir, name: &str) -> Result<(), StateError> {
+    let incidents = home.subdirectory("incidents")?;
+    let (to, partial) = (incidents.join(name), incidents.join(format!(".{name}.moving")));
+    let fail = |source| StateError {
+        path: to.clone(),
+        source,
+    };
+    let copied = (|| {
+        if to.exists() {
+            return Ok(());
+        }
+        let _ = fs::remove_dir_all(&partial);
+        fs::DirBuilder::new().mode(0o700).create(&partial)?;
+        for entry in fs::read_dir(from)? {
+            let entry = entry?;
+            if entry.file_type()?.is_file() && entry.file_name() != HOME_FILE {
+                let copy = partial.join(entry.file_name());
+                fs::copy(entry.path(), &copy)?;
+                fs::File::open(&copy)?.sync_all()?;
+            }
+        }
+        fs::File::open(&partial)?.sync_all()?;
+        fs::rename(&partial, &to)?;
+        fs::File::open(&incidents)?.sync_all()
+    })();
+    if let Err(e) = copied {
+        let _ = fs::remove_dir_all(&partial);
+        return Err(fail(e));
+    }
+    fs::remove_dir_all(from).map_err(fail)
 }
 
 fn try_write(state: &StateDir) -> Result<(), StateError> {

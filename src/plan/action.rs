@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::NetworkAction;
 use super::SessionAction;
+use super::SpaceAction;
 use super::{ContainerAction, RedisAction};
 
 /// One effect.
@@ -27,6 +28,8 @@ pub enum Action {
     Redis(RedisAction),
     /// Containers made anew, doubled, given other limits.
     Container(ContainerAction),
+    /// Room on a disk.
+    Space(SpaceAction),
 }
 
 /// A table whose newer rows are brought over from damaged data.
@@ -371,6 +374,7 @@ impl Action {
             Self::Network(a) => a.summary(),
             Self::Redis(a) => a.summary(),
             Self::Container(a) => a.summary(),
+            Self::Space(a) => a.summary(),
             Self::Workload(a) => match a {
                 WorkloadAction::Stop { service } => format!("stop {service}"),
                 WorkloadAction::Start { service, .. } => format!("start {service}"),

@@ -7,6 +7,7 @@ mod lint;
 mod network;
 mod redis;
 mod sessions;
+mod space;
 
 use std::time::Duration;
 
@@ -19,6 +20,7 @@ pub use lint::{LintError, lint};
 pub use network::NetworkAction;
 pub use redis::RedisAction;
 pub use sessions::{Release, SessionAction, SessionRef, SessionRules};
+pub use space::SpaceAction;
 
 /// Version of the persisted form. A reader refuses a newer one.
 pub const PLAN_FORMAT: u32 = 1;
@@ -308,6 +310,20 @@ pub enum Expectation {
         database: String,
         /// The role.
         role: String,
+    },
+    /// So much is free on the disk that holds a path of this machine.
+    #[serde(rename_all = "kebab-case")]
+    Room {
+        /// The path.
+        path: String,
+        /// Bytes.
+        at_least: u64,
+    },
+    /// A PostgreSQL server can write: its log, its tables, a checkpoint.
+    #[serde(rename_all = "kebab-case")]
+    ServerWrites {
+        /// The service.
+        service: String,
     },
     /// Services reach what they need by name, asked from inside them.
     #[serde(rename_all = "kebab-case")]

@@ -165,7 +165,12 @@ fn failed(why: &str) -> Look {
     }
 }
 
-async fn shared_memory(system: &System, server: &PostgresServer, deadline: Duration) -> Option<(u64, u64)> {
+/// Bytes used of a running container's `/dev/shm`, and its size.
+pub(super) async fn shared_memory(
+    system: &System,
+    server: &PostgresServer,
+    deadline: Duration,
+) -> Option<(u64, u64)> {
     if !server.container.is_running() {
         return None;
     }

@@ -3,6 +3,7 @@
 
 use jiff::Timestamp;
 
+use super::memory::bring_home;
 use super::{Recover, listen, publish, unproven};
 use crate::engine;
 use crate::engine::approve::check_rules;
@@ -52,6 +53,15 @@ fn continue_with(cx: &Recover<'_>, mut incident: Incident, verb: &str) -> Result
 /// # Errors
 /// As [`recover`](super::recover).
 pub async fn resume(cx: &Recover<'_>, incident: Incident) -> Result<Report> {
+    let ended = go_on(cx, incident).await;
+    // Its lock is free again: nobody may be at it while it moves.
+    if let Ok(_lock) = engine::lock(cx.state, cx.system.deployment(), "incident resume") {
+        bring_home(cx.state, cx.reporter);
+    }
+    ended
+}
+
+async fn go_on(cx: &Recover<'_>, incident: Incident) -> Result<Report> {
     let watch = Watch::start(&cx.system.runbook);
     let mut c = continue_with(cx, incident, "resume")?;
     let (id, stage) = (c.incident.id().to_owned(), c.incident.progress.stage);

@@ -3,6 +3,7 @@
 //! remembered, and when to stop.
 
 mod later;
+mod memory;
 
 use jiff::{SignedDuration, Timestamp};
 
@@ -11,14 +12,16 @@ use crate::engine::{self, ApprovedPlan, Consent, Interrupts, Signal};
 use crate::error::{Error, Kind, Result};
 use crate::event::{Event, Phase, SharedReporter, Verdict};
 use crate::incident::{
-    CASE_FORMAT, Case, Incident, Journal, Listing, Lock, Log, Record, Report, Stage, StateDir, fresh_id,
-    writable,
+    CASE_FORMAT, Case, Incident, Journal, Listing, Log, Record, Report, Stage, StateDir, fresh_id,
+    remember_home,
 };
 use crate::plan::Remedy;
 use crate::probe::observer::Observer;
 use crate::probe::watch::Watch;
 use crate::scenarios::{Certainty, DetectOptions, Diagnosis, PlanRequest, Refusal, Scenario};
 use crate::system::System;
+
+use memory::Memory;
 
 pub use later::{close, resume, undo};
 
@@ -74,8 +77,8 @@ pub async fn recover<S: Scenario>(cx: &Recover<'_>) -> Result<Ended> {
     } else {
         Some(Memory::open(cx.state, deployment, &command, cx.reporter)?)
     };
-    let state = memory.as_ref().map_or(cx.state, |m| &m.state);
-    let before = Listing::read(state);
+    // Both places are read, whichever this run writes to.
+    let before = Listing::read(cx.state);
     half_way(&before, deployment)?;
 
     let mut past = Past::of(&before, deployment, S::NAME);
@@ -133,6 +136,13 @@ pub async fn recover<S: Scenario>(cx: &Recover<'_>) -> Result<Ended> {
             evidence: serde_json::to_value(&evidence).unwrap_or_default(),
         };
         let (mut incident, mut journal) = open(&memory.state, &case, &approved, opened, cx.reporter)?;
+        if memory.state.path() != cx.state.path()
+            && let Err(e) = remember_home(&incident.directory, cx.state)
+        {
+            cx.reporter.event(&Event::Warning {
+                text: format!("the incident will stay where it is: {e}"),
+            });
+        }
         memory.lock.progress(&format!("incident {}", incident.id()));
         let interrupts = past.listen()?;
         if let Err(e) =
@@ -152,6 +162,9 @@ pub async fn recover<S: Scenario>(cx: &Recover<'_>) -> Result<Ended> {
         )
         .await?;
         publish(cx.reporter, &proof.report);
+        // Closed before its directory moves.
+        drop(journal);
+        memory::bring_home(cx.state, cx.reporter);
         if proof.verdict == Verdict::Pass {
             return Ok(Ended::Recovered(Box::new(proof.report)));
         }
@@ -167,36 +180,6 @@ pub async fn recover<S: Scenario>(cx: &Recover<'_>) -> Result<Ended> {
             ),
         });
         past.failed(&incident);
-    }
-}
-
-/// drctl's memory for one run: where it is, and the lock.
-struct Memory {
-    state: StateDir,
-    lock: Lock,
-}
-
-impl Memory {
-    fn open(state: &StateDir, deployment: &str, command: &str, reporter: &SharedReporter) -> Result<Self> {
-        let (state, problem) = writable(state).map_err(|e| {
-            Error::new(
-                Kind::Refused,
-                "drctl cannot remember what it does: no step would be safe to interrupt",
-            )
-            .because(&e)
-            .untouched("everything: no step was begun")
-            .next("--state-dir DIR    # a directory that can be written, with 1 MiB free")
-        })?;
-        if let Some(problem) = problem {
-            reporter.event(&Event::Warning {
-                text: format!(
-                    "{problem}; this run is remembered in {}, which a reboot empties",
-                    state.path().display()
-                ),
-            });
-        }
-        let lock = engine::lock(&state, deployment, command)?;
-        Ok(Self { state, lock })
     }
 }
 

@@ -30,8 +30,8 @@ pub use locate::{LookedAt, NotFound, locate};
 pub use model::{ClientCertificate, Docker, DockerTls, PlatformKind, Runbook, Service, ServiceKind};
 pub use problem::{Invalid, Problem, ProblemKind};
 pub use raw::{
-    Backup, Database, Deadlines, Endpoint, Environment, Expect, Objectives, PostgresBackup, PostgresService,
-    RedisService, Salvage, SecretRef, Table, UserSessions, Validation, WriteCheck, WriteMethod,
+    Backup, Database, Deadlines, Endpoint, Environment, Expect, Keep, Objectives, PostgresBackup,
+    PostgresService, RedisService, Salvage, SecretRef, Table, UserSessions, Validation, WriteCheck, WriteMethod,
     WriteRequest,
 };
 pub use schema::schema;

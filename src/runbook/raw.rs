@@ -428,6 +428,25 @@ pub struct Backup {
     /// Percent by which a dump or a table may shrink against the previous backup. More is a failure: an empty dump is not a backup.
     #[serde(default = "default_verify_shrink")]
     pub verify_shrink: Percent,
+    /// Which sets are kept when a new one has been made and verified, and by `drctl backup prune`. Without it none is ever removed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keep: Option<Keep>,
+}
+
+/// Which backup sets are kept. A set is kept when any of the rules wants it; days, weeks (from Monday), months and years are those of UTC.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct Keep {
+    /// The newest sets, so many.
+    pub last: u32,
+    /// The newest set of a day, for so many days that have one.
+    pub daily: u32,
+    /// The newest set of a week, for so many weeks that have one.
+    pub weekly: u32,
+    /// The newest set of a month, for so many months that have one.
+    pub monthly: u32,
+    /// The newest set of a year, for so many years that have one.
+    pub yearly: u32,
 }
 
 /// How PostgreSQL is backed up.

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;
 
-use super::node::{Entry, Node};
+use super::node::{Entry, Node, Value};
 use super::problem::{Collector, DocumentPath, ProblemKind};
 use super::suggest;
 use super::text::{BadText, DatabaseName, ServiceName, TableName, shorten};
@@ -42,6 +42,30 @@ pub(super) fn check(root: &Node, found: &mut Collector<'_>) {
     if let Some(check) = root.get("write-check") {
         write_check(check, &DocumentPath::new(&["write-check"]), found);
     }
+    if let Some(keep) = root.get("backup").and_then(|b| b.get("keep")) {
+        keeps_something(keep, found);
+    }
+}
+
+/// A retention that wants nothing is a slip of the pen: it would remove all but the newest set.
+fn keeps_something(keep: &Node, found: &mut Collector<'_>) {
+    // Anything but a mapping is reported by the schema.
+    let keeps_none = matches!(&keep.value, Value::Map(rules) if rules
+        .iter()
+        .all(|rule| rule.node.to_json().as_u64() == Some(0)));
+    if !keeps_none {
+        return;
+    }
+    found.add(
+        ProblemKind::BadValue,
+        keep.at,
+        &DocumentPath::new(&["backup", "keep"]),
+        "no rule keeps anything: every set but the newest would be removed",
+        Some(
+            "for example `keep: { last: 3, daily: 7, weekly: 4 }`; without `keep` nothing is removed"
+                .to_owned(),
+        ),
+    );
 }
 
 /// TLS belongs to a TCP address, and a certificate to its key.

@@ -3,6 +3,7 @@
 
 pub mod connection_exhaustion;
 pub mod db_corruption;
+pub mod disk_full;
 pub mod ladder;
 pub mod network_partition;
 pub mod outage;
@@ -12,6 +13,7 @@ pub mod service_crash;
 pub mod service_overload;
 pub mod stuck_sessions;
 
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::time::Duration;
 
@@ -115,6 +117,8 @@ pub struct DetectOptions {
     pub idle_over: Option<Duration>,
     /// Statements that run for longer than this may be ended.
     pub running_over: Option<Duration>,
+    /// drctl's own directory, as the command line gives it: its disk may be full, too.
+    pub state_dir: Option<PathBuf>,
 }
 
 /// Refuses a service that the runbook does not have.
@@ -212,6 +216,7 @@ fn entry<S: Scenario>() -> Entry {
 #[must_use]
 pub fn registry() -> Vec<Entry> {
     vec![
+        entry::<disk_full::DiskFull>(),
         entry::<db_corruption::DbCorruption>(),
         entry::<network_partition::NetworkPartition>(),
         entry::<redis_oom::RedisOom>(),

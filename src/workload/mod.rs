@@ -16,6 +16,7 @@ mod create;
 mod docker;
 mod helper;
 mod network;
+mod space;
 mod ssh;
 mod staging;
 mod stats;

@@ -14,6 +14,7 @@ mod scripts;
 mod server;
 mod sessions;
 mod side_server;
+mod space;
 mod sql;
 mod swap;
 
@@ -197,6 +198,7 @@ pub async fn apply(cx: &ActionContext<'_>, action: &Action) -> Result<Outcome, A
         Action::Network(action) => network::apply(cx, action).await,
         Action::Redis(action) => on_redis(cx, action).await,
         Action::Container(action) => recreate::apply(cx, action).await,
+        Action::Space(action) => space::apply(cx, action).await,
     }
 }
 

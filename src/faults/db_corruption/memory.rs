@@ -26,11 +26,11 @@ trap '' HUP INT TERM
 exit 0
 "#;
 
-fn file(id: &str) -> String {
+pub(in crate::faults) fn file(id: &str) -> String {
     format!("/dev/shm/drctl-fault-{id}")
 }
 
-pub(super) fn prepare(server: &PostgresServer, request: &Request, id: &str) -> Result<Prepared> {
+pub(in crate::faults) fn prepare(server: &PostgresServer, request: &Request, id: &str) -> Result<Prepared> {
     let info = &server.container;
     if !info.is_running() {
         return Err(
@@ -62,7 +62,7 @@ pub(super) fn prepare(server: &PostgresServer, request: &Request, id: &str) -> R
     })
 }
 
-pub(super) async fn inject(
+pub(in crate::faults) async fn inject(
     system: &System,
     server: &PostgresServer,
     id: &str,

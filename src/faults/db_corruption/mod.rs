@@ -8,7 +8,7 @@
 mod damage;
 mod entries;
 mod files;
-mod memory;
+pub(super) mod memory;
 mod target;
 
 use std::time::Duration;

@@ -403,6 +403,7 @@ async fn backups(system: &System, service: &str) -> Backups {
             },
             Entry::Damaged { why, .. } => unusable.push((label, why)),
             Entry::Partial { .. } => unusable.push((label, "it was not finished".into())),
+            Entry::Pruned { .. } => unusable.push((label, "its removal has begun".into())),
             Entry::Suspect { .. } => unusable.push((
                 label,
                 "it was kept aside because it is empty or smaller than it should be".into(),

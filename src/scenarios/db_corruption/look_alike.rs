@@ -5,6 +5,7 @@ use super::diagnose::{Class, Finding};
 use super::evidence::{Evidence, FileFacts, LogPattern};
 use crate::postgres::sqlstate;
 use crate::scenarios::Certainty;
+use crate::scenarios::disk_full::recognise::{self, is_short};
 use crate::workload::Status;
 
 pub(super) fn has(ev: &Evidence, pattern: LogPattern) -> Option<&str> {
@@ -60,11 +61,6 @@ pub(super) fn down(ev: &Evidence) -> Finding {
         ],
     )
 }
-
-/// A server needs room for a WAL segment to start; four of them are scarce.
-const ROOM: u64 = 64 << 20;
-/// One segment of the usual size: with less, the server ends at the next one that it begins.
-const SEGMENT: u64 = 16 << 20;
 
 /// Patterns that name a cause of not starting, rather than a consequence.
 fn is_cause(pattern: LogPattern) -> bool {
@@ -139,7 +135,7 @@ pub(super) fn from_log(ev: &Evidence) -> Option<Finding> {
             ],
         ));
     }
-    let no_room = files.is_some_and(|f| f.least_free() < ROOM);
+    let no_room = files.is_some_and(|f| is_short(f.least_free(), true));
     if let Some(line) =
         has(ev, LogPattern::DiskFull).filter(|_| no_room || last_word == Some(LogPattern::DiskFull))
     {
@@ -305,22 +301,9 @@ pub(super) fn slots(ev: &Evidence, mut reasons: Vec<String>) -> Finding {
 
 pub(super) fn shared_memory_or_disk(ev: &Evidence, reasons: Vec<String>) -> Finding {
     let shm = ev.files.as_ref().ok().and_then(|f| f.shm);
-    if let Some((used, size)) = shm
-        && used * 10 > size * 8
-    {
-        return Finding::look_alike(
-            "shm-full",
-            format!(
-                "/dev/shm of the container is full ({} of {}); the disk is not",
-                crate::event::bytes(used),
-                crate::event::bytes(size)
-            ),
-            reasons,
-            &[
-                format!("docker exec {} ls -la /dev/shm    # what is in it?", ev.container.name),
-                "alter system set max_parallel_workers_per_gather = 0; select pg_reload_conf();    # until shm_size is raised".into(),
-            ],
-        );
+    if shm.is_some_and(recognise::shared_memory_is_full) {
+        let found = recognise::shared_memory(&ev.container.name, shm);
+        return Finding::new(Class::LookAlike(found), Certainty::Absent, reasons);
     }
     disk_full(ev, "nothing can grow", reasons)
 }
@@ -329,8 +312,8 @@ pub(super) fn shared_memory_or_disk(ev: &Evidence, reasons: Vec<String>) -> Find
 /// than a segment of room that is so although nobody has met it yet.
 pub(super) fn no_room(ev: &Evidence) -> Option<Finding> {
     let free = ev.files.as_ref().ok()?.least_free();
-    let said = has(ev, LogPattern::DiskFull).filter(|_| free < ROOM);
-    if said.is_none() && free >= SEGMENT {
+    let said = has(ev, LogPattern::DiskFull).filter(|_| is_short(free, true));
+    if !is_short(free, said.is_some()) {
         return None;
     }
     let reasons = said.map(str::to_owned).into_iter().collect();
@@ -356,13 +339,6 @@ fn disk_full(ev: &Evidence, consequence: &str, reasons: Vec<String>) -> Finding 
             crate::event::bytes(free)
         ),
         reasons,
-        &[
-            "df -h; docker system df    # what fills it?".into(),
-            "# never delete anything in pg_wal".into(),
-            format!(
-                "docker start {}    # once there is room, if it does not run",
-                ev.container.name
-            ),
-        ],
+        &recognise::next(),
     )
 }
