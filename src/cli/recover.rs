@@ -16,6 +16,7 @@ use crate::plan::Remedy;
 use crate::recover::{Ended, Recover, recover};
 use crate::scenarios::connection_exhaustion::ConnectionExhaustion;
 use crate::scenarios::db_corruption::DbCorruption;
+use crate::scenarios::db_down::DbDown;
 use crate::scenarios::network_partition::NetworkPartition;
 use crate::scenarios::outage::Outage;
 use crate::scenarios::redis_failure::RedisFailing;
@@ -38,6 +39,8 @@ pub struct RecoverArgs {
 enum ScenarioVerb {
     #[command(name = DbCorruption::NAME, about = DbCorruption::ABOUT, after_help = DB_CORRUPTION)]
     DbCorruption(DbCorruptionArgs),
+    #[command(name = DbDown::NAME, about = DbDown::ABOUT, after_help = DB_DOWN)]
+    DbDown(ScenarioArgs<DbDown>),
     #[command(name = ConnectionExhaustion::NAME, about = ConnectionExhaustion::ABOUT)]
     ConnectionExhaustion(ConnectionExhaustionArgs),
     #[command(name = NetworkPartition::NAME, about = NetworkPartition::ABOUT)]
@@ -59,6 +62,11 @@ enum ScenarioVerb {
 const DB_CORRUPTION: &str = "Looks, names the cause, shows a plan of the least destructive remedy, and asks. The damaged \
 data is kept until `drctl incident close`; `drctl incident undo` brings it back.\n\n\
 Examples:\n  drctl recover db-corruption --dry-run\n  drctl recover db-corruption --yes --confirm simgen --json";
+
+const DB_DOWN: &str = "Waits while the server replays its log, thaws or starts it, or sets aside exactly what keeps it from \
+running: a setting, an owner or mode, a left-over file. What was there before is kept until `drctl incident close`, and \
+`drctl incident undo` brings it back. Damaged data is handed over to db-corruption, a full disk to disk-full.\n\n\
+Examples:\n  drctl recover db-down --dry-run\n  drctl recover db-down --yes --json";
 
 /// What every scenario understands.
 #[derive(Debug, Args)]
@@ -160,6 +168,7 @@ pub async fn run(cx: &Context, args: RecoverArgs) -> Result<ExitCode> {
             request.look.running_over = args.running_over;
             carry_out::<ConnectionExhaustion>(cx, &request).await
         }
+        ScenarioVerb::DbDown(args) => plain(cx, args).await,
         ScenarioVerb::NetworkPartition(args) => plain(cx, args).await,
         ScenarioVerb::ServiceCrash(args) => plain(cx, args).await,
         ScenarioVerb::RedisOom(args) => plain(cx, args).await,

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::db_down::{self, ServerHarm, ServerMend};
 use super::network_partition::{self, NetworkHarm, NetworkMend};
 use super::redis::{self, RedisHarm, RedisMend};
 use super::server::{asking, session};
@@ -61,6 +62,8 @@ pub enum Harm {
     Network(NetworkHarm),
     /// An effect on a running Redis.
     Redis(RedisHarm),
+    /// An effect on a PostgreSQL server.
+    Server(ServerHarm),
     /// The main process is killed from outside, as soon as the engine has started it again:
     /// what the engine does not take for a stop by hand.
     CrashLoop {
@@ -129,6 +132,8 @@ pub enum Mend {
     },
     /// Networks.
     Network(NetworkMend),
+    /// An effect on a PostgreSQL server.
+    Server(ServerMend),
     /// An effect on a running Redis.
     #[serde(rename_all = "kebab-case")]
     Redis {
@@ -320,6 +325,7 @@ async fn apply(system: &System, service: &str, harm: &Harm, request: &Request) -
             Ok(format!("{signal} was sent to container {container}"))
         }
         Harm::Network(harm) => network_partition::apply(system, harm).await,
+        Harm::Server(harm) => db_down::apply(system, harm).await,
         Harm::Redis(harm) => redis::apply(system, service, harm).await,
         Harm::HoldSessions {
             service,
@@ -474,6 +480,7 @@ async fn put_right(system: &System, mend: &Mend) -> Result<Option<String>> {
     let docker = &system.docker;
     match mend {
         Mend::Network(mend) => network_partition::put_right(system, mend).await,
+        Mend::Server(mend) => db_down::put_right(system, mend).await,
         Mend::Redis { service, mend } => redis::put_right(system, service, mend).await,
         Mend::EndSessions {
             service,

@@ -7,6 +7,7 @@
 
 mod connection_exhaustion;
 pub mod db_corruption;
+mod db_down;
 pub mod expiry;
 mod harm;
 mod load;
@@ -53,6 +54,7 @@ pub struct Fault {
 pub fn catalogue() -> impl Iterator<Item = &'static Fault> {
     [
         db_corruption::FAULTS,
+        db_down::FAULTS,
         connection_exhaustion::FAULTS,
         network_partition::FAULTS,
         redis_oom::FAULTS,
@@ -411,6 +413,7 @@ impl Site<'_> {
                     .await?
                     .map(|p| Prepared::Data(Box::new(server), Box::new(p)))
             }
+            "db-down" => db_down::prepare(self.system, variant, service, request, id).await?,
             "service-overload" => service_overload::prepare(self.system, variant, service, request, id)
                 .await?
                 .map(Prepared::Services),

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::NetworkAction;
 use super::SessionAction;
-use super::{ContainerAction, RedisAction};
+use super::{ContainerAction, RedisAction, ServerAction};
 
 /// One effect.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,6 +27,8 @@ pub enum Action {
     Redis(RedisAction),
     /// Containers made anew, doubled, given other limits.
     Container(ContainerAction),
+    /// A PostgreSQL server's configuration, and the owner and place of its files.
+    Server(ServerAction),
 }
 
 /// A table whose newer rows are brought over from damaged data.
@@ -371,6 +373,7 @@ impl Action {
             Self::Network(a) => a.summary(),
             Self::Redis(a) => a.summary(),
             Self::Container(a) => a.summary(),
+            Self::Server(a) => a.summary(),
             Self::Workload(a) => match a {
                 WorkloadAction::Stop { service } => format!("stop {service}"),
                 WorkloadAction::Start { service, .. } => format!("start {service}"),

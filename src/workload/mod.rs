@@ -14,6 +14,7 @@
 mod create;
 mod docker;
 mod helper;
+mod mounts;
 mod network;
 mod ssh;
 mod staging;

@@ -12,6 +12,7 @@ mod redis;
 mod salvage;
 mod scripts;
 mod server;
+mod server_files;
 mod sessions;
 mod side_server;
 mod sql;
@@ -197,6 +198,7 @@ pub async fn apply(cx: &ActionContext<'_>, action: &Action) -> Result<Outcome, A
         Action::Network(action) => network::apply(cx, action).await,
         Action::Redis(action) => on_redis(cx, action).await,
         Action::Container(action) => recreate::apply(cx, action).await,
+        Action::Server(action) => server_files::apply(cx, action).await,
     }
 }
 
