@@ -13,6 +13,7 @@ mod backup;
 mod connection_exhaustion;
 mod crash;
 mod crash_undo;
+mod db_down;
 mod faults;
 mod hostile;
 mod lookalikes;
