@@ -39,12 +39,12 @@ pub const FAULTS: &[Fault] = &[
     ),
     fault(
         "db-down/bad-config",
-        "a library that does not exist is to be loaded at the start, by ALTER SYSTEM",
-        "FATAL `could not access file`, exit 1, a crash loop",
+        "ALTER SYSTEM has set wal_level to what does not go with the other settings",
+        "FATAL `WAL streaming (max_wal_senders > 0) requires wal_level …`, exit 1, a crash loop",
     ),
     fault(
         "db-down/too-large",
-        "shared_buffers is larger than the machine's memory",
+        "ALTER SYSTEM has asked for more shared memory than the machine has",
         "FATAL `could not map anonymous shared memory`, exit 1, a crash loop; `postgres -C` accepts it",
     ),
     fault(
@@ -195,11 +195,11 @@ fn files(variant: &str) -> Option<(&'static str, Damage, Halt, After)> {
     Some(match variant {
         "bad-config" => (
             auto,
-            line("shared_preload_libraries = 'no_such_library'"),
+            line("wal_level = 'minimal'"),
             Halt::Clean,
             After::Fails,
         ),
-        "too-large" => (auto, line("shared_buffers = '8TB'"), Halt::Clean, After::Fails),
+        "too-large" => (auto, line("min_dynamic_shared_memory = '8TB'"), Halt::Clean, After::Fails),
         "wrong-port" => (auto, line("port = 5433"), Halt::Clean, After::Deaf),
         "wrong-listen" => (
             auto,

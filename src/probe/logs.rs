@@ -122,7 +122,7 @@ const TABLE: &[(LogPattern, &str)] = &[
     ),
     (
         LogPattern::Configuration,
-        r#"could not access the server configuration file|unrecognized configuration parameter|configuration file .* contains errors|could not load .*pg_hba\.conf|could not open (configuration )?file ".*(postgresql|pg_hba|pg_ident).*\.conf"|invalid value for parameter|is outside the valid range for parameter|syntax error in file .*\.conf|could not map anonymous shared memory|invalid line in .*\.conf|invalid (authentication method|connection type)|exists but is not empty|not a valid data directory|could not access file ".*": No such file or directory"#,
+        r#"could not access the server configuration file|unrecognized configuration parameter|configuration file .* contains errors|could not load .*pg_hba\.conf|could not open (configuration )?file ".*(postgresql|pg_hba|pg_ident).*\.conf"|invalid value for parameter|is outside the valid range for parameter|requires wal_level|cannot be enabled when wal_level|must be less than max_connections|syntax error in file .*\.conf|could not map anonymous shared memory|invalid line in .*\.conf|invalid (authentication method|connection type)|exists but is not empty|not a valid data directory|could not access file ".*": No such file or directory"#,
     ),
     (
         LogPattern::DamagedPage,

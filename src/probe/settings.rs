@@ -203,7 +203,8 @@ fn has_word(text: &str, word: &str) -> bool {
 }
 
 /// Prints every line of the configuration that counts, then has the server's program read a
-/// copy in which the lines `FILE:NUMBER` of the arguments are comments. Everything that it looks
+/// copy in which the lines `FILE:NUMBER` of the arguments are comments, with the arguments behind
+/// `--` that the server itself gets: what they set, no file changes. Everything that it looks
 /// at before that (`checkDataDir` and what follows in `postmaster.c`) is in the copy.
 /// `shared_memory_size` (since 15) is worked out only after the libraries are loaded.
 const CHECK: &str = r#"
@@ -217,10 +218,15 @@ for f in *.conf PG_VERSION *.crt *.key *.pem; do [ -f "$f" ] && cp "$f" "$S/"; d
 [ ! -d conf.d ] || cp -r conf.d "$S/"
 cp global/pg_control "$S/global/"
 for f in *.conf; do grep -n '^[[:space:]]*[^#[:space:]]' "$f" | sed "s|^|line $f:|"; done
-for a in "$@"; do sed "${a##*:}s/^/#/" "$S/${a%:*}" > "$S/edited" && cat "$S/edited" > "$S/${a%:*}"; done
-ask() { postgres -D "$S" -C "$1" 2>&1; }
-said=$(ask shared_memory_size) && exit 0
-case $said in *'unrecognized configuration parameter "shared_memory_size"'*) said=$(ask hba_file) && exit 0 ;; esac
+while [ "$1" != -- ]; do
+  sed "${1##*:}s/^/#/" "$S/${1%:*}" > "$S/edited" && cat "$S/edited" > "$S/${1%:*}"
+  shift
+done
+shift
+said=$(postgres -D "$S" "$@" -C shared_memory_size 2>&1) && exit 0
+case $said in *'unrecognized configuration parameter "shared_memory_size"'*)
+  said=$(postgres -D "$S" "$@" -C hba_file 2>&1) && exit 0 ;;
+esac
 printf '%s\n' "$said" | sed 's/^/refused /'
 "#;
 
@@ -274,6 +280,8 @@ pub async fn check(
 ) -> Result<String, String> {
     let mut argv = vec!["/bin/sh", "-c", CHECK, "check"];
     argv.extend(aside.iter().map(String::as_str));
+    argv.push("--");
+    argv.extend(settings_of(&server.container.command));
     let mut spec = server.files_helper(system.deployment(), run, "check-settings", true, &argv);
     spec.user = Some(user.to_owned());
     let output = system
@@ -286,6 +294,23 @@ pub async fn check(
     } else {
         Err(output.last_words())
     }
+}
+
+/// The `-c NAME=VALUE` and `--NAME=VALUE` of a server's command line. Whatever else stands there
+/// (a port, a directory) is not for a copy.
+fn settings_of(command: &[String]) -> Vec<&str> {
+    let mut found = Vec::new();
+    let mut words = command.iter().map(String::as_str);
+    while let Some(word) = words.next() {
+        let setting = match word {
+            "-c" => words.next(),
+            _ => word.strip_prefix("-c").or_else(|| word.strip_prefix("--")),
+        };
+        if let Some(setting) = setting.filter(|s| s.contains('=') && !s.starts_with("data_directory")) {
+            found.extend(["-c", setting]);
+        }
+    }
+    found
 }
 
 /// What the server says against its configuration in a helper's output.
@@ -420,6 +445,17 @@ mod tests {
         let secret = found.in_force("primary_conninfo", "").unwrap();
         assert_eq!(secret.begins, "primary_conninfo");
         assert!(found.is_set("primary_conninfo") && !found.is_set("restore_command"));
+    }
+
+    #[test]
+    fn what_the_command_line_sets_counts() {
+        let words = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
+        let command = words("postgres -c max_connections=50 --work_mem=4MB -p 5433 -cfsync=on -D /d");
+        assert_eq!(
+            settings_of(&command),
+            ["-c", "max_connections=50", "-c", "work_mem=4MB", "-c", "fsync=on"]
+        );
+        assert!(settings_of(&words("sh -c start-postgres.sh")).is_empty());
     }
 
     #[test]

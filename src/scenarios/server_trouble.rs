@@ -106,13 +106,13 @@ impl<'a> Traces<'a> {
         self.log.iter().rev().map(|l| l.pattern).find(|p| is_cause(*p))
     }
 
-    /// It served after whatever its log complains of.
-    pub(crate) fn served_since(&self) -> bool {
-        let last = |wanted: &dyn Fn(LogPattern) -> bool| self.log.iter().rposition(|l| wanted(l.pattern));
-        match (last(&|p| p == LogPattern::Ready), last(&is_cause)) {
-            (Some(ready), Some(cause)) => ready > cause,
-            (Some(_), None) => true,
-            (None, _) => false,
+    /// It has ended by itself, rather than by a stop or a kill: on an error of its own a server
+    /// never ends with 0, and the codes of signals count where it had been serving.
+    pub(crate) fn ended_by_itself(&self) -> bool {
+        match self.container.exit_code {
+            0 => false,
+            130 | 137 | 143 => self.has(LogPattern::Ready).is_none(),
+            _ => true,
         }
     }
 

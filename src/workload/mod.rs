@@ -247,6 +247,9 @@ pub struct ContainerInfo {
     /// Environment, `NAME=value`. Holds secrets: never serialised.
     #[serde(skip)]
     pub env: Vec<String>,
+    /// Program and arguments. May hold secrets: never serialised.
+    #[serde(skip)]
+    pub command: Vec<String>,
 }
 
 impl ContainerInfo {

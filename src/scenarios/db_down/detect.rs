@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 use super::super::DetectOptions;
 use super::super::server_trouble::{self, Kind, Traces};
@@ -11,27 +11,34 @@ use super::{Configuration, EVIDENCE_FORMAT, Evidence};
 use crate::error::Result;
 use crate::probe::backends::replaying;
 use crate::probe::connection::{Connection, question};
-use crate::probe::containers::ContainerState;
+use crate::probe::containers::{self, ContainerState};
 use crate::probe::files::Look;
 use crate::probe::logs;
 use crate::probe::observer::Observer;
 use crate::probe::settings;
 use crate::runbook::Runbook;
-use crate::system::PostgresServer;
+use crate::system::{PostgresServer, System};
 use crate::workload::ContainerInfo;
+
+/// How long one is watched that was started a moment ago: the engine's first restarts come
+/// faster.
+const SECOND_LOOK: Duration = Duration::from_millis(2500);
 
 pub(super) async fn detect(world: &Observer<'_>, options: &DetectOptions) -> Result<Evidence> {
     let system = world.system;
     let service = system.postgres_service(options.service.as_deref())?.to_string();
-    let containers = world.containers().await;
-    let container = containers.get(&service).cloned().unwrap_or(ContainerState::Missing);
+    let container = world.containers().await.get(&service).cloned().unwrap_or(ContainerState::Missing);
     let mut ev = nothing(&system.runbook, service, container);
     if ev.container.found().is_none() {
         return Ok(ev);
     }
-    let server = system.postgres(&ev.service).await?;
+    let mut server = system.postgres(&ev.service).await?;
     ev.data_directory.clone_from(&server.data_dir);
     ev.connection = question(server.connect().await).await.0;
+    if !ev.connection.is_open() && is_fresh(&server.container, ev.taken_at) {
+        (server, ev.connection) = second_look(system, server, ev.connection).await?;
+        ev.container = containers::one(system, &ev.service).await;
+    }
     if matches!(ev.connection, Connection::Open { in_recovery: false, .. }) {
         return Ok(ev);
     }
@@ -57,6 +64,34 @@ pub(super) async fn detect(world: &Observer<'_>, options: &DetectOptions) -> Res
     ev.memory_available = host.as_ref().map(|h| h.memory_available);
     ev.configuration = configuration(world, &server, &ev).await;
     Ok(ev)
+}
+
+/// Started a moment ago: it may be about to end, and to be started again by the engine.
+fn is_fresh(container: &ContainerInfo, now: Timestamp) -> bool {
+    container.is_running()
+        && container
+            .started_at
+            .is_some_and(|at| now.duration_since(at) < SignedDuration::from_secs(10))
+}
+
+/// Watches one that was started a moment ago until it answers, has ended, or for a while.
+async fn second_look(
+    system: &System,
+    mut server: PostgresServer,
+    mut connection: Connection,
+) -> Result<(PostgresServer, Connection)> {
+    let restarts = server.container.restart_count;
+    let end = tokio::time::Instant::now() + SECOND_LOOK;
+    while tokio::time::Instant::now() < end
+        && server.container.is_running()
+        && server.container.restart_count == restarts
+        && !connection.is_open()
+    {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        server = system.postgres(&server.service).await?;
+        connection = question(server.connect().await).await.0;
+    }
+    Ok((server, connection))
 }
 
 fn nothing(rb: &Runbook, service: String, container: ContainerState) -> Evidence {

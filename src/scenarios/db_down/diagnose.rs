@@ -336,7 +336,7 @@ fn down(ev: &Evidence, facts: &ContainerFacts) -> Finding {
     }
     let name = &info.name;
     if let Some(line) = traces(ev, info).has(LogPattern::OtherFatal)
-        && ended_by_itself(ev, facts)
+        && traces(ev, info).ended_by_itself()
     {
         reasons.push(line.to_owned());
         let next = vec![
@@ -360,11 +360,6 @@ fn down(ev: &Evidence, facts: &ContainerFacts) -> Finding {
     found(Cause::Stopped, reasons)
 }
 
-/// It ended for a reason of its own, rather than by a stop or a kill.
-fn ended_by_itself(ev: &Evidence, facts: &ContainerFacts) -> bool {
-    !(matches!(facts.info.exit_code, 0 | 130 | 137 | 143) && traces(ev, &facts.info).served_since())
-}
-
 /// What log and files say keeps it from running.
 fn trouble(ev: &Evidence, facts: &ContainerFacts) -> Option<Finding> {
     let info = &facts.info;
@@ -372,9 +367,11 @@ fn trouble(ev: &Evidence, facts: &ContainerFacts) -> Option<Finding> {
         .configuration
         .as_ref()
         .is_some_and(|c| !c.broken.is_empty() || c.refused.is_some());
-    let trouble = server_trouble::of(traces(ev, info))
-        // What it complained of before it served, or while it did, has not ended it.
-        .filter(|t| ended_by_itself(ev, facts) || t.kind == Kind::WrongMajor);
+    // What one that was stopped had complained of has not ended it; damage, another version and a
+    // full disk are there all the same.
+    let stopped = info.status == Status::Exited && !traces(ev, info).ended_by_itself();
+    let lasting = |kind| matches!(kind, Kind::WrongMajor | Kind::DiskFull | Kind::Damage(_));
+    let trouble = server_trouble::of(traces(ev, info)).filter(|t| !stopped || lasting(t.kind));
     let Some(Trouble { kind, reasons }) = trouble else {
         // The next start would fail.
         let said = ev.configuration.as_ref().filter(|_| broken)?;
