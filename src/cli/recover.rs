@@ -17,6 +17,7 @@ use crate::recover::{Ended, Recover, recover};
 use crate::scenarios::connection_exhaustion::ConnectionExhaustion;
 use crate::scenarios::db_corruption::DbCorruption;
 use crate::scenarios::disk_full::DiskFull;
+use crate::scenarios::db_down::DbDown;
 use crate::scenarios::network_partition::NetworkPartition;
 use crate::scenarios::outage::Outage;
 use crate::scenarios::redis_failure::RedisFailing;
@@ -39,6 +40,8 @@ pub struct RecoverArgs {
 enum ScenarioVerb {
     #[command(name = DbCorruption::NAME, about = DbCorruption::ABOUT, after_help = DB_CORRUPTION)]
     DbCorruption(DbCorruptionArgs),
+    #[command(name = DbDown::NAME, about = DbDown::ABOUT, after_help = DB_DOWN)]
+    DbDown(ScenarioArgs<DbDown>),
     #[command(name = ConnectionExhaustion::NAME, about = ConnectionExhaustion::ABOUT)]
     ConnectionExhaustion(ConnectionExhaustionArgs),
     #[command(name = NetworkPartition::NAME, about = NetworkPartition::ABOUT)]
@@ -66,6 +69,10 @@ Examples:\n  drctl recover db-corruption --dry-run\n  drctl recover db-corruptio
 const DISK_FULL: &str = "Frees what is safe, in this order and only until there is enough: backup sets that backup.keep in the \
 runbook no longer wants, images of this deployment that nobody uses, logs after they were archived on another disk. Then \
 PostgreSQL and Redis are brought back. Volumes, pg_wal and replication slots are never touched.";
+const DB_DOWN: &str = "Waits while the server replays its log, thaws or starts it, or sets aside exactly what keeps it from \
+running: a setting, an owner or mode, a left-over file. What was there before is kept until `drctl incident close`, and \
+`drctl incident undo` brings it back. Damaged data is handed over to db-corruption, a full disk to disk-full.\n\n\
+Examples:\n  drctl recover db-down --dry-run\n  drctl recover db-down --yes --json";
 
 /// What every scenario understands.
 #[derive(Debug, Args)]
@@ -183,6 +190,7 @@ pub async fn run(cx: &Context, args: RecoverArgs) -> Result<ExitCode> {
             request.acknowledged = numbers;
             carry_out::<DiskFull>(cx, &request).await
         }
+        ScenarioVerb::DbDown(args) => plain(cx, args).await,
         ScenarioVerb::NetworkPartition(args) => plain(cx, args).await,
         ScenarioVerb::ServiceCrash(args) => plain(cx, args).await,
         ScenarioVerb::RedisOom(args) => plain(cx, args).await,

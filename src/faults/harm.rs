@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::disk_full::{self, DiskHarm, DiskMend};
+use super::db_down::{self, ServerHarm, ServerMend};
 use super::network_partition::{self, NetworkHarm, NetworkMend};
 use super::redis::{self, RedisHarm, RedisMend};
 use super::server::{asking, session};
@@ -64,6 +65,8 @@ pub enum Harm {
     Redis(RedisHarm),
     /// Disks.
     Disk(DiskHarm),
+    /// An effect on a PostgreSQL server.
+    Server(ServerHarm),
     /// The main process is killed from outside, as soon as the engine has started it again:
     /// what the engine does not take for a stop by hand.
     CrashLoop {
@@ -134,6 +137,8 @@ pub enum Mend {
     Network(NetworkMend),
     /// Disks.
     Disk(DiskMend),
+    /// An effect on a PostgreSQL server.
+    Server(ServerMend),
     /// An effect on a running Redis.
     #[serde(rename_all = "kebab-case")]
     Redis {
@@ -326,6 +331,7 @@ async fn apply(system: &System, service: &str, harm: &Harm, request: &Request) -
         }
         Harm::Network(harm) => network_partition::apply(system, harm).await,
         Harm::Disk(harm) => disk_full::apply(system, service, harm, request).await,
+        Harm::Server(harm) => db_down::apply(system, harm).await,
         Harm::Redis(harm) => redis::apply(system, service, harm).await,
         Harm::HoldSessions {
             service,
@@ -481,6 +487,7 @@ async fn put_right(system: &System, mend: &Mend) -> Result<Option<String>> {
     match mend {
         Mend::Network(mend) => network_partition::put_right(system, mend).await,
         Mend::Disk(mend) => disk_full::put_right(system, mend).await,
+        Mend::Server(mend) => db_down::put_right(system, mend).await,
         Mend::Redis { service, mend } => redis::put_right(system, service, mend).await,
         Mend::EndSessions {
             service,

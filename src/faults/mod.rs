@@ -8,6 +8,7 @@
 mod connection_exhaustion;
 pub mod db_corruption;
 mod disk_full;
+mod db_down;
 pub mod expiry;
 mod harm;
 mod load;
@@ -54,6 +55,7 @@ pub struct Fault {
 pub fn catalogue() -> impl Iterator<Item = &'static Fault> {
     [
         db_corruption::FAULTS,
+        db_down::FAULTS,
         connection_exhaustion::FAULTS,
         network_partition::FAULTS,
         redis_oom::FAULTS,
@@ -414,6 +416,7 @@ impl Site<'_> {
                     .await?
                     .map(|p| Prepared::Data(Box::new(server), Box::new(p)))
             }
+            "db-down" => db_down::prepare(self.system, variant, service, request, id).await?,
             "service-overload" => service_overload::prepare(self.system, variant, service, request, id)
                 .await?
                 .map(Prepared::Services),

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::error::{Error, Kind, Result};
 use crate::postgres::{Client, PgError, sqlstate};
+use crate::probe::logs::{self, LogPattern};
 use crate::system::{PostgresServer, System};
 use crate::workload::Status;
 
@@ -169,6 +170,37 @@ pub async fn start_and_fail(system: &System, server: &PostgresServer) -> Result<
                     crate::event::seconds(FAIL_DEADLINE)
                 ),
             ));
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+/// Starts the server and waits until it says that it is ready.
+///
+/// # Errors
+/// [`Kind::VerifyFailed`] when it is reached after all: the fault has missed.
+pub async fn start_deaf(system: &System, server: &PostgresServer) -> Result<String> {
+    system.docker.start(&server.container.name).await?;
+    let end = tokio::time::Instant::now() + START_DEADLINE;
+    loop {
+        let now = system.postgres(&server.service).await?;
+        let log = logs::read(&system.docker, &now.container).await?;
+        if log.iter().any(|l| l.pattern == LogPattern::Ready) {
+            return match now.connect().await {
+                Err(e) => Ok(format!("the server is ready, and is not reached: {e}")),
+                Ok(_) => Err(Error::new(
+                    Kind::VerifyFailed,
+                    format!("{} is reached all the same: the fault has missed", server.service),
+                )
+                .next("drctl drill heal")),
+            };
+        }
+        if tokio::time::Instant::now() >= end {
+            return Err(Error::new(
+                Kind::VerifyFailed,
+                format!("{} does not become ready", server.service),
+            )
+            .next(format!("docker logs --tail 50 {}", server.container.name)));
         }
         tokio::time::sleep(PAUSE).await;
     }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::NetworkAction;
 use super::SessionAction;
 use super::SpaceAction;
-use super::{ContainerAction, RedisAction};
+use super::{ContainerAction, RedisAction, ServerAction};
 
 /// One effect.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,6 +30,8 @@ pub enum Action {
     Container(ContainerAction),
     /// Room on a disk.
     Space(SpaceAction),
+    /// A PostgreSQL server's configuration, and the owner and place of its files.
+    Server(ServerAction),
 }
 
 /// A table whose newer rows are brought over from damaged data.
@@ -375,6 +377,7 @@ impl Action {
             Self::Redis(a) => a.summary(),
             Self::Container(a) => a.summary(),
             Self::Space(a) => a.summary(),
+            Self::Server(a) => a.summary(),
             Self::Workload(a) => match a {
                 WorkloadAction::Stop { service } => format!("stop {service}"),
                 WorkloadAction::Start { service, .. } => format!("start {service}"),

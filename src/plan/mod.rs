@@ -6,6 +6,7 @@ mod container;
 mod lint;
 mod network;
 mod redis;
+mod server;
 mod sessions;
 mod space;
 
@@ -19,6 +20,7 @@ pub use container::{ContainerAction, Limits, SET_ASIDE, kept_name};
 pub use lint::{LintError, lint};
 pub use network::NetworkAction;
 pub use redis::RedisAction;
+pub use server::{ConfigLine, ServerAction};
 pub use sessions::{Release, SessionAction, SessionRef, SessionRules};
 pub use space::SpaceAction;
 
@@ -54,6 +56,10 @@ pub enum Remedy {
     Save,
     /// Let a server be written again that refuses writes to protect itself.
     Unblock,
+    /// Give a server's files back to it: owner and mode.
+    FixPermissions,
+    /// Set aside the settings that a server cannot run with.
+    Reconfigure,
     /// Repair a service's files, on a copy first.
     Repair,
     /// Restart a service.
@@ -92,6 +98,8 @@ impl Remedy {
             Self::ClearStale => "clear-stale",
             Self::Save => "save",
             Self::Unblock => "unblock",
+            Self::FixPermissions => "fix-permissions",
+            Self::Reconfigure => "reconfigure",
             Self::Repair => "repair",
             Self::Restart => "restart",
             Self::ScaleOut => "scale-out",
@@ -120,6 +128,8 @@ impl Remedy {
             Self::ClearStale => "remove the entries that belong to nothing any more",
             Self::Save => "have it save its data once more",
             Self::Unblock => "let it be written again as it is",
+            Self::FixPermissions => "give it its files back: owner and mode of exactly the wrong ones",
+            Self::Reconfigure => "set aside exactly the settings that it cannot run with",
             Self::Repair => "repair its files, on a copy first",
             Self::Restart => "restart it",
             Self::ScaleOut => "start a second instance",

@@ -44,6 +44,21 @@ pub struct FileFacts {
     pub wal_free: Option<u64>,
     /// Bytes used of `/dev/shm` and its size, when the container runs.
     pub shm: Option<(u64, u64)>,
+    /// Which of `standby.signal`, `recovery.signal` and `backup_label` are there.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub signals: Vec<String>,
+    /// `postmaster.pid`, line by line; `None` when there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lock_file: Option<Vec<String>>,
+}
+
+/// Where a running server says that it listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listens {
+    /// TCP port.
+    pub port: u16,
+    /// The first of its addresses; empty when it listens on its socket only.
+    pub address: String,
 }
 
 impl FileFacts {
@@ -51,6 +66,17 @@ impl FileFacts {
     #[must_use]
     pub fn least_free(&self) -> u64 {
         self.wal_free.map_or(self.disk_free, |w| w.min(self.disk_free))
+    }
+
+    /// Where the server listens, by its lock file (`pidfile.h` in the server's sources: the port
+    /// is line 4, the first address line 6). `None` before it listens.
+    #[must_use]
+    pub fn listens(&self) -> Option<Listens> {
+        let lines = self.lock_file.as_ref()?;
+        Some(Listens {
+            port: lines.get(3)?.trim().parse().ok()?,
+            address: lines.get(5)?.trim().to_owned(),
+        })
     }
 }
 
@@ -85,6 +111,8 @@ for d in base global pg_wal pg_xact pg_multixact pg_notify pg_replslot pg_stat p
   pg_logical/snapshots pg_logical/mappings pg_commit_ts pg_dynshmem pg_serial pg_subtrans pg_tblspc; do
   [ -d "$d" ] || echo "missing=$d"
 done
+for f in standby.signal recovery.signal backup_label; do [ -e "$f" ] && echo "signal=$f"; done
+if [ -e postmaster.pid ]; then echo 'lock-file=there'; sed 's/^/lock=/' postmaster.pid; fi
 for f in pg_wal/*; do [ -f "$f" ] && echo "wal=${f#pg_wal/}"; done
 for f in pg_xact/*; do [ -f "$f" ] && echo "xact=${f#pg_xact/}"; done
 echo "kib=$(timeout 2 du -sk . 2>/dev/null | cut -f 1)"
@@ -241,6 +269,8 @@ pub fn parse(output: &str) -> Look {
                 .and_then(|f| f.parse::<u64>().ok())
                 .map(|f| f << 10),
             shm: None,
+            signals: all("signal"),
+            lock_file: one("lock-file").map(|_| all("lock")),
         }),
         control: control::parse(&all("control").join("\n")),
         server_user: user,
@@ -269,7 +299,8 @@ mod tests {
     fn lines_of_the_helper() {
         let look = parse(
             "owner=0:0\nmode=755\nversion=15\nprogram=postgres (PostgreSQL) 15.20 (Debian 15.20-0+deb12u1)\nuser=999:999\n\
-             foreign=. (0:0, mode 755)\nforeign=./base (0:0, mode 700)\nmissing=pg_notify\nwal=000000010000000000000002\n\
+             foreign=. (0:0, mode 755)\nforeign=./base (0:0, mode 700)\nmissing=pg_notify\nsignal=standby.signal\nlock-file=there\nlock=1\nlock=/d\nlock=17\nlock=5433\nlock=/run\nlock=localhost\n\
+             wal=000000010000000000000002\n\
              wal=000000010000000000000001\nxact=0000\nkib=2048\nkib-aside=1024\ndisk=100 50\nwal-free=7\n\
              control=pg_controldata: error: could not read file \"x\": read 100 of 296\n",
         );
@@ -279,6 +310,9 @@ mod tests {
         assert_eq!(files.program_version.as_deref(), Some("15"));
         assert_eq!(files.foreign, [". (0:0, mode 755)", "base (0:0, mode 700)"]);
         assert_eq!(files.missing_directories, ["pg_notify"]);
+        assert_eq!(files.signals, ["standby.signal"]);
+        let listens = files.listens().unwrap();
+        assert_eq!((listens.port, listens.address.as_str()), (5433, "localhost"));
         assert_eq!(
             files.wal,
             ["000000010000000000000001", "000000010000000000000002"]

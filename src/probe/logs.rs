@@ -42,6 +42,12 @@ pub enum LogPattern {
     Configuration,
     /// `Permission denied`, `has invalid permissions`, wrong owner.
     Permission,
+    /// `lock file "postmaster.pid" already exists`, or is empty or garbled.
+    LockFile,
+    /// `could not bind`, `Address already in use`: the port is another's.
+    PortTaken,
+    /// A `recovery.signal` or `standby.signal` without a source of WAL.
+    RecoverySource,
     /// `database files are incompatible with server` by version.
     WrongVersion,
     /// `No space left on device` on the data or WAL.
@@ -70,9 +76,18 @@ pub struct LogFinding {
     pub line: String,
 }
 
-/// In this order: the first that matches counts. Control before version, because a zeroed
+/// In this order: the first that matches counts. Permission before all, because a control file
+/// that may not be read is not a damaged one. Control before version, because a zeroed
 /// `pg_control` reads as a version; shared memory before disk, because both say "no space".
 const TABLE: &[(LogPattern, &str)] = &[
+    (
+        LogPattern::Permission,
+        "Permission denied|has invalid permissions|has wrong ownership|must be owned by|Operation not permitted",
+    ),
+    (
+        LogPattern::LockFile,
+        r#"lock file "postmaster\.pid" (already exists|is empty)|bogus data in lock file "postmaster\.pid"|pre-existing shared memory block .* is still in use"#,
+    ),
     (
         LogPattern::ControlFile,
         r#"incorrect checksum in control file|pg_control"|/pg_control|PG_CONTROL_VERSION 0\b|could not find the database system|control file appears to be corrupt|unexpected data beyond EOF.*pg_control"#,
@@ -94,8 +109,12 @@ const TABLE: &[(LogPattern, &str)] = &[
         "No space left on device|could not extend file .*Check free disk space",
     ),
     (
-        LogPattern::Permission,
-        "Permission denied|has invalid permissions|has wrong ownership|must be owned by|Operation not permitted",
+        LogPattern::PortTaken,
+        "Address already in use|could not create any TCP/IP sockets|could not bind (IPv4|IPv6|Unix) ",
+    ),
+    (
+        LogPattern::RecoverySource,
+        "must specify restore_command when standby mode is not enabled|specified neither primary_conninfo nor restore_command",
     ),
     (
         LogPattern::WrongVersion,
@@ -103,7 +122,7 @@ const TABLE: &[(LogPattern, &str)] = &[
     ),
     (
         LogPattern::Configuration,
-        r#"could not access the server configuration file|unrecognized configuration parameter|configuration file .* contains errors|could not load .*pg_hba\.conf|could not open (configuration )?file ".*(postgresql|pg_hba|pg_ident).*\.conf"|invalid value for parameter|is outside the valid range for parameter|syntax error in file .*\.conf|could not map anonymous shared memory|invalid line in .*\.conf|invalid (authentication method|connection type)|exists but is not empty|not a valid data directory|could not access file ".*": No such file or directory"#,
+        r#"could not access the server configuration file|unrecognized configuration parameter|configuration file .* contains errors|could not load .*pg_hba\.conf|could not open (configuration )?file ".*(postgresql|pg_hba|pg_ident).*\.conf"|invalid value for parameter|is outside the valid range for parameter|requires wal_level|cannot be enabled when wal_level|must be less than max_connections|syntax error in file .*\.conf|could not map anonymous shared memory|invalid line in .*\.conf|invalid (authentication method|connection type)|exists but is not empty|not a valid data directory|could not access file ".*": No such file or directory"#,
     ),
     (
         LogPattern::DamagedPage,
@@ -420,6 +439,26 @@ mod tests {
             (
                 "FATAL:  data directory \"/x\" has invalid permissions",
                 Some(P::Permission),
+            ),
+            (
+                "but could not open file \"/x/global/pg_control\": Permission denied",
+                Some(P::Permission),
+            ),
+            (
+                "FATAL:  lock file \"postmaster.pid\" is empty",
+                Some(P::LockFile),
+            ),
+            (
+                "FATAL:  lock file \"postmaster.pid\" already exists",
+                Some(P::LockFile),
+            ),
+            (
+                "LOG:  could not bind IPv4 address \"0.0.0.0\": Address already in use",
+                Some(P::PortTaken),
+            ),
+            (
+                "FATAL:  must specify restore_command when standby mode is not enabled",
+                Some(P::RecoverySource),
             ),
             (
                 "FATAL:  database files are incompatible with server",

@@ -27,6 +27,7 @@ pub mod redis_keys;
 pub mod redis_sessions;
 pub mod relations;
 pub mod sessions;
+pub mod settings;
 pub mod slots;
 pub mod usage;
 pub mod vitals;

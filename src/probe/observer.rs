@@ -2,17 +2,20 @@
 //! scenarios ask for it.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use futures_util::future::join_all;
-use tokio::sync::OnceCell;
+use jiff::Timestamp;
+use tokio::sync::{Mutex, OnceCell};
 
 use super::containers::{self, ContainerState};
 use super::endpoints::{self, Answers};
+use super::files::{self, Look};
 use super::host::{self, Host};
 use super::reach::{self, Reach};
 use super::redis::{RedisState, observe};
 use crate::event::SharedReporter;
-use crate::system::System;
+use crate::system::{PostgresServer, System};
 use crate::workload::NetworkInfo;
 
 /// One look at a deployment. Made anew for each look: what it has seen does not change.
@@ -28,6 +31,7 @@ pub struct Observer<'a> {
     redis: OnceCell<BTreeMap<String, Result<RedisState, String>>>,
     endpoints: OnceCell<BTreeMap<String, Answers>>,
     host: OnceCell<Option<Host>>,
+    files: Mutex<BTreeMap<String, Look>>,
 }
 
 impl<'a> Observer<'a> {
@@ -43,7 +47,24 @@ impl<'a> Observer<'a> {
             redis: OnceCell::new(),
             endpoints: OnceCell::new(),
             host: OnceCell::new(),
+            files: Mutex::default(),
         }
+    }
+
+    /// The data directory of a PostgreSQL server, seen by a helper container, which takes longer
+    /// than a question on a busy engine. Who asks second waits for the first.
+    pub async fn files(&self, server: &PostgresServer) -> Look {
+        let mut seen = self.files.lock().await;
+        if let Some(look) = seen.get(&server.service) {
+            return look.clone();
+        }
+        let now = Timestamp::now().as_second();
+        let run = format!("detect-{}-{now}", std::process::id());
+        let probe = self.system.runbook.deadlines.probe;
+        let deadline = probe.max(Duration::from_secs(3)) + Duration::from_secs(4);
+        let look = files::look(self.system, server, &run, deadline).await;
+        seen.insert(server.service.clone(), look.clone());
+        look
     }
 
     /// Every Redis server as it answers, by service; or why it could not be asked. Nothing is

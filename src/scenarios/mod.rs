@@ -4,11 +4,14 @@
 pub mod connection_exhaustion;
 pub mod db_corruption;
 pub mod disk_full;
+pub mod db_down;
 pub mod ladder;
+mod limits;
 pub mod network_partition;
 pub mod outage;
 pub mod redis_failure;
 pub mod redis_oom;
+pub(crate) mod server_trouble;
 pub mod service_crash;
 pub mod service_overload;
 pub mod stuck_sessions;
@@ -219,6 +222,7 @@ pub fn registry() -> Vec<Entry> {
         entry::<disk_full::DiskFull>(),
         entry::<db_corruption::DbCorruption>(),
         entry::<network_partition::NetworkPartition>(),
+        entry::<db_down::DbDown>(),
         entry::<redis_oom::RedisOom>(),
         entry::<redis_failure::RedisFailing>(),
         entry::<connection_exhaustion::ConnectionExhaustion>(),

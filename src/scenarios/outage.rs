@@ -53,6 +53,7 @@ impl Scenario for Outage {
         "Everything is down: the engine, or most services and a data store among them";
     const REMEDIES: &'static [Remedy] = &[Remedy::StartAll];
     const CAUSES: &'static [&'static str] = &[
+        "db-down",
         "redis-failure",
         "service-crash",
         "service-overload",

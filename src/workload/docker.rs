@@ -800,5 +800,6 @@ fn container_info(raw: ContainerInspectResponse) -> ContainerInfo {
             .collect(),
         labels: config.labels.unwrap_or_default().into_iter().collect(),
         env: config.env.unwrap_or_default(),
+        command: config.cmd.unwrap_or_default(),
     }
 }

@@ -15,6 +15,7 @@ mod bridge;
 mod create;
 mod docker;
 mod helper;
+mod mounts;
 mod network;
 mod space;
 mod ssh;
@@ -249,6 +250,9 @@ pub struct ContainerInfo {
     /// Environment, `NAME=value`. Holds secrets: never serialised.
     #[serde(skip)]
     pub env: Vec<String>,
+    /// Program and arguments. May hold secrets: never serialised.
+    #[serde(skip)]
+    pub command: Vec<String>,
 }
 
 impl ContainerInfo {

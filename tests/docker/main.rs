@@ -14,6 +14,7 @@ mod connection_exhaustion;
 mod crash;
 mod crash_undo;
 mod disk_full;
+mod db_down;
 mod faults;
 mod hostile;
 mod lookalikes;

@@ -224,12 +224,19 @@ impl Stack {
 
     /// What a shell prints in a container with the database's image and files. It never changes the server's.
     pub fn beside_the_server(&self, script: &str) -> String {
-        let container = self.container("postgres");
+        self.with_its_files(&format!("{}:ro", self.container("postgres")), script)
+    }
+
+    /// The same, and it may change them.
+    pub fn change_files(&self, script: &str) -> String {
+        self.with_its_files(&self.container("postgres"), script)
+    }
+
+    fn with_its_files(&self, volumes_from: &str, script: &str) -> String {
         let image = self.inspect("postgres", "{{.Image}}");
         let mut args = vec!["run", "--rm", "--network", "none", "--volumes-from"];
-        let read_only = format!("{container}:ro");
         args.extend([
-            &*read_only,
+            volumes_from,
             "-e",
             "PGDATA=/var/lib/postgresql/data",
             "--entrypoint",

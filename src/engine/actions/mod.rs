@@ -12,6 +12,7 @@ mod redis;
 mod salvage;
 mod scripts;
 mod server;
+mod server_files;
 mod sessions;
 mod side_server;
 mod space;
@@ -199,6 +200,7 @@ pub async fn apply(cx: &ActionContext<'_>, action: &Action) -> Result<Outcome, A
         Action::Redis(action) => on_redis(cx, action).await,
         Action::Container(action) => recreate::apply(cx, action).await,
         Action::Space(action) => space::apply(cx, action).await,
+        Action::Server(action) => server_files::apply(cx, action).await,
     }
 }
 

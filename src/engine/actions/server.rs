@@ -16,6 +16,11 @@ pub(super) async fn stop(cx: &ActionContext<'_>, service: &str) -> Result<Outcom
     if server.container.status == Status::Paused {
         // A frozen process cannot act on its stop signal and would be killed.
         cx.system.docker.unpause(&server.container.id).await?;
+    } else if server.container.is_running() {
+        let states = cx.system.docker.process_states(&server.container.id).await;
+        if states.is_ok_and(|all| all.first().is_some_and(|s| s.starts_with('T'))) {
+            cx.system.docker.resume(&server.container.id).await?;
+        }
     }
     if server.container.is_running() && server.container.stop_signal != "SIGINT" {
         // SIGTERM is the smart shutdown, which waits for clients until the engine loses

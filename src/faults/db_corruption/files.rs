@@ -72,6 +72,18 @@ pub enum Damage {
         /// Directory.
         path: String,
     },
+    /// A file or directory has another mode.
+    Mode {
+        /// File or directory.
+        path: String,
+        /// Octal.
+        mode: String,
+    },
+    /// An empty file where none belongs.
+    Plant {
+        /// File.
+        path: String,
+    },
 }
 
 impl Damage {
@@ -98,6 +110,8 @@ impl Damage {
             Self::Config { path, line } => add(&["config", path, line]),
             Self::Version { path, major } => add(&["version", path, major]),
             Self::Owner { path } => add(&["owner", path]),
+            Self::Mode { path, mode } => add(&["mode", path, mode]),
+            Self::Plant { path } => add(&["plant", path]),
         }
         argv
     }

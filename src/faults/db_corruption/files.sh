@@ -100,6 +100,17 @@ damage() {
         begin "$path"
         chown -R 0:0 "$path"
         ;;
+    mode)
+        stat -c %a "$path" >"$dir/mode"
+        begin "$path"
+        chmod "$1" "$path"
+        ;;
+    plant)
+        [ ! -e "$path" ] || fail "$path is there already"
+        : >"$dir/plant"
+        begin "$dir/plant"
+        mv "$dir/plant" "$path"
+        ;;
     *) fail "unknown damage $kind" ;;
     esac
     sync
@@ -121,6 +132,8 @@ state() {
         else
             echo "replaced: another file stands in its place"
         fi
+    elif [ "$kind" = plant ] && [ ! -e "$path" ]; then
+        echo intact
     elif [ ! -e "$path" ]; then
         echo "replaced: $path no longer exists"
     elif [ "$kind" != config ] && [ "$kind" != version ] && [ "$(inode "$path")" != "$(cat "$dir/inode")" ]; then
@@ -138,9 +151,12 @@ state() {
             elif [ "$now" = "$(cat "$dir/size")" ]; then echo intact
             else echo "replaced: it has been written to since"; fi
             ;;
-        config) if grep -q "# ${dir##*/}\$" "$path"; then echo damaged; else echo intact; fi ;;
+        # A line that has become a comment does no harm any more.
+        config) if grep -q "^[^#].*# ${dir##*/}\$" "$path"; then echo damaged; else echo intact; fi ;;
         version) if [ "$(cat "$path")" = "$1" ]; then echo damaged; else echo intact; fi ;;
         owner) if [ "$(owner "$path")" = 0:0 ]; then echo damaged; else echo intact; fi ;;
+        mode) if [ "$(stat -c %a "$path")" = "$1" ]; then echo damaged; else echo intact; fi ;;
+        plant) echo damaged ;;
         esac
     fi
 }
@@ -170,6 +186,8 @@ put_back() {
         replace "$path.new"
         ;;
     owner) chown -R "$(owner .)" "$path" ;;
+    mode) chmod "$(cat "$dir/mode")" "$path" ;;
+    plant) rm -f "$path" ;;
     esac
     sync
 }

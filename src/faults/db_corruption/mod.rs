@@ -151,19 +151,26 @@ enum Work {
 
 /// In which state the server is when its files are damaged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Halt {
+pub enum Halt {
+    /// It runs.
     Running,
+    /// Stopped cleanly.
     Clean,
+    /// Killed.
     Crash,
 }
 
 /// What is to come of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum After {
+pub enum After {
+    /// It is started, and answers.
     Serves,
+    /// It is started, and ends.
     Fails,
     /// Running, and nobody can get in.
     Stays,
+    /// It is started, is ready, and is not reached.
+    Deaf,
 }
 
 /// Works out what `variant` would hit, without changing anything.
@@ -199,6 +206,27 @@ async fn slots_full(server: &PostgresServer, request: &Request, id: &str) -> Res
 }
 
 impl Prepared {
+    /// Damage to files that another family has worked out.
+    #[must_use]
+    pub fn of_files(
+        server: &PostgresServer,
+        target: &str,
+        damage: Damage,
+        (halt, after): (Halt, After),
+        id: &str,
+    ) -> Self {
+        Self {
+            target: target.to_owned(),
+            heal: Heal::Files {
+                damage,
+                saved: saved_dir(server, id),
+                offline: halt != Halt::Running,
+                reindex: None,
+            },
+            work: Work::Files { halt, after },
+        }
+    }
+
     /// Injects the fault and waits until the world is as the fault says. Returns what
     /// was seen.
     ///
@@ -224,6 +252,7 @@ impl Prepared {
                     }
                     After::Fails => server::start_and_fail(system, server).await,
                     After::Stays => Ok("the server runs".into()),
+                    After::Deaf => server::start_deaf(system, server).await,
                 }
             }
             Work::Entries(entries) => entries.inject(server).await,

@@ -267,10 +267,10 @@ pub(super) fn diagnose(ev: &Evidence, rb: &Runbook) -> Diagnosis {
             look_alike("own-limit", explanation, reasons, next.collect())
         }
         Finding::Down => look_alike(
-            "server-down",
+            "db-down",
             format!("{service} takes no connection at all, from nobody"),
             vec![in_words(&ev.connection)],
-            vec!["drctl diagnose db-corruption    # looks at the server from every side".into()],
+            vec!["drctl diagnose db-down".into(), "drctl recover db-down".into()],
         ),
         Finding::Unknown => say(
             Certainty::Unknown,

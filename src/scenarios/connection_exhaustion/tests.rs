@@ -285,7 +285,7 @@ fn free_slots_limits_and_a_server_that_is_down() {
         json!("silent"),
         json!({"refused": {"sqlstate": "57P03", "message": "starting up"}}),
     ] {
-        assert_eq!(look_alike(&down(connection)).as_deref(), Some("server-down"));
+        assert_eq!(look_alike(&down(connection)).as_deref(), Some("db-down"));
     }
     let password = down(json!({"refused": {"sqlstate": "28P01", "message": "password"}}));
     assert_eq!(certainty(&password), Certainty::Unknown);

@@ -20,7 +20,8 @@ use crate::postgres::PgError;
 use crate::probe::amcheck::{self, AmcheckOptions};
 use crate::probe::facts::DatabaseFacts;
 use crate::probe::relations::{PAGE, block_and_path, file_path, is_damage, merge};
-use crate::probe::{connection, counts, facts, files, logs, slots};
+use crate::probe::observer::Observer;
+use crate::probe::{connection, counts, facts, logs, slots};
 use crate::runbook::Database;
 use crate::scenarios::DetectOptions;
 use crate::system::{PostgresServer, System};
@@ -36,11 +37,8 @@ const SESSIONS_PER_DATABASE: usize = 3;
 /// # Errors
 /// No such service, an engine that cannot be reached, a service without a container, a secret
 /// that cannot be read. A server that is down is not an error.
-pub async fn detect(
-    system: &System,
-    options: &DetectOptions,
-    reporter: &SharedReporter,
-) -> Result<Evidence, Error> {
+pub async fn detect(world: &Observer<'_>, options: &DetectOptions) -> Result<Evidence, Error> {
+    let (system, reporter) = (world.system, world.reporter);
     let taken_at = Timestamp::now();
     let began = Instant::now();
     let service = system.postgres_service(options.service.as_deref())?.to_string();
@@ -55,12 +53,9 @@ pub async fn detect(
         text: format!("container {} is {}", server.container.name, status_word(&server)),
     });
 
-    let run = format!("detect-{}-{}", std::process::id(), taken_at.as_second());
-    // A helper is a container of its own: on a busy engine it takes longer than a question.
-    let helper_deadline = probe.max(Duration::from_secs(3)) + Duration::from_secs(4);
     let (log, look, (connection, slots, mut databases), (backups, unusable_backups)) = tokio::join!(
         logs::read(&system.docker, &server.container),
-        files::look(system, &server, &run, helper_deadline),
+        world.files(&server),
         sessions(&server, options.deep, deadline, reporter),
         backups(system, &service),
     );

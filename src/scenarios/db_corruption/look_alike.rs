@@ -2,18 +2,15 @@
 //! failures that only look like it. The look-alikes are asked first.
 
 use super::diagnose::{Class, Finding};
-use super::evidence::{Evidence, FileFacts, LogPattern};
+use super::evidence::{Evidence, LogPattern};
 use crate::postgres::sqlstate;
 use crate::scenarios::Certainty;
 use crate::scenarios::disk_full::recognise::{self, is_short};
+use crate::scenarios::server_trouble::{self, Kind, Traces, Trouble};
 use crate::workload::Status;
 
 pub(super) fn has(ev: &Evidence, pattern: LogPattern) -> Option<&str> {
-    ev.log
-        .iter()
-        .rev()
-        .find(|l| l.pattern == pattern)
-        .map(|l| l.line.as_str())
+    traces(ev).has(pattern)
 }
 
 /// A container that does not run: its last words decide.
@@ -24,7 +21,7 @@ pub(super) fn down(ev: &Evidence) -> Finding {
             "paused",
             format!("container {name} is paused"),
             vec!["the engine says so".into()],
-            &[format!("docker unpause {name}")],
+            &db_down(),
         );
     }
     if let Some(finding) = from_log(ev) {
@@ -35,10 +32,7 @@ pub(super) fn down(ev: &Evidence) -> Finding {
             "out-of-memory",
             format!("container {name} was killed for want of memory"),
             vec![format!("exit code {}, OOMKilled", ev.container.exit_code)],
-            &[
-                format!("docker start {name}"),
-                format!("docker update --memory … {name}"),
-            ],
+            &db_down(),
         );
     }
     if let Some(line) = has(ev, LogPattern::OtherFatal) {
@@ -56,175 +50,67 @@ pub(super) fn down(ev: &Evidence) -> Finding {
         format!("container {name} is stopped, and nothing in its log speaks of damage"),
         reasons,
         &[
-            format!("docker start {name}"),
+            "drctl recover db-down".into(),
             "drctl recover db-corruption    # once it runs, to be sure".into(),
         ],
     )
 }
 
-/// Patterns that name a cause of not starting, rather than a consequence.
-fn is_cause(pattern: LogPattern) -> bool {
-    use LogPattern as P;
-    matches!(
-        pattern,
-        P::DamagedPage
-            | P::ControlFile
-            | P::NoCheckpoint
-            | P::TransactionStatus
-            | P::MissingFile
-            | P::Configuration
-            | P::Permission
-            | P::WrongVersion
-            | P::DiskFull
-    )
+/// What the log of the last run says, as this scenario sees it.
+pub(super) fn from_log(ev: &Evidence) -> Option<Finding> {
+    let traces = traces(ev);
+    let Trouble { kind, reasons } = server_trouble::of(traces)?;
+    let down = |name: &str, explanation: String, reasons| {
+        Some(Finding::look_alike(name, explanation, reasons, &db_down()))
+    };
+    match kind {
+        Kind::WrongMajor => {
+            let (data, program) = traces.majors()?;
+            let explanation =
+                format!("the data is of PostgreSQL {data} and the image is PostgreSQL {program}");
+            down("wrong-major", explanation, reasons)
+        }
+        Kind::Permissions => down("permissions", PERMISSIONS.into(), reasons),
+        Kind::DiskFull => Some(disk_full(ev, "the server stops to protect the data", reasons)),
+        Kind::Configuration => down("config", "the server refuses its configuration".into(), reasons),
+        Kind::LockFile => down("lock-file", "a lock file is left in the data directory".into(), reasons),
+        Kind::PortTaken => down("port-taken", "the server's port is another's".into(), reasons),
+        Kind::RecoverySource => down(
+            "recovery-source",
+            "the server is told to recover from somewhere, and not from where".into(),
+            reasons,
+        ),
+        Kind::Damage(cause) => Some(Finding::new(
+            Class::Cluster {
+                cause: cause.to_owned(),
+            },
+            Certainty::Confirmed,
+            reasons,
+        )),
+    }
 }
 
-/// What the log of the last run says. The look-alikes come first: a file that may not be
-/// read is not a damaged file, whatever the server then says about it.
-pub(super) fn from_log(ev: &Evidence) -> Option<Finding> {
-    let name = &ev.container.name;
-    let volume = ev
-        .container
-        .mounts
-        .iter()
-        .find_map(|m| m.volume.clone())
-        .unwrap_or_default();
-    let image = &ev.container.image;
-    let files = ev.files.as_ref().ok();
-    if let (Some(data), Some(program)) = (
-        files.and_then(|f| f.version.as_deref()),
-        files.and_then(|f| f.program_version.as_deref()),
-    ) && data != program
-    {
-        return Some(Finding::look_alike(
-            "wrong-major",
-            format!("the data is of PostgreSQL {data} and the image is PostgreSQL {program}"),
-            has(ev, LogPattern::WrongVersion)
-                .map(str::to_owned)
-                .into_iter()
-                .collect(),
-            &[
-                format!("# start it with an image of PostgreSQL {data}, if that is what the data is"),
-                format!(
-                    "# if only the file PG_VERSION is wrong: docker run --rm -v {volume}:/d {image} sh -c 'echo {program} > /d/PG_VERSION'"
-                ),
-            ],
-        ));
+fn traces(ev: &Evidence) -> Traces<'_> {
+    Traces {
+        container: &ev.container,
+        log: &ev.log,
+        control: &ev.control,
+        files: &ev.files,
     }
-    // A line may be left from an earlier start; what is on the disk now, or the last word,
-    // decides.
-    let last_word = ev.log.iter().rev().map(|l| l.pattern).find(|p| is_cause(*p));
-    let foreign = files.is_some_and(|f| !f.foreign.is_empty());
-    if let Some(line) =
-        has(ev, LogPattern::Permission).filter(|_| foreign || last_word == Some(LogPattern::Permission))
-    {
-        let owner = files.map_or("the server's user", |f| f.owner.as_str());
-        let mut reasons = vec![line.to_owned()];
-        reasons.extend(
-            files
-                .into_iter()
-                .flat_map(|f| f.foreign.iter().take(5).map(|p| format!("not the server's: {p}"))),
-        );
-        return Some(Finding::look_alike(
-            "permissions",
-            "files of the data directory belong to the wrong user or have the wrong mode",
-            reasons,
-            &[
-                format!("docker run --rm -v {volume}:/d {image} chown -R {owner} /d"),
-                format!("docker start {name}"),
-            ],
-        ));
-    }
-    let no_room = files.is_some_and(|f| is_short(f.least_free(), true));
-    if let Some(line) =
-        has(ev, LogPattern::DiskFull).filter(|_| no_room || last_word == Some(LogPattern::DiskFull))
-    {
-        return Some(disk_full(
-            ev,
-            "the server stops to protect the data",
-            vec![line.to_owned()],
-        ));
-    }
-    let wrong_setting = files.and_then(|f| f.configuration_error.clone());
-    if has(ev, LogPattern::Configuration).is_some()
-        && (wrong_setting.is_some() || last_word == Some(LogPattern::Configuration))
-    {
-        let line = has(ev, LogPattern::Configuration).map(str::to_owned);
-        return Some(Finding::look_alike(
-            "config",
-            "the server refuses its configuration",
-            line.into_iter().chain(wrong_setting).collect(),
-            &[
-                format!("docker logs --tail 5 {name}    # names file and line"),
-                "# settings made by ALTER SYSTEM are in postgresql.auto.conf, which wins".into(),
-            ],
-        ));
-    }
-    let cluster = |cause: &str, pattern| {
-        has(ev, pattern).map(|line| {
-            let mut reasons = vec![format!(
-                "the server does not start, exit code {}: {line}",
-                ev.container.exit_code
-            )];
-            match &ev.control {
-                Ok(c) if c.checksum_mismatch => {
-                    reasons.push("pg_controldata: the checksum does not match".into());
-                }
-                Ok(c) => reasons.push(format!("pg_controldata: state {:?}", c.state)),
-                Err(e) => reasons.push(format!("pg_controldata: {e}")),
-            }
-            Finding::new(
-                Class::Cluster {
-                    cause: cause.to_owned(),
-                },
-                Certainty::Confirmed,
-                reasons,
-            )
-        })
-    };
-    cluster(
-        "its control file (global/pg_control) is unusable",
-        LogPattern::ControlFile,
-    )
-    .or_else(|| {
-        cluster(
-            "the write-ahead log that it must replay is gone or unreadable",
-            LogPattern::NoCheckpoint,
-        )
-    })
-    .or_else(|| {
-        cluster(
-            "transaction status (pg_xact) is missing",
-            LogPattern::TransactionStatus,
-        )
-    })
-    .or_else(|| {
-        cluster(
-            "a page that it needs to start is damaged",
-            LogPattern::DamagedPage,
-        )
-    })
-    .or_else(|| {
-        cluster(
-            "a file that it needs to start is missing",
-            LogPattern::MissingFile,
-        )
-    })
-    .or_else(|| {
-        wrong_setting.map(|error| {
-            Finding::look_alike(
-                "config",
-                "the server refuses its configuration",
-                vec![error],
-                &[format!("docker logs --tail 5 {name}    # names file and line")],
-            )
-        })
-    })
+}
+
+const PERMISSIONS: &str = "files of the data directory belong to the wrong user or have the wrong mode";
+
+/// What to type where the server is down and sound.
+fn db_down() -> [String; 2] {
+    [
+        "drctl recover db-down --dry-run    # what would be done".into(),
+        "drctl recover db-down".into(),
+    ]
 }
 
 /// The server runs and turned the administrator away.
 pub(super) fn refused(ev: &Evidence, code: &str, message: &str) -> Finding {
-    let (name, image) = (&ev.container.name, &ev.container.image);
     let reasons = vec![message.to_owned()];
     match code {
         // Between two crashes it is "starting up" too; then its last words count.
@@ -233,9 +119,7 @@ pub(super) fn refused(ev: &Evidence, code: &str, message: &str) -> Finding {
                 "starting",
                 "the server is starting up, shutting down or replaying its log",
                 reasons,
-                &[format!(
-                    "docker logs --tail 20 {name}    # watch it finish, then run this again"
-                )],
+                &["drctl recover db-down    # waits until it is done, and shows how far it is".into()],
             )
         }),
         sqlstate::TOO_MANY_CONNECTIONS => slots(ev, reasons),
@@ -246,31 +130,9 @@ pub(super) fn refused(ev: &Evidence, code: &str, message: &str) -> Finding {
             &["drctl runbook show    # which secret is used for the admin user?".into()],
         ),
         _ if message.contains("Permission denied") || message.contains("permission") => {
-            let owner = ev.files.as_ref().map_or("OWNER", |f| f.owner.as_str());
-            let volume = ev
-                .container
-                .mounts
-                .iter()
-                .find_map(|m| m.volume.clone())
-                .unwrap_or_default();
             let mut all = reasons;
-            if let Ok(files) = &ev.files {
-                all.extend(
-                    files
-                        .foreign
-                        .iter()
-                        .take(5)
-                        .map(|p| format!("not the server's: {p}")),
-                );
-            }
-            Finding::look_alike(
-                "permissions",
-                "files of the data directory belong to the wrong user or have the wrong mode",
-                all,
-                &[format!(
-                    "docker run --rm -v {volume}:/d {image} chown -R {owner} /d    # heals it live"
-                )],
-            )
+            all.extend(traces(ev).foreign());
+            Finding::look_alike("permissions", PERMISSIONS, all, &db_down())
         }
         sqlstate::DISK_FULL => shared_memory_or_disk(ev, reasons),
         sqlstate::DATA_CORRUPTED | sqlstate::INDEX_CORRUPTED | sqlstate::UNDEFINED_FILE => Finding::new(
@@ -325,19 +187,9 @@ pub(super) fn no_room(ev: &Evidence) -> Option<Finding> {
 }
 
 fn disk_full(ev: &Evidence, consequence: &str, reasons: Vec<String>) -> Finding {
-    let free = ev.files.as_ref().map_or(0, FileFacts::least_free);
-    let of_log = ev.files.as_ref().is_ok_and(|f| f.least_free() < f.disk_free);
-    let disk = if of_log {
-        "the disk of the write-ahead log"
-    } else {
-        "the disk"
-    };
     Finding::look_alike(
         "disk-full",
-        format!(
-            "{disk} is full ({} free); {consequence}",
-            crate::event::bytes(free)
-        ),
+        format!("{}; {consequence}", traces(ev).disk_in_words()),
         reasons,
         &recognise::next(),
     )

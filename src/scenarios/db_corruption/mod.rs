@@ -50,7 +50,7 @@ impl Scenario for DbCorruption {
     type Evidence = Evidence;
 
     async fn detect(world: &Observer<'_>, options: &DetectOptions) -> Result<Evidence, Error> {
-        detect(world.system, options, world.reporter).await
+        detect(world, options).await
     }
 
     fn diagnose(evidence: &Evidence, runbook: &Runbook) -> Diagnosis {

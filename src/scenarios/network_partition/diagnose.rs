@@ -407,7 +407,7 @@ fn look_alike(ev: &Evidence, rb: &Runbook, bad: &[&Edge]) -> Option<LookAlike> {
 
 fn scenario_of(rb: &Runbook, service: &str) -> &'static str {
     match rb.service(service).map(|s| &s.kind) {
-        Some(ServiceKind::Postgres(_)) => "db-corruption",
+        Some(ServiceKind::Postgres(_)) => "db-down",
         Some(ServiceKind::Redis(_)) => "redis-failure",
         _ => "service-crash",
     }

@@ -68,7 +68,7 @@ impl Scenario for NetworkPartition {
     const ABOUT: &'static str =
         "Services that cannot reach each other: out of their network, without their names, or no network";
     const REMEDIES: &'static [Remedy] = &[Remedy::Reconnect, Remedy::Restart];
-    const CAUSES: &'static [&'static str] = &["outage", "redis-failure", "service-crash"];
+    const CAUSES: &'static [&'static str] = &["outage", "db-down", "redis-failure", "service-crash"];
     type Evidence = Evidence;
 
     async fn detect(world: &Observer<'_>, options: &DetectOptions) -> Result<Evidence> {

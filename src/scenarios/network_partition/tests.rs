@@ -197,7 +197,7 @@ fn each_failure_is_told_from_the_others_and_from_what_only_looks_so() {
         ("replaced", replaced(), Confirmed, None),
         ("dead port", port(), Confirmed, None),
         ("stopped", stopped(), Absent, Some("redis-failure")),
-        ("refusing", refusing(), Absent, Some("db-corruption")),
+        ("refusing", refusing(), Absent, Some("db-down")),
         ("resolver", resolver(), Absent, Some("dns")),
         ("firewall", silent(), Absent, Some("firewall")),
         ("moved", moved(), Absent, None),

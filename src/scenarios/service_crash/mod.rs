@@ -398,7 +398,7 @@ fn remarks(ev: &Evidence, rb: &Runbook) -> Vec<String> {
 fn asked_elsewhere(ev: &Evidence, rb: &Runbook) -> Option<Diagnosis> {
     let name = ev.service.as_deref()?;
     let (kind, scenario) = match &rb.service(name)?.kind {
-        ServiceKind::Postgres(_) => ("a PostgreSQL server", "db-corruption"),
+        ServiceKind::Postgres(_) => ("a PostgreSQL server", "db-down"),
         ServiceKind::Redis(_) => ("a Redis server", "redis-failure"),
         ServiceKind::App | ServiceKind::Nginx => return None,
     };

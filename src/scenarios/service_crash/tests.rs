@@ -248,7 +248,7 @@ fn a_database_has_a_scenario_of_its_own() {
     ev.service = Some("postgres".into());
     assert_eq!(
         diagnose(&ev, &runbook()).look_alike.unwrap().name,
-        "db-corruption"
+        "db-down"
     );
 }
 

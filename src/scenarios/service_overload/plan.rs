@@ -1,6 +1,6 @@
 //! More room for what has too little, within what the machine has free.
 
-use super::super::{PlanRequest, Refusal, Scenario, ladder};
+use super::super::{PlanRequest, Refusal, Scenario, ladder, limits};
 use super::{
     Evidence, Patient, ServiceOverload, Want, diagnose, in_words, memory_threshold, patients, slow_threshold,
 };
@@ -9,7 +9,6 @@ use crate::plan::{
     WorkloadAction,
 };
 use crate::runbook::{Runbook, ServiceKind};
-use crate::workload::ContainerInfo;
 
 /// Memory that is left to the machine.
 const RESERVE: u64 = 256 << 20;
@@ -143,18 +142,6 @@ fn new_memory(p: &Patient<'_>) -> u64 {
     p.facts.info.memory_limit.max(used) * 2
 }
 
-fn signed(bytes: u64) -> i64 {
-    i64::try_from(bytes).unwrap_or(i64::MAX)
-}
-
-/// The engine's own way to say what swap was, when nothing was said: as much again as memory.
-fn old_swap(info: &ContainerInfo) -> i64 {
-    match info.memory_swap {
-        0 => signed(info.memory_limit.saturating_mul(2)),
-        other => other,
-    }
-}
-
 fn raise(p: &Patient<'_>, ev: &Evidence, rb: &Runbook) -> Vec<Step> {
     let info = &p.facts.info;
     let (new, old, words, was) = if matches!(p.want, Want::Processor | Want::Busy) {
@@ -186,38 +173,15 @@ fn raise(p: &Patient<'_>, ev: &Evidence, rb: &Runbook) -> Vec<Step> {
             format!("{now:.2} processors"),
         )
     } else {
-        let new = new_memory(p);
-        let swap = match info.memory_swap {
-            -1 => -1,
-            // Without swap before, without it now.
-            s if s == signed(info.memory_limit) => signed(new),
-            _ => old_swap(info) - signed(info.memory_limit) + signed(new),
-        };
-        let limits = |memory: u64, swap: i64| Limits {
-            memory: Some(signed(memory)),
-            memory_swap: Some(swap),
-            ..Limits::default()
-        };
-        (
-            limits(new, swap),
-            limits(info.memory_limit, old_swap(info)),
-            format!("{} MiB of memory", new >> 20),
-            format!("{} MiB of memory", info.memory_limit >> 20),
-        )
-    };
-    let set = |limits: Limits, words: &str| {
-        Action::Container(ContainerAction::SetLimits {
-            service: p.service.to_owned(),
-            limits,
-            words: words.to_owned(),
-        })
+        let ((new, words), (old, was)) = limits::memory(info, new_memory(p));
+        (new, old, words, was)
     };
     let mut steps = vec![Step {
         title: format!("Give {} {words} instead of {was}", p.service),
         why: in_words(p),
         risk: Risk::Reversible,
-        action: set(new, &words),
-        undo: Undo::Action(set(old, &was)),
+        action: limits::set(p.service, new, &words),
+        undo: Undo::Action(limits::set(p.service, old, &was)),
         timeout_seconds: 60,
     }];
     if p.want == Want::Killed && !info.is_running() {

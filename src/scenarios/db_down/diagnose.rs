@@ -1,0 +1,534 @@
+//! What the evidence means: why nobody gets a connection. What only looks so, or is another
+//! scenario's, is named and left alone.
+
+use super::super::server_trouble::{self, Kind, Trouble};
+use super::super::{Certainty, Diagnosis, LookAlike};
+use super::detect::traces;
+use super::{Configuration, Evidence};
+use crate::plan::ConfigLine;
+use crate::postgres::sqlstate;
+use crate::probe::connection::Connection;
+use crate::probe::containers::{ContainerFacts, ContainerState, end_in_words};
+use crate::probe::files::Listens;
+use crate::probe::logs::{LogPattern, may_loop};
+use crate::workload::Status;
+
+/// Addresses that only the server's own container reaches.
+const LOOPBACK: [&str; 4] = ["", "localhost", "127.0.0.1", "::1"];
+
+/// Why the server does not answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Cause {
+    /// It answers.
+    Answers,
+    /// No container carries its name.
+    NoContainer,
+    /// The engine froze it, or a signal did.
+    Frozen,
+    /// It replays its log, or is just starting.
+    Replaying,
+    /// It was asked to stop and waits for its clients.
+    ShuttingDown,
+    /// It ended, or was ended, for no reason of its own.
+    Stopped,
+    /// It was killed for want of memory.
+    OutOfMemory,
+    /// Files of it are not its own.
+    Permissions,
+    /// It refuses its configuration.
+    Configuration,
+    /// It serves, at another port or only inside its container.
+    Elsewhere(Listens),
+    /// A lock file that nobody holds keeps it from starting.
+    LockFile,
+    /// It was made a standby, or told to recover, without a source.
+    SignalFile(&'static str),
+    /// Something that drctl does not put right: what, and what to type.
+    ByHand(&'static str, Vec<String>),
+    /// Another scenario's, or a standby at its work.
+    Instead(LookAlike),
+    /// It could not be found out.
+    Unknown(String),
+}
+
+/// The cause and what tells of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Finding {
+    pub cause: Cause,
+    pub reasons: Vec<String>,
+}
+
+pub(super) fn diagnose(ev: &Evidence) -> Diagnosis {
+    let Finding { cause, reasons } = classify(ev);
+    let service = &ev.service;
+    let certainty = match &cause {
+        Cause::Answers | Cause::Instead(_) => Certainty::Absent,
+        Cause::Unknown(_) => Certainty::Unknown,
+        _ => Certainty::Confirmed,
+    };
+    let summary = match &cause {
+        Cause::Answers => format!("{service} answers"),
+        Cause::Instead(other) => other.explanation.clone(),
+        Cause::Unknown(why) => format!("{service} could not be judged: {why}"),
+        cause => format!("{service} does not answer: {}", in_words(ev, cause)),
+    };
+    Diagnosis {
+        certainty,
+        summary,
+        reasons,
+        look_alike: match cause {
+            Cause::Instead(other) => Some(other),
+            _ => None,
+        },
+    }
+}
+
+fn in_words(ev: &Evidence, cause: &Cause) -> String {
+    let facts = ev.container.found();
+    match cause {
+        Cause::NoContainer => "it has no container".into(),
+        Cause::Frozen if facts.is_some_and(|f| f.info.status == Status::Paused) => {
+            "its container is paused".into()
+        }
+        Cause::Frozen => "its main process is stopped by a signal".into(),
+        Cause::Replaying => "it is starting, or replaying its log after a crash".into(),
+        Cause::ShuttingDown => "it was asked to stop, and waits for its clients to leave".into(),
+        Cause::Stopped => facts.map_or_else(String::new, |f| {
+            format!("its container does not run ({})", end_in_words(&f.info))
+        }),
+        Cause::OutOfMemory => "it was killed for want of memory".into(),
+        Cause::Permissions => "files of its data directory have the wrong owner or mode".into(),
+        Cause::Configuration => "it refuses its configuration".into(),
+        Cause::Elsewhere(listens) if listens.port != ev.port => {
+            format!("it listens on port {} and not on {}", listens.port, ev.port)
+        }
+        Cause::Elsewhere(_) => "it listens inside its own container only".into(),
+        Cause::LockFile => "a left-over postmaster.pid keeps it from starting".into(),
+        Cause::SignalFile("standby.signal") => {
+            "it only reads: a left-over standby.signal makes it a standby of nobody".into()
+        }
+        Cause::SignalFile(file) => format!("a left-over {file} has it recover from nowhere"),
+        Cause::ByHand(what, _) => (*what).to_owned(),
+        Cause::Answers | Cause::Instead(_) | Cause::Unknown(_) => String::new(),
+    }
+}
+
+fn found(cause: Cause, reasons: Vec<String>) -> Finding {
+    Finding { cause, reasons }
+}
+
+fn instead(name: &str, explanation: impl Into<String>, reasons: Vec<String>, next: &[String]) -> Finding {
+    found(
+        Cause::Instead(LookAlike {
+            name: name.into(),
+            explanation: explanation.into(),
+            next: next.to_vec(),
+        }),
+        reasons,
+    )
+}
+
+/// Another scenario's failure.
+fn other(scenario: &str, explanation: impl Into<String>, reasons: Vec<String>) -> Finding {
+    instead(
+        scenario,
+        explanation,
+        reasons,
+        &[
+            format!("drctl diagnose {scenario}"),
+            format!("drctl recover {scenario}"),
+        ],
+    )
+}
+
+/// Names the cause.
+pub(super) fn classify(ev: &Evidence) -> Finding {
+    let facts = match &ev.container {
+        ContainerState::Found(facts) => facts,
+        ContainerState::Missing => {
+            let reasons = vec!["the engine has none with its Compose labels or its name".into()];
+            return found(Cause::NoContainer, reasons);
+        }
+        ContainerState::Unknown(cause) => {
+            let why = "the engine does not tell how its container is".into();
+            return found(Cause::Unknown(why), vec![cause.clone()]);
+        }
+    };
+    if let Connection::Open { in_recovery, .. } = ev.connection {
+        return if in_recovery { recovering(ev) } else { found(Cause::Answers, remarks(ev)) };
+    }
+    if facts.info.status == Status::Paused {
+        return found(Cause::Frozen, vec!["the engine says that it is paused".into()]);
+    }
+    if facts.is_stopped_by_signal() {
+        let reason = "its main process is in state T: stopped by a signal, which the engine does not know of";
+        return found(Cause::Frozen, vec![reason.into()]);
+    }
+    match (&facts.info.status, &ev.connection) {
+        (Status::Running, Connection::Refused { sqlstate, message }) => refused(ev, facts, sqlstate, message),
+        (Status::Running, Connection::Closed { cause }) => closed(ev, facts, cause),
+        (Status::Running, Connection::Silent) => found(
+            Cause::Unknown("it accepts connections and answers nothing".into()),
+            vec!["an overloaded host looks like this, and so does a disk that does not answer".into()],
+        ),
+        _ => down(ev, facts),
+    }
+}
+
+/// It answers: what it has been through is worth telling.
+fn remarks(ev: &Evidence) -> Vec<String> {
+    let facts = ev.container.found();
+    facts
+        .filter(|f| f.info.restart_count > 0)
+        .map(|f| {
+            format!(
+                "the engine has restarted it {} times since it was started",
+                f.info.restart_count
+            )
+        })
+        .into_iter()
+        .collect()
+}
+
+/// It lets people in and only reads.
+fn recovering(ev: &Evidence) -> Finding {
+    let reasons = vec!["pg_is_in_recovery() says true".into()];
+    let has = |file: &str| ev.files.as_ref().is_ok_and(|f| f.signals.iter().any(|s| s == file));
+    match &ev.configuration {
+        Some(c) if c.problem.is_none() && !c.has_source && has("standby.signal") => {
+            let mut reasons: Vec<String> = reasons;
+            reasons.push("standby.signal is there, and neither primary_conninfo nor restore_command is set".into());
+            found(Cause::SignalFile("standby.signal"), reasons)
+        }
+        Some(c) if c.has_source && has("standby.signal") => instead(
+            "standby",
+            format!("{} answers: it is a standby, and only reads as such", ev.service),
+            reasons,
+            &["select * from pg_stat_wal_receiver;    # is its primary there?".into()],
+        ),
+        // A server that crashed, or was restored, lets readers in before it is done.
+        _ => replaying(ev, reasons),
+    }
+}
+
+fn replaying(ev: &Evidence, mut reasons: Vec<String>) -> Finding {
+    reasons.extend(ev.replay.as_ref().map(|r| format!("at work: {r}")));
+    if let Ok(control) = &ev.control {
+        reasons.push(format!("pg_controldata: state {:?}", control.state));
+    }
+    let begun = ev.log.iter().rev().find(|l| l.pattern == LogPattern::CrashRecovery);
+    reasons.extend(begun.map(|l| l.line.clone()));
+    found(Cause::Replaying, reasons)
+}
+
+/// It runs, and turned the administrator away.
+fn refused(ev: &Evidence, facts: &ContainerFacts, code: &str, message: &str) -> Finding {
+    let reasons = vec![message.to_owned()];
+    match code {
+        // Between two crashes it is "starting up" too; then its last words count.
+        sqlstate::CANNOT_CONNECT_NOW if may_loop(&facts.info) => match trouble(ev, facts) {
+            Some(finding) => finding,
+            None => replaying(ev, reasons),
+        },
+        sqlstate::CANNOT_CONNECT_NOW if message.contains("shutting down") => {
+            found(Cause::ShuttingDown, reasons)
+        }
+        sqlstate::CANNOT_CONNECT_NOW => replaying(ev, reasons),
+        sqlstate::TOO_MANY_CONNECTIONS => other(
+            "connection-exhaustion",
+            format!("{} runs, and every connection of it is taken", ev.service),
+            reasons,
+        ),
+        sqlstate::INVALID_PASSWORD | sqlstate::INVALID_AUTHORIZATION => instead(
+            "wrong-password",
+            format!("{} runs, and refuses drctl's user or password", ev.service),
+            reasons,
+            &[
+                "drctl runbook show    # which secret is used for the admin user?".into(),
+                format!(
+                    "docker exec {} cat {}/pg_hba.conf    # which rule refuses?",
+                    facts.info.name, ev.data_directory
+                ),
+            ],
+        ),
+        _ if message.contains("ermission denied") => permissions(ev, facts, reasons),
+        sqlstate::DISK_FULL => disk_full(ev, facts, reasons),
+        code if code.starts_with("XX") || code == sqlstate::UNDEFINED_FILE => {
+            other("db-corruption", "what a session needs to begin is damaged", reasons)
+        }
+        _ => found(Cause::Unknown("it refuses the session".into()), reasons),
+    }
+}
+
+/// It runs, and nothing is reached at its port.
+fn closed(ev: &Evidence, facts: &ContainerFacts, cause: &str) -> Finding {
+    let info = &facts.info;
+    if may_loop(info)
+        && let Some(finding) = trouble(ev, facts)
+    {
+        return finding;
+    }
+    let shares = ["host", "none"].contains(&info.network_mode.as_str())
+        || info.network_mode.starts_with("container:");
+    if info.attachments.is_empty() && info.networks.is_empty() && !shares {
+        return other(
+            "network-partition",
+            format!("{} runs, and is in no network", ev.service),
+            vec![cause.to_owned()],
+        );
+    }
+    let listens = ev.files.as_ref().ok().and_then(crate::probe::files::FileFacts::listens);
+    let ready = ev.log.iter().any(|l| l.pattern == LogPattern::Ready);
+    match listens {
+        Some(listens) if listens.port != ev.port || LOOPBACK.contains(&listens.address.as_str()) => {
+            let reasons = vec![
+                cause.to_owned(),
+                format!(
+                    "postmaster.pid: port {}, address {:?}",
+                    listens.port, listens.address
+                ),
+            ];
+            found(Cause::Elsewhere(listens), reasons)
+        }
+        Some(listens) if ready => other(
+            "network-partition",
+            format!(
+                "{} runs and listens on port {}, and is not reached from here",
+                ev.service, listens.port
+            ),
+            vec![cause.to_owned()],
+        ),
+        _ if !ready => replaying(ev, vec![cause.to_owned()]),
+        _ => found(
+            Cause::Unknown("it runs, says that it is ready, and nothing listens".into()),
+            vec![cause.to_owned()],
+        ),
+    }
+}
+
+/// Its container does not run, or goes round in circles.
+fn down(ev: &Evidence, facts: &ContainerFacts) -> Finding {
+    let info = &facts.info;
+    if info.error.contains("network") && info.error.contains("not found") {
+        let reasons = vec![info.error.clone()];
+        return other(
+            "network-partition",
+            format!("{} cannot be started: its network is gone", ev.service),
+            reasons,
+        );
+    }
+    if let Some(finding) = port_taken(facts, &info.error) {
+        return finding;
+    }
+    if let Some(finding) = trouble(ev, facts) {
+        return finding;
+    }
+    let mut reasons = vec![end_in_words(info)];
+    if !ev.log.is_empty() {
+        reasons.push("nothing in its log speaks of damage".into());
+    }
+    if info.oom_killed && info.exit_code == 137 {
+        reasons.push(match info.memory_limit {
+            0 => "it has no memory limit of its own: the machine ran out".into(),
+            limit => format!("its limit is {}", crate::event::bytes(limit)),
+        });
+        return found(Cause::OutOfMemory, reasons);
+    }
+    let name = &info.name;
+    if let Some(line) = traces(ev, info).has(LogPattern::OtherFatal)
+        && traces(ev, info).ended_by_itself()
+    {
+        reasons.push(line.to_owned());
+        let next = vec![
+            format!("docker logs --tail 50 {name}"),
+            "drctl diagnose db-corruption --deep".into(),
+        ];
+        return found(Cause::ByHand("it ends at its start", next), reasons);
+    }
+    if matches!(info.exit_code, 126 | 127) || (info.status == Status::Created && !info.error.is_empty()) {
+        reasons.extend(Some(info.error.clone()).filter(|e| !e.is_empty()));
+        let next = vec![
+            format!("docker inspect {name} --format '{{{{.Config.Image}}}} {{{{.Path}}}} {{{{.Args}}}}'"),
+            format!("docker compose up -d {}    # creates the container anew; named volumes are used again", ev.service),
+        ];
+        return found(Cause::ByHand("its container cannot be started", next), reasons);
+    }
+    if info.status == Status::Restarting {
+        let next = vec![format!("docker logs --tail 50 {name}")];
+        return found(Cause::ByHand("it ends again and again, and its log does not say why", next), reasons);
+    }
+    found(Cause::Stopped, reasons)
+}
+
+/// What log and files say keeps it from running.
+fn trouble(ev: &Evidence, facts: &ContainerFacts) -> Option<Finding> {
+    let info = &facts.info;
+    let broken = ev
+        .configuration
+        .as_ref()
+        .is_some_and(|c| !c.broken.is_empty() || c.refused.is_some());
+    // What one that was stopped had complained of has not ended it; damage, another version and a
+    // full disk are there all the same.
+    let stopped = info.status == Status::Exited && !traces(ev, info).ended_by_itself();
+    let lasting = |kind| matches!(kind, Kind::WrongMajor | Kind::DiskFull | Kind::Damage(_));
+    let trouble = server_trouble::of(traces(ev, info)).filter(|t| !stopped || lasting(t.kind));
+    let Some(Trouble { kind, reasons }) = trouble else {
+        // The next start would fail.
+        let said = ev.configuration.as_ref().filter(|_| broken)?;
+        return Some(configuration(said, facts, Vec::new()));
+    };
+    let name = &info.name;
+    Some(match kind {
+        Kind::Permissions => permissions(ev, facts, reasons),
+        Kind::DiskFull => disk_full(ev, facts, reasons),
+        Kind::Damage(what) => other(
+            "db-corruption",
+            format!("{} is damaged: {what}", ev.service),
+            reasons,
+        ),
+        Kind::Configuration => match &ev.configuration {
+            Some(said) => configuration(said, facts, reasons),
+            None => by_hand_configuration(name, reasons),
+        },
+        Kind::LockFile => lock_file(ev, name, reasons),
+        Kind::PortTaken => port_taken(facts, "address already in use")?,
+        Kind::RecoverySource => recovery_source(ev, name, reasons),
+        Kind::WrongMajor => {
+            let traces = traces(ev, info);
+            let (data, program) = traces.majors().unwrap_or(("?", "?"));
+            let next = vec![
+                format!("# start it with an image of PostgreSQL {data}, if that is what the data is"),
+                format!(
+                    "# if only the file PG_VERSION is wrong: docker run --rm --volumes-from {name} {} sh -c 'echo {program} > {}/PG_VERSION'",
+                    info.image, ev.data_directory
+                ),
+            ];
+            let mut all = reasons;
+            all.push(format!("the data is of PostgreSQL {data} and the image is PostgreSQL {program}"));
+            found(
+                Cause::ByHand("its data is of another major version than its program", next),
+                all,
+            )
+        }
+    })
+}
+
+fn permissions(ev: &Evidence, facts: &ContainerFacts, mut reasons: Vec<String>) -> Finding {
+    for line in traces(ev, &facts.info).foreign() {
+        if !reasons.contains(&line) {
+            reasons.push(line);
+        }
+    }
+    if ev.server_user.is_some() {
+        return found(Cause::Permissions, reasons);
+    }
+    let next = vec![format!(
+        "docker run --rm --volumes-from {} {} chown -R OWNER {}    # OWNER is the server's user",
+        facts.info.name, facts.info.image, ev.data_directory
+    )];
+    found(
+        Cause::ByHand("its files have the wrong owner, and whose they were is not known", next),
+        reasons,
+    )
+}
+
+fn disk_full(ev: &Evidence, facts: &ContainerFacts, mut reasons: Vec<String>) -> Finding {
+    reasons.push("never delete anything in pg_wal".into());
+    other(
+        "disk-full",
+        format!("{}: {} does not run without room", traces(ev, &facts.info).disk_in_words(), ev.service),
+        reasons,
+    )
+}
+
+fn configuration(said: &Configuration, facts: &ContainerFacts, mut reasons: Vec<String>) -> Finding {
+    let name = &facts.info.name;
+    reasons.extend(said.broken.iter().map(ConfigLine::in_words));
+    reasons.extend(said.refused.clone());
+    reasons.extend(said.problem.as_ref().map(|p| format!("its configuration could not be read: {p}")));
+    if said.broken.is_empty() || said.refused.is_some() {
+        return by_hand_configuration(name, reasons);
+    }
+    // Without a rule that refuses, the next rule lets in whom it was to keep out.
+    if let Some(line) = said.broken.iter().find(|l| l.file == "pg_hba.conf" && l.begins.contains("reject")) {
+        let next = vec![format!("# mend the rule by hand: {}", line.in_words()), format!("docker start {name}")];
+        return found(
+            Cause::ByHand("a rule of access that refuses is broken, and without it others would be let in", next),
+            reasons,
+        );
+    }
+    found(Cause::Configuration, reasons)
+}
+
+fn by_hand_configuration(name: &str, reasons: Vec<String>) -> Finding {
+    let next = vec![
+        format!("docker logs --tail 10 {name}    # names the setting or the file"),
+        format!("docker inspect {name} --format '{{{{.Config.Cmd}}}}'    # is it set on the command line?"),
+    ];
+    found(
+        Cause::ByHand("it refuses its configuration, and which line of it is not known", next),
+        reasons,
+    )
+}
+
+fn lock_file(ev: &Evidence, name: &str, mut reasons: Vec<String>) -> Finding {
+    if ev.sharing.is_empty() {
+        reasons.push("no other container runs on the same data".into());
+        return found(Cause::LockFile, reasons);
+    }
+    let others = ev.sharing.join(", ");
+    reasons.push(format!("container {others} runs on the same data"));
+    let next = vec![
+        format!("docker logs --tail 20 {others}    # is that a server? two on one data directory destroy it"),
+        format!("docker stop {others}    # if {name} is the one that should run"),
+    ];
+    found(
+        Cause::ByHand("another container holds its data", next),
+        reasons,
+    )
+}
+
+fn recovery_source(ev: &Evidence, name: &str, mut reasons: Vec<String>) -> Finding {
+    let signals: &[String] = ev.files.as_ref().map_or(&[], |f| &f.signals);
+    let has = |file: &str| signals.iter().any(|s| s == file);
+    let file = ["recovery.signal", "standby.signal"].into_iter().find(|f| has(f));
+    // With a backup_label the data is a backup's, whole only with the log that belongs to it.
+    match file {
+        Some(file) if !has("backup_label") => {
+            reasons.push(format!("{file} is there, and no backup_label: the data is no unfinished restore"));
+            found(Cause::SignalFile(file), reasons)
+        }
+        _ => {
+            let next = vec![
+                "# set restore_command to where the log of this backup is kept".into(),
+                format!("docker logs --tail 20 {name}"),
+            ];
+            found(
+                Cause::ByHand("its data is a backup that was not brought up to date: it needs the log of it", next),
+                reasons,
+            )
+        }
+    }
+}
+
+fn port_taken(facts: &ContainerFacts, error: &str) -> Option<Finding> {
+    let lower = error.to_lowercase();
+    if !lower.contains("already allocated") && !lower.contains("already in use") {
+        return None;
+    }
+    let info = &facts.info;
+    let ports: Vec<&str> = info
+        .to_publish
+        .values()
+        .filter_map(|a| a.rsplit_once(':').map(|(_, port)| port))
+        .collect();
+    let mut next: Vec<String> = ports
+        .iter()
+        .map(|p| format!("ss -ltnp 'sport = :{p}'; docker ps --filter publish={p}    # who has it?"))
+        .collect();
+    next.push(format!("docker start {}    # when it is free", info.name));
+    Some(found(
+        Cause::ByHand("another program has its port", next),
+        vec![error.to_owned()],
+    ))
+}

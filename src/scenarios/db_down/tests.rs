@@ -1,0 +1,449 @@
+//! Diagnosis and ladder on evidence with one thing changed.
+
+use serde_json::json;
+
+use super::super::service_crash::fixtures::container;
+use super::super::{Certainty, PlanRequest, Refusal, Scenario};
+use super::diagnose::diagnose;
+use super::*;
+use crate::plan::{Action, Risk, ServerAction, Undo, lint};
+use crate::probe::containers::ContainerFacts;
+use crate::probe::logs::LogPattern;
+use crate::workload::{MountInfo, Status};
+
+const NOW: &str = "2026-11-20T21:00:00Z";
+
+fn runbook() -> Runbook {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/runbooks/simgen.yaml");
+    crate::runbook::load(std::path::Path::new(path)).unwrap()
+}
+
+fn file_facts() -> FileFacts {
+    serde_json::from_value(json!({
+        "owner": "101:104", "mode": "700", "version": "15", "program-version": "15", "foreign": [],
+        "missing-directories": [], "wal": ["000000010000000000000003"], "xact": ["0000"],
+        "configuration-error": null, "data-bytes": 40_000_000, "disk-free": 50_000_000_000_u64,
+        "disk-total": 100_000_000_000_u64, "shm": null
+    }))
+    .unwrap()
+}
+
+/// A container that has ended well, changed.
+fn evidence(change: impl FnOnce(&mut ContainerFacts, &mut Evidence)) -> Evidence {
+    let mut facts = container("postgres");
+    facts.info.status = Status::Exited;
+    facts.info.stop_signal = "SIGINT".into();
+    facts.info.mounts = vec![MountInfo {
+        volume: Some("simgen_pgdata".into()),
+        source: "/var/lib/docker/volumes/simgen_pgdata/_data".into(),
+        destination: "/var/lib/postgresql/data".into(),
+        writable: true,
+    }];
+    facts.processes.clear();
+    let mut ev = Evidence {
+        format: EVIDENCE_FORMAT,
+        taken_at: NOW.parse().unwrap(),
+        service: "postgres".into(),
+        port: 5432,
+        data_directory: "/var/lib/postgresql/data".into(),
+        container: ContainerState::Missing,
+        connection: Connection::Closed {
+            cause: "container is not running".into(),
+        },
+        log: vec![said(LogPattern::Ready, "LOG:  database system is ready to accept connections")],
+        control: Err("not looked at".into()),
+        files: Ok(file_facts()),
+        server_user: Some("101:104".into()),
+        configuration: Some(Configuration::default()),
+        sharing: vec![],
+        replay: None,
+        memory_available: Some(8 << 30),
+    };
+    change(&mut facts, &mut ev);
+    ev.container = ContainerState::Found(Box::new(facts));
+    ev
+}
+
+fn said(pattern: LogPattern, line: &str) -> LogFinding {
+    LogFinding {
+        pattern,
+        at: None,
+        line: line.into(),
+    }
+}
+
+/// In a loop of crashes, with these last words.
+fn looping(facts: &mut ContainerFacts, ev: &mut Evidence, pattern: LogPattern, line: &str) {
+    facts.info.status = Status::Restarting;
+    facts.info.exit_code = 1;
+    facts.info.restart_count = 5;
+    ev.log = vec![said(pattern, line)];
+}
+
+fn runs(facts: &mut ContainerFacts) {
+    facts.info.status = Status::Running;
+    facts.processes = vec!["Ss".into()];
+}
+
+fn refuses(facts: &mut ContainerFacts, ev: &mut Evidence, sqlstate: &str, message: &str) {
+    runs(facts);
+    ev.connection = Connection::Refused {
+        sqlstate: sqlstate.into(),
+        message: message.into(),
+    };
+}
+
+fn line(file: &str, number: u32, begins: &str) -> ConfigLine {
+    ConfigLine {
+        file: file.into(),
+        line: number,
+        begins: begins.into(),
+        why: "FATAL:  the server says so".into(),
+    }
+}
+
+fn bad_config(facts: &mut ContainerFacts, ev: &mut Evidence) {
+    looping(
+        facts,
+        ev,
+        LogPattern::Configuration,
+        "FATAL:  could not access file \"nolib\": No such file or directory",
+    );
+    ev.configuration = Some(Configuration {
+        broken: vec![line("postgresql.auto.conf", 3, "shared_preload_libraries = 'nolib'")],
+        ..Configuration::default()
+    });
+}
+
+fn elsewhere(facts: &mut ContainerFacts, ev: &mut Evidence) {
+    runs(facts);
+    let lock = ["1", "/d", "17", "5433", "/run", "*"];
+    ev.files.as_mut().unwrap().lock_file = Some(lock.iter().map(ToString::to_string).collect());
+    ev.configuration = Some(Configuration {
+        port: Some(line("postgresql.auto.conf", 3, "port = 5433")),
+        ..Configuration::default()
+    });
+}
+
+fn permissions(facts: &mut ContainerFacts, ev: &mut Evidence) {
+    refuses(facts, ev, "42501", "could not access directory \"base/5\": Permission denied");
+    ev.files.as_mut().unwrap().foreign = vec!["base (0:0, mode 700)".into(), "base/5 (0:0, mode 700)".into()];
+}
+
+fn out_of_memory(facts: &mut ContainerFacts, restarts: i64) {
+    facts.info.oom_killed = true;
+    facts.info.exit_code = 137;
+    facts.info.restart_count = restarts;
+    facts.info.memory_limit = 256 << 20;
+}
+
+fn signal(ev: &mut Evidence, files: &[&str]) {
+    ev.files.as_mut().unwrap().signals = files.iter().map(ToString::to_string).collect();
+}
+
+fn stands_by(facts: &mut ContainerFacts, ev: &mut Evidence, has_source: bool) {
+    runs(facts);
+    ev.connection = Connection::Open {
+        version: 150_020,
+        started_at: None,
+        in_recovery: true,
+    };
+    signal(ev, &["standby.signal"]);
+    ev.configuration = Some(Configuration {
+        has_source,
+        ..Configuration::default()
+    });
+}
+
+fn request() -> PlanRequest {
+    PlanRequest {
+        run: "20261120T210000Z-db-down-0001".into(),
+        tried: vec![],
+        remedy: None,
+        backup: None,
+        now: NOW.parse().unwrap(),
+    }
+}
+
+fn plan(ev: &Evidence) -> Result<Plan, Refusal> {
+    let plan = DbDown::plan(ev, &runbook(), &request());
+    if let Ok(plan) = &plan {
+        lint(plan).unwrap();
+        assert!(plan.data_loss.none && plan.risk() < Risk::Destructive);
+    }
+    plan
+}
+
+type Change = fn(&mut ContainerFacts, &mut Evidence);
+
+/// Evidence, how sure, a word of the summary, and the remedy.
+const CONFIRMED: &[(Change, &str, Option<Remedy>)] = &[
+    (|_, _| {}, "does not run", Some(Remedy::Start)),
+    (|f, _| f.info.status = Status::Paused, "paused", Some(Remedy::Thaw)),
+    (
+        |f, _| {
+            runs(f);
+            f.processes = vec!["Ts".into()];
+        },
+        "stopped by a signal",
+        Some(Remedy::Thaw),
+    ),
+    (
+        |f, ev| refuses(f, ev, "57P03", "the database system is starting up"),
+        "replaying its log",
+        Some(Remedy::Wait),
+    ),
+    (
+        |f, ev| refuses(f, ev, "57P03", "the database system is shutting down"),
+        "waits for its clients",
+        Some(Remedy::Restart),
+    ),
+    (bad_config, "refuses its configuration", Some(Remedy::Reconfigure)),
+    (elsewhere, "port 5433", Some(Remedy::Reconfigure)),
+    (permissions, "wrong owner or mode", Some(Remedy::FixPermissions)),
+    (
+        // Said of the control file, and no damage.
+        |f, ev| {
+            looping(f, ev, LogPattern::ControlFile, "postgres: could not find the database system");
+            ev.log.push(said(
+                LogPattern::Permission,
+                "but could not open file \"/d/global/pg_control\": Permission denied",
+            ));
+        },
+        "wrong owner or mode",
+        Some(Remedy::FixPermissions),
+    ),
+    (
+        |f, ev| looping(f, ev, LogPattern::LockFile, "FATAL:  lock file \"postmaster.pid\" is empty"),
+        "postmaster.pid",
+        Some(Remedy::ClearStale),
+    ),
+    (
+        |f, ev| {
+            looping(f, ev, LogPattern::LockFile, "FATAL:  lock file \"postmaster.pid\" already exists");
+            ev.sharing = vec!["other".into()];
+        },
+        "another container holds its data",
+        None,
+    ),
+    (|f, ev| stands_by(f, ev, false), "standby of nobody", Some(Remedy::ClearStale)),
+    (
+        |f, ev| {
+            looping(f, ev, LogPattern::RecoverySource, "FATAL:  must specify restore_command …");
+            signal(ev, &["recovery.signal"]);
+        },
+        "recover from nowhere",
+        Some(Remedy::ClearStale),
+    ),
+    (
+        // An unfinished restore is none of a left-over file.
+        |f, ev| {
+            looping(f, ev, LogPattern::RecoverySource, "FATAL:  must specify restore_command …");
+            signal(ev, &["recovery.signal", "backup_label"]);
+        },
+        "a backup that was not brought up to date",
+        None,
+    ),
+    (|f, _| out_of_memory(f, 0), "want of memory", Some(Remedy::Start)),
+    (|f, _| out_of_memory(f, 4), "want of memory", Some(Remedy::RaiseLimit)),
+    (
+        |f, ev| {
+            out_of_memory(f, 4);
+            ev.memory_available = Some(1 << 20);
+        },
+        "want of memory",
+        None,
+    ),
+    (
+        |f, _| {
+            f.info.status = Status::Created;
+            f.info.exit_code = 128;
+            f.info.error = "Bind for 0.0.0.0:5432 failed: port is already allocated".into();
+        },
+        "another program has its port",
+        None,
+    ),
+    (
+        |f, ev| {
+            looping(f, ev, LogPattern::WrongVersion, "FATAL:  database files are incompatible with server");
+            ev.files.as_mut().unwrap().version = Some("14".into());
+        },
+        "another major version",
+        None,
+    ),
+    (
+        |f, ev| looping(f, ev, LogPattern::OtherFatal, "FATAL:  could not open directory \"pg_notify\""),
+        "ends at its start",
+        None,
+    ),
+    (
+        |f, ev| {
+            looping(f, ev, LogPattern::Configuration, "FATAL:  could not load /d/pg_hba.conf");
+            ev.configuration = Some(Configuration {
+                broken: vec![line("pg_hba.conf", 9, "hosst all bad all reject")],
+                ..Configuration::default()
+            });
+        },
+        "others would be let in",
+        None,
+    ),
+    (
+        // Nothing was said of it yet: the next start would fail.
+        |f, ev| {
+            bad_config(f, ev);
+            f.info.status = Status::Exited;
+            f.info.exit_code = 0;
+            ev.log = vec![said(LogPattern::Ready, "LOG:  database system is ready to accept connections")];
+        },
+        "refuses its configuration",
+        Some(Remedy::Reconfigure),
+    ),
+];
+
+#[test]
+fn each_cause_has_its_name_and_its_remedy() {
+    for (change, words, remedy) in CONFIRMED {
+        let ev = evidence(change);
+        let d = diagnose(&ev);
+        assert_eq!(d.certainty, Certainty::Confirmed, "{words}: {d:?}");
+        assert!(d.look_alike.is_none() && d.summary.contains(words), "{words}: {d:?}");
+        match (plan(&ev), remedy) {
+            (Ok(plan), Some(remedy)) => assert_eq!(plan.remedy, *remedy, "{words}"),
+            (Err(refusal), None) => assert!(!refusal.next.is_empty(), "{words}: {refusal:?}"),
+            (other, _) => panic!("{words}: {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn what_is_another_scenario_s_is_handed_over() {
+    let cases: &[(Change, &str)] = &[
+        (
+            |f, ev| looping(f, ev, LogPattern::ControlFile, "FATAL:  incorrect checksum in control file"),
+            "db-corruption",
+        ),
+        (|f, ev| refuses(f, ev, "XX001", "invalid page in block 0"), "db-corruption"),
+        (
+            |f, ev| {
+                let line = "PANIC:  could not write to file \"pg_wal/xlogtemp.1\": No space left on device";
+                looping(f, ev, LogPattern::DiskFull, line);
+            },
+            "disk-full",
+        ),
+        (
+            |f, ev| refuses(f, ev, "53300", "sorry, too many clients already"),
+            "connection-exhaustion",
+        ),
+        (
+            |f, ev| refuses(f, ev, "28P01", "password authentication failed"),
+            "wrong-password",
+        ),
+        (
+            |f, _| f.info.error = "network 0331 not found".into(),
+            "network-partition",
+        ),
+        (
+            |f, _| {
+                runs(f);
+                f.info.networks.clear();
+                f.info.attachments.clear();
+            },
+            "network-partition",
+        ),
+        (|f, ev| stands_by(f, ev, true), "standby"),
+    ];
+    for (change, name) in cases {
+        let d = diagnose(&evidence(change));
+        assert_eq!(d.certainty, Certainty::Absent, "{name}: {d:?}");
+        let other = d.look_alike.unwrap();
+        assert_eq!(other.name, *name);
+        assert!(!other.next.is_empty());
+    }
+}
+
+#[test]
+fn a_server_that_answers_is_let_be() {
+    let ev = evidence(|f, ev| {
+        runs(f);
+        ev.connection = Connection::Open {
+            version: 150_020,
+            started_at: None,
+            in_recovery: false,
+        };
+    });
+    assert_eq!(diagnose(&ev).certainty, Certainty::Absent);
+    assert!(plan(&ev).is_err());
+}
+
+#[test]
+fn no_container_and_an_engine_that_does_not_tell() {
+    let mut ev = evidence(|_, _| {});
+    ev.container = ContainerState::Missing;
+    assert_eq!(diagnose(&ev).certainty, Certainty::Confirmed);
+    assert!(plan(&ev).unwrap_err().next[0].starts_with("docker compose up -d postgres"));
+    ev.container = ContainerState::Unknown("no answer".into());
+    assert_eq!(diagnose(&ev).certainty, Certainty::Unknown);
+}
+
+#[test]
+fn old_complaints_of_a_server_that_was_stopped_are_not_why() {
+    let ev = evidence(|_, ev| {
+        let old = said(LogPattern::Permission, "ERROR:  could not open file: Permission denied");
+        ev.log.insert(0, old);
+    });
+    assert_eq!(plan(&ev).unwrap().remedy, Remedy::Start);
+}
+
+#[test]
+fn a_mounted_configuration_is_left_to_its_host() {
+    let ev = evidence(|f, ev| {
+        bad_config(f, ev);
+        f.info.mounts.push(MountInfo {
+            volume: None,
+            source: "/srv/postgresql.auto.conf".into(),
+            destination: "/var/lib/postgresql/data/postgresql.auto.conf".into(),
+            writable: true,
+        });
+    });
+    let refusal = plan(&ev).unwrap_err();
+    assert!(refusal.reasons[0].contains("mounted from the host"), "{refusal:?}");
+    let on_the_command_line = evidence(|f, ev| {
+        elsewhere(f, ev);
+        ev.configuration = Some(Configuration::default());
+    });
+    let refusal = plan(&on_the_command_line).unwrap_err();
+    assert!(refusal.reasons[0].contains("command line"), "{refusal:?}");
+}
+
+#[test]
+fn every_change_to_files_has_a_way_back() {
+    for (change, words, _) in CONFIRMED {
+        for step in plan(&evidence(change)).into_iter().flat_map(|p| p.steps) {
+            let changes = matches!(&step.action, Action::Server(a) if !matches!(a, ServerAction::AwaitRecovery { .. }));
+            assert!(!changes || matches!(step.undo, Undo::Action(_)), "{words}: {step:?}");
+        }
+    }
+}
+
+#[test]
+fn plans() {
+    insta::assert_yaml_snapshot!("start", plan(&evidence(|_, _| {})).unwrap());
+    insta::assert_yaml_snapshot!("bad-config", plan(&evidence(bad_config)).unwrap());
+    insta::assert_yaml_snapshot!("wrong-port", plan(&evidence(elsewhere)).unwrap());
+    insta::assert_yaml_snapshot!("permissions", plan(&evidence(permissions)).unwrap());
+    let stale: Change = |f, ev| looping(f, ev, LogPattern::LockFile, "FATAL:  lock file \"postmaster.pid\" is empty");
+    insta::assert_yaml_snapshot!("stale-lock", plan(&evidence(stale)).unwrap());
+    let replaying: Change = |f, ev| {
+        refuses(f, ev, "57P03", "the database system is starting up");
+        ev.replay = Some("startup recovering 000000010000000000000004".into());
+    };
+    insta::assert_yaml_snapshot!("replaying", plan(&evidence(replaying)).unwrap());
+    insta::assert_yaml_snapshot!("out-of-memory", plan(&evidence(|f, _| out_of_memory(f, 4))).unwrap());
+}
+
+#[test]
+fn saved_evidence_is_read_again() {
+    let ev = evidence(bad_config);
+    let again: Evidence = serde_json::from_value(serde_json::to_value(&ev).unwrap()).unwrap();
+    assert_eq!(plan(&again), plan(&ev));
+}
