@@ -275,7 +275,7 @@ async fn look_at_containers(system: &System, deadline: Duration) -> BTreeMap<Str
     .collect()
 }
 
-/// Memory from one reading of the engine's counters, processors from two.
+/// Memory from one reading of the counters, processors from two; not a number where there was only one.
 async fn usage_of(
     system: &System,
     containers: &BTreeMap<String, ContainerState>,
@@ -288,13 +288,19 @@ async fn usage_of(
     });
     join_all(running.map(|(name, info)| async move {
         let reading = async {
-            let before = system.docker.counters(&info.id).await.ok()?;
-            if !processors {
-                return Some(usage::between(&before, &before, info));
+            let here = || system.docker.counters_here(&info.id);
+            if let Some(before) = here() {
+                if processors {
+                    tokio::time::sleep(CPU_WINDOW).await;
+                }
+                return Some(usage::between(&before, &here()?, info));
             }
-            tokio::time::sleep(CPU_WINDOW).await;
-            let after = system.docker.counters(&info.id).await.ok()?;
-            Some(usage::between(&before, &after, info))
+            // The engine takes a second for one reading. A second one is not worth the wait.
+            let only = system.docker.counters(&info.id).await.ok()?;
+            Some(Usage {
+                cpus: f64::NAN,
+                ..usage::between(&only, &only, info)
+            })
         };
         let usage = tokio::time::timeout(deadline, reading).await.ok()??;
         Some((name.clone(), usage))

@@ -188,7 +188,7 @@ fn services(out: &mut String, seen: &Overview, findings: &[Finding], width: usiz
         let level = level_of(findings, &key);
         let said = findings.iter().find(|f| f.key == key).map_or("", |f| f.text.as_str());
         let usage = seen.usage.get(name);
-        let cpu = usage.map_or_else(String::new, |u| match u.cpu_limit {
+        let cpu = usage.filter(|u| u.cpus.is_finite()).map_or_else(String::new, |u| match u.cpu_limit {
             Some(limit) => format!("{:.0} % of {:.0} %", u.cpus * 100.0, limit * 100.0),
             None => format!("{:.0} %", u.cpus * 100.0),
         });

@@ -11,6 +11,7 @@
 //!   server versions always match). It holds a lease: when drctl dies, for whatever
 //!   reason, the helper ends and the engine removes it.
 
+mod cgroup;
 mod create;
 mod docker;
 mod helper;
