@@ -31,8 +31,7 @@ pub use model::{Docker, PlatformKind, Runbook, Service, ServiceKind};
 pub use problem::{Invalid, Problem, ProblemKind};
 pub use raw::{
     Backup, Database, Deadlines, Endpoint, Environment, Expect, Objectives, PostgresBackup, PostgresService,
-    RedisService, Salvage, SecretRef, Table, UserSessions, Validation, WriteCheck, WriteMethod,
-    WriteRequest,
+    RedisService, Salvage, SecretRef, Table, UserSessions, Validation, WriteCheck, WriteMethod, WriteRequest,
 };
 pub use schema::schema;
 pub use secret::{SecretError, SecretFailure};

@@ -86,13 +86,25 @@ mod tests {
             std::fs::write(path, text).unwrap();
         };
         write("system.slice/docker-two.scope/memory.current", "1000\n");
-        write("system.slice/docker-two.scope/memory.stat", "anon 1\ninactive_file 400\n");
-        write("system.slice/docker-two.scope/cpu.stat", "usage_usec 7\nnr_periods 3\nnr_throttled 2\n");
+        write(
+            "system.slice/docker-two.scope/memory.stat",
+            "anon 1\ninactive_file 400\n",
+        );
+        write(
+            "system.slice/docker-two.scope/cpu.stat",
+            "usage_usec 7\nnr_periods 3\nnr_throttled 2\n",
+        );
         write("memory/docker/one/memory.usage_in_bytes", "500\n");
-        write("memory/docker/one/memory.stat", "inactive_file 1\ntotal_inactive_file 100\n");
+        write(
+            "memory/docker/one/memory.stat",
+            "inactive_file 1\ntotal_inactive_file 100\n",
+        );
         write("cpuacct/docker/one/cpuacct.usage", "9000\n");
         let two = below(root.path(), "two").unwrap();
-        assert_eq!((two.memory, two.cpu, two.periods, two.throttled), (600, 7000, 3, 2));
+        assert_eq!(
+            (two.memory, two.cpu, two.periods, two.throttled),
+            (600, 7000, 3, 2)
+        );
         let one = below(root.path(), "one").unwrap();
         assert_eq!((one.memory, one.cpu, one.periods), (400, 9000, 0));
         assert_eq!(below(root.path(), "none"), None);

@@ -12,7 +12,12 @@ use super::stack::{Output, Stack, docker, run};
 type Received = Arc<Mutex<Vec<String>>>;
 
 fn count(received: &Received, word: &str) -> usize {
-    received.lock().unwrap().iter().filter(|m| m.contains(word)).count()
+    received
+        .lock()
+        .unwrap()
+        .iter()
+        .filter(|m| m.contains(word))
+        .count()
 }
 
 /// Keeps request line and body of every request; answers 200.
@@ -39,7 +44,9 @@ fn http_listener() -> (u16, Received) {
             }
             let mut body = vec![0; length];
             let _ = reader.read_exact(&mut body);
-            kept.lock().unwrap().push(format!("{}{}", first, String::from_utf8_lossy(&body)));
+            kept.lock()
+                .unwrap()
+                .push(format!("{}{}", first, String::from_utf8_lossy(&body)));
             let _ = (&stream).write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
         }
     });
@@ -114,7 +121,10 @@ fn wait_well(stack: &Stack) {
     let end = Instant::now() + Duration::from_secs(90);
     loop {
         let services = ["postgres", "redis", "api1", "api2", "cv_service", "nginx"];
-        if services.iter().all(|s| stack.inspect(s, "{{.State.Health.Status}}") == "healthy") {
+        if services
+            .iter()
+            .all(|s| stack.inspect(s, "{{.State.Health.Status}}") == "healthy")
+        {
             return;
         }
         assert!(Instant::now() < end, "the containers are not healthy again");
@@ -153,15 +163,30 @@ fn one_alert_and_one_recovery() {
     eprintln!("check of a healthy stack: {:?}", began.elapsed());
     ended(&healthy, 0, "OK");
     assert!(healthy.stdout.lines().next().unwrap().contains(" | ") && healthy.stdout.contains("disk_/="));
-    assert_eq!((count(&posted, "hunter2"), count(&posted, "POST /ping HTTP"), mailed.lock().unwrap().len()), (0, 1, 0));
+    assert_eq!(
+        (
+            count(&posted, "hunter2"),
+            count(&posted, "POST /ping HTTP"),
+            mailed.lock().unwrap().len()
+        ),
+        (0, 1, 0)
+    );
     promtool(&textfile);
 
     docker(&["stop", "-t", "5", &stack.container("redis")]).ok();
     let broken = stack.drctl(&["check"]);
     ended(&broken, 2, "CRITICAL");
-    assert!(broken.stdout.contains("service redis: it does not run"), "{}", broken.stdout);
+    assert!(
+        broken.stdout.contains("service redis: it does not run"),
+        "{}",
+        broken.stdout
+    );
     // One way is out of order: said, and nothing else is changed by it.
-    assert!(broken.stderr.contains("webhook to 127.0.0.1") && !broken.stderr.contains("hunter2"), "{}", broken.stderr);
+    assert!(
+        broken.stderr.contains("webhook to 127.0.0.1") && !broken.stderr.contains("hunter2"),
+        "{}",
+        broken.stderr
+    );
     ended(&stack.drctl(&["check"]), 2, "CRITICAL");
 
     docker(&["start", &stack.container("redis")]).ok();
@@ -171,12 +196,18 @@ fn one_alert_and_one_recovery() {
 
     let all = posted.lock().unwrap().clone();
     assert_eq!(count(&posted, "POST /hunter2"), 2, "{all:#?}");
-    assert!(count(&posted, "CRITICAL: ") >= 1 && count(&posted, "well again") == 1, "{all:#?}");
+    assert!(
+        count(&posted, "CRITICAL: ") >= 1 && count(&posted, "well again") == 1,
+        "{all:#?}"
+    );
     assert_eq!(count(&posted, "POST /ping/fail HTTP"), 2, "{all:#?}");
     assert_eq!(count(&posted, "POST /ping HTTP"), 3, "{all:#?}");
     let mails = mailed.lock().unwrap().clone();
     assert_eq!(mails.len(), 2, "{mails:#?}");
-    assert!(mails[0].contains("CRITICAL") && mails[1].contains("well again"), "{mails:#?}");
+    assert!(
+        mails[0].contains("CRITICAL") && mails[1].contains("well again"),
+        "{mails:#?}"
+    );
     assert_eq!(std::fs::read_to_string(&log).unwrap(), "alert\nrecovery\n");
     // What the broken way has missed waits for it, without the secret.
     let memory = std::fs::read_to_string(stack.state().join(format!("check/{}.json", stack.name))).unwrap();
@@ -190,7 +221,10 @@ fn one_alert_and_one_recovery() {
 
 fn promtool(file: &std::path::Path) {
     let text = std::fs::read_to_string(file).unwrap();
-    assert!(text.contains("drctl_check_status{") && text.contains("# TYPE drctl_service_up gauge"), "{text}");
+    assert!(
+        text.contains("drctl_check_status{") && text.contains("# TYPE drctl_service_up gauge"),
+        "{text}"
+    );
     if Command::new("promtool").arg("--version").output().is_err() {
         assert!(
             std::env::var("DRCTL_REQUIRE_DOCKER").as_deref() != Ok("1"),
@@ -210,7 +244,8 @@ fn promtool(file: &std::path::Path) {
 /// In a window nobody is told, and what is still wrong at its end is told then.
 fn maintenance(stack: &Stack, ways: &str, posted: &Received) {
     let hooks = count(posted, "POST /hunter2");
-    let window = "alerts: { deadline: 5s, maintenance: [{ once: { from: 2020-01-01T00:00, to: 2099-01-01T00:00 } }] }";
+    let window =
+        "alerts: { deadline: 5s, maintenance: [{ once: { from: 2020-01-01T00:00, to: 2099-01-01T00:00 } }] }";
     add_to_runbook(stack, &ways.replace("alerts: { deadline: 5s }", window));
     docker(&["pause", &stack.container("redis")]).ok();
     let out = stack.drctl(&["check"]);
@@ -250,7 +285,11 @@ fn dead_engine(stack: &Stack) {
         let began = Instant::now();
         let out = run(&mut command, None, Duration::from_secs(30));
         ended(&out, 3, "UNKNOWN");
-        assert!(began.elapsed() < Duration::from_millis(4500), "{host}: {:?}", began.elapsed());
+        assert!(
+            began.elapsed() < Duration::from_millis(4500),
+            "{host}: {:?}",
+            began.elapsed()
+        );
         // What can be seen without it is seen.
         assert!(out.stdout.contains("[OK] endpoint health"), "{}", out.stdout);
     }
@@ -281,7 +320,14 @@ fn frozen_server(stack: &Stack) {
     eprintln!("status with a frozen server: {took:?}");
     assert_eq!(out.code, Some(10), "{}{}", out.stdout, out.stderr);
     assert!(took < Duration::from_millis(3500), "{took:?}\n{}", out.stdout);
-    for words in ["frozen", "did not answer", "noeviction", "REDIS", "live", "objective"] {
+    for words in [
+        "frozen",
+        "did not answer",
+        "noeviction",
+        "REDIS",
+        "live",
+        "objective",
+    ] {
         assert!(out.stdout.contains(words), "{words} is missing:\n{}", out.stdout);
     }
     wait_well(stack);
