@@ -78,6 +78,8 @@ async fn main() -> anyhow::Result<()> {
         .append(true)
         .open(&args.log)
         .with_context(|| format!("cannot open the log {}", args.log.display()))?;
+    // reqwest is built without a provider of its own.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let client = reqwest::Client::builder()
         .timeout(Duration::from_secs(args.timeout))
         // A connection that died unseen while idle would make a healthy stack look failed.

@@ -148,7 +148,10 @@ fn wrong(
         Some(_) => return None,
     };
     // Better than what was told is not told, and worse again is no news then: no message for each swing.
-    let level = track.told.as_ref().map_or(finding.level, |t| t.level.or(finding.level));
+    let level = track
+        .told
+        .as_ref()
+        .map_or(finding.level, |t| t.level.or(finding.level));
     track.told = Some(Told { level, at: now });
     Some(change)
 }
@@ -217,17 +220,28 @@ mod tests {
             (&[C, O, C, O], 1, None, &[1], "!..+"),
             (&[C, C, C], 2, None, &[0, 1], "..!"),
         ] {
-            assert_eq!(run(levels, runs, reminder, silent), told, "{levels:?} {runs} {silent:?}");
+            assert_eq!(
+                run(levels, runs, reminder, silent),
+                told,
+                "{levels:?} {runs} {silent:?}"
+            );
         }
     }
 
     #[test]
     fn what_was_not_looked_at_stays_and_is_forgotten_in_the_end() {
-        let policy = Policy { runs: 1, reminder: None, silent: false };
+        let policy = Policy {
+            runs: 1,
+            reminder: None,
+            silent: false,
+        };
         let mut tracks = BTreeMap::new();
         let at = |h: i64| Timestamp::from_second(h * 3600).unwrap();
         let of = |key: &str, level| Finding::new(key, level, "");
-        assert_eq!(step(&mut tracks, &[of("a", C), of("b", C)], &policy, at(0)).len(), 2);
+        assert_eq!(
+            step(&mut tracks, &[of("a", C), of("b", C)], &policy, at(0)).len(),
+            2
+        );
         // Neither a recovery nor a second message.
         assert!(step(&mut tracks, &[of("a", C)], &policy, at(1)).is_empty());
         assert!(step(&mut tracks, &[of("a", C), of("b", C)], &policy, at(2)).is_empty());

@@ -152,7 +152,13 @@ impl Measure {
         let plain = self
             .label
             .chars()
-            .map(|c| if matches!(c, '\'' | '=' | '|') || c.is_control() { '_' } else { c })
+            .map(|c| {
+                if matches!(c, '\'' | '=' | '|') || c.is_control() {
+                    '_'
+                } else {
+                    c
+                }
+            })
             .collect::<String>();
         let label = if plain.contains(char::is_whitespace) {
             format!("'{plain}'")
@@ -182,7 +188,11 @@ fn number(value: f64) -> String {
     }
     let text = format!("{value:.3}");
     let short = text.trim_end_matches('0').trim_end_matches('.');
-    if short == "-0" { "0".to_owned() } else { short.to_owned() }
+    if short == "-0" {
+        "0".to_owned()
+    } else {
+        short.to_owned()
+    }
 }
 
 /// What is said of one thing.
@@ -252,16 +262,24 @@ mod tests {
         let above = |n| Some(Limit::Above(n));
         for (measure, text) in [
             (Measure::new("a", 0.25, "s"), "a=0.25s;;;0"),
-            (Measure::new("a", 12.0, "").limits(above(10.0), above(20.5)), "a=12;10;20.5;0"),
             (
-                Measure::new("disk /", 81.126_4, "%").limits(above(80.0), None).max(100.0),
+                Measure::new("a", 12.0, "").limits(above(10.0), above(20.5)),
+                "a=12;10;20.5;0",
+            ),
+            (
+                Measure::new("disk /", 81.126_4, "%")
+                    .limits(above(80.0), None)
+                    .max(100.0),
                 "'disk /'=81.126%;80;;0;100",
             ),
             (
                 Measure::new("hits", 59.0, "%").limits(Some(Limit::Below(60.0)), Some(Limit::Below(20.0))),
                 "hits=59%;60:;20:;0",
             ),
-            (Measure::new("it's=|\n", 1e18, "B"), "it_s___=1000000000000000000B;;;0"),
+            (
+                Measure::new("it's=|\n", 1e18, "B"),
+                "it_s___=1000000000000000000B;;;0",
+            ),
             (Measure::new("n", f64::NAN, "s"), "n=U;;;0"),
             (Measure::new("n", -0.000_01, ""), "n=0;;;0"),
         ] {

@@ -181,7 +181,10 @@ fn endpoint(runbook: &Runbook, name: &str, now: &Answers, recent: &Answers) -> F
     let errors_level = lesser(errors.level(), failing.level());
     if errors_level != Level::Ok {
         level = level.or(errors_level);
-        text.push(format!("{:.1} % of the last requests failed: {why}", errors.value));
+        text.push(format!(
+            "{:.1} % of the last requests failed: {why}",
+            errors.value
+        ));
     }
     let mut measures = vec![errors];
     if let (Some(p95), Some(here)) = (recent.p95().or_else(|| now.p95()), now.p95()) {
@@ -245,10 +248,8 @@ fn disks(seen: &Overview, runbook: &Runbook, after: &Memory) -> Vec<Finding> {
             let mut measures = vec![used];
             if let Some(left) = after.disks.get(&disk.name).and_then(|h| trend::time_to_full(h)) {
                 let below = |d: Option<Duration>| in_seconds(d).map(Limit::Below);
-                let full = Measure::new(format!("full_in_{}", disk.name), left.as_secs_f64(), "s").limits(
-                    below(limits.disk_full_in),
-                    below(limits.critical.disk_full_in),
-                );
+                let full = Measure::new(format!("full_in_{}", disk.name), left.as_secs_f64(), "s")
+                    .limits(below(limits.disk_full_in), below(limits.critical.disk_full_in));
                 level = level.or(full.level());
                 text = format!("{text}, full in about {}", days(left));
                 measures.push(full);
@@ -297,14 +298,14 @@ fn host_memory(seen: &Overview, runbook: &Runbook) -> Option<Finding> {
     let measure = Measure::new("memory", cast(used) * 100.0 / cast(host.memory), "%")
         .limits(w, c)
         .max(100.0);
-    let text = format!(
-        "{:.0} % of {} used",
-        measure.value,
-        bytes(host.memory)
-    );
+    let text = format!("{:.0} % of {} used", measure.value, bytes(host.memory));
     Some(Finding {
         measures: vec![measure.clone(), Measure::new("load1", host.load, "")],
-        ..Finding::new("host", measure.level(), format!("memory {text}, load {:.2}", host.load))
+        ..Finding::new(
+            "host",
+            measure.level(),
+            format!("memory {text}, load {:.2}", host.load),
+        )
     })
 }
 
@@ -323,7 +324,12 @@ fn backup(seen: &Overview, runbook: &Runbook, now: Timestamp) -> Finding {
     let (w, c) = above(in_seconds(limits.backup_age), Some(critical.as_secs_f64()));
     let measure = Measure::new("backup_age", age.as_secs_f64(), "s").limits(w, c);
     let mut level = measure.level();
-    let mut text = format!("{} is {} old, objective {}", view.label, seconds(age), seconds(promised));
+    let mut text = format!(
+        "{} is {} old, objective {}",
+        view.label,
+        seconds(age),
+        seconds(promised)
+    );
     // One that is being written looks like one that was left; a damaged one does not.
     let damaged: Vec<&str> = view
         .newer

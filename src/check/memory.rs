@@ -139,7 +139,10 @@ pub fn peek(state: &StateDir, deployment: &str) -> Option<Memory> {
 fn open_in(state: &StateDir, deployment: &str) -> Result<Opened, String> {
     let directory = state.subdirectory("check").map_err(|e| e.to_string())?;
     let unwritable = |e: std::io::Error| {
-        format!("the state directory {} cannot be written: {e}", directory.display())
+        format!(
+            "the state directory {} cannot be written: {e}",
+            directory.display()
+        )
     };
     let lock = fs::OpenOptions::new()
         .create(true)
@@ -155,14 +158,23 @@ fn open_in(state: &StateDir, deployment: &str) -> Result<Opened, String> {
     let path = directory.join(format!("{deployment}.json"));
     let mut notes = Vec::new();
     if busy {
-        notes.push("another check of this deployment is running: this one only looks, and tells nobody".to_owned());
+        notes.push(
+            "another check of this deployment is running: this one only looks, and tells nobody".to_owned(),
+        );
     }
     let memory = match read(&path) {
         Ok(memory) => memory,
         Err(Unreadable::Newer(why)) => {
             // Written by a newer drctl, which will want it back as it is.
-            notes.push(format!("{why}: use the drctl that wrote it; until then every run is the first"));
-            return Ok(Opened { store: None, memory: None, notes, busy });
+            notes.push(format!(
+                "{why}: use the drctl that wrote it; until then every run is the first"
+            ));
+            return Ok(Opened {
+                store: None,
+                memory: None,
+                notes,
+                busy,
+            });
         }
         Err(Unreadable::Damaged(why)) => {
             let aside = path.with_extension("damaged.json");
@@ -200,7 +212,10 @@ fn read(path: &Path) -> Result<Memory, Unreadable> {
     }
     let text = fs::read(path).map_err(|e| damaged(e.to_string()))?;
     let value: serde_json::Value = serde_json::from_slice(&text).map_err(|e| damaged(e.to_string()))?;
-    let format = value.get("format").and_then(serde_json::Value::as_u64).unwrap_or_default();
+    let format = value
+        .get("format")
+        .and_then(serde_json::Value::as_u64)
+        .unwrap_or_default();
     if format > u64::from(FORMAT) {
         return Err(Unreadable::Newer(format!(
             "{} has format {format}, this drctl knows {FORMAT}",
@@ -216,11 +231,18 @@ impl Store {
     /// # Errors
     /// In words.
     pub fn save(&self, memory: &Memory) -> Result<(), String> {
-        let mut text = serde_json::to_vec(&Memory { format: FORMAT, ..memory.clone() })
-            .map_err(|e| e.to_string())?;
+        let mut text = serde_json::to_vec(&Memory {
+            format: FORMAT,
+            ..memory.clone()
+        })
+        .map_err(|e| e.to_string())?;
         text.push(b'\n');
-        write_atomically(&self.path, &text)
-            .map_err(|e| format!("what this run knows cannot be kept in {}: {e}", self.path.display()))
+        write_atomically(&self.path, &text).map_err(|e| {
+            format!(
+                "what this run knows cannot be kept in {}: {e}",
+                self.path.display()
+            )
+        })
     }
 }
 
@@ -240,7 +262,11 @@ impl Memory {
         let kept = self.requests.get(endpoint).map(Vec::as_slice).unwrap_or_default();
         Answers {
             millis: kept.iter().flatten().copied().collect(),
-            failures: kept.iter().filter(|r| r.is_none()).map(|_| String::new()).collect(),
+            failures: kept
+                .iter()
+                .filter(|r| r.is_none())
+                .map(|_| String::new())
+                .collect(),
         }
     }
 }
@@ -259,7 +285,13 @@ mod tests {
         let first = open(&state(dir.path()), "shop");
         assert!(first.notes.is_empty() && !first.busy, "{:?}", first.notes);
         let mut memory = first.memory.unwrap();
-        memory.record_requests("health", &Answers { millis: vec![5; 60], failures: vec!["x".into()] });
+        memory.record_requests(
+            "health",
+            &Answers {
+                millis: vec![5; 60],
+                failures: vec!["x".into()],
+            },
+        );
         let store = first.store.unwrap();
         store.save(&memory).unwrap();
 
@@ -283,7 +315,10 @@ mod tests {
             let opened = open(&state(dir.path()), "shop");
             assert!(opened.notes[0].contains("is lost"), "{:?}", opened.notes);
             assert!(opened.store.is_some() && opened.memory == Some(Memory::default()));
-            assert_eq!(fs::read_to_string(dir.path().join("check/shop.damaged.json")).unwrap(), damaged);
+            assert_eq!(
+                fs::read_to_string(dir.path().join("check/shop.damaged.json")).unwrap(),
+                damaged
+            );
         }
         let newer = r#"{"format":2,"more":2}"#;
         fs::write(&path, newer).unwrap();

@@ -90,7 +90,11 @@ pub fn compose(
         "reminder" => still.len(),
         _ => well.len(),
     } - 1;
-    let and = if more == 0 { String::new() } else { format!(" and {more} more") };
+    let and = if more == 0 {
+        String::new()
+    } else {
+        format!(" and {more} more")
+    };
     let what = subject(&first.finding.key);
     let subject_line = match kind {
         "recovery" => format!("[{deployment}] {}: {what}{and} well again", overall.word()),
@@ -171,7 +175,10 @@ mod tests {
             finding("service/redis", Level::Critical, "it does not run"),
             finding("disk//", Level::Warning, "full"),
         ];
-        let news = |change, f: &Finding| News { change, finding: f.clone() };
+        let news = |change, f: &Finding| News {
+            change,
+            finding: f.clone(),
+        };
         assert_eq!(compose("shop", Level::Ok, &findings, &[], now), None);
         let message = compose(
             "shop",

@@ -30,11 +30,15 @@ pub fn remember(memory: &mut Memory, seen: &Overview, now: Timestamp) {
     }
     // What is not mounted any more has no future.
     let oldest = now.as_second() - 8 * 86_400;
-    memory.disks.retain(|_, h| h.last().is_some_and(|s| s.at > oldest));
+    memory
+        .disks
+        .retain(|_, h| h.last().is_some_and(|s| s.at > oldest));
     for (name, answers) in &seen.endpoints {
         memory.record_requests(name, answers);
     }
-    memory.requests.retain(|name, _| seen.endpoints.contains_key(name));
+    memory
+        .requests
+        .retain(|name, _| seen.endpoints.contains_key(name));
     for (name, known) in &seen.redis {
         if let Known::Good(view) = known {
             memory.redis.insert(

@@ -53,7 +53,9 @@ fn one_postgres(key: String, name: &str, v: &Vitals, runbook: &Runbook, before: 
         percent(limits.critical.connections).map(share),
     );
     judge(
-        Measure::new(format!("connections_{name}"), f64::from(v.used()), "").limits(w, c).max(ordinary),
+        Measure::new(format!("connections_{name}"), f64::from(v.used()), "")
+            .limits(w, c)
+            .max(ordinary),
         format!("{} of {} connections are in use", v.used(), v.ordinary()),
     );
     let (w, c) = above(
@@ -63,7 +65,10 @@ fn one_postgres(key: String, name: &str, v: &Vitals, runbook: &Runbook, before: 
     let oldest = v.oldest_transaction.unwrap_or_default();
     judge(
         Measure::new(format!("transaction_age_{name}"), cast(oldest), "s").limits(w, c),
-        format!("a transaction is open for {}", seconds(Duration::from_secs(oldest))),
+        format!(
+            "a transaction is open for {}",
+            seconds(Duration::from_secs(oldest))
+        ),
     );
     judge(
         Measure::new(format!("transactions_left_{name}"), cast(v.transactions_left), "").limits(
@@ -77,7 +82,12 @@ fn one_postgres(key: String, name: &str, v: &Vitals, runbook: &Runbook, before: 
     );
     if let Some(failures) = v.checksum_failures {
         // New ones are critical. Old ones stay counted until somebody resets the statistics: a reminder, no alarm.
-        let known = before.checksums.get(name).copied().filter(|k| *k <= failures).unwrap_or_default();
+        let known = before
+            .checksums
+            .get(name)
+            .copied()
+            .filter(|k| *k <= failures)
+            .unwrap_or_default();
         judge(
             Measure::new(format!("checksum_failures_{name}"), cast(failures), "c")
                 .limits(Some(Limit::Above(0.0)), Some(Limit::Above(cast(known)))),
@@ -88,7 +98,10 @@ fn one_postgres(key: String, name: &str, v: &Vitals, runbook: &Runbook, before: 
         );
     }
     if let Some(size) = v.size {
-        judge(Measure::new(format!("size_{name}"), cast(size), "B"), String::new());
+        judge(
+            Measure::new(format!("size_{name}"), cast(size), "B"),
+            String::new(),
+        );
     }
     for receiver in &v.receivers {
         judge(
@@ -108,7 +121,10 @@ fn one_postgres(key: String, name: &str, v: &Vitals, runbook: &Runbook, before: 
     } else {
         troubles.join("; ")
     };
-    Finding { measures, ..Finding::new(key, level, text) }
+    Finding {
+        measures,
+        ..Finding::new(key, level, text)
+    }
 }
 
 /// Every Redis server.
@@ -140,7 +156,10 @@ fn one_redis(key: String, name: &str, view: &RedisView, runbook: &Runbook, befor
     if let Some(loading) = &info.persistence.loading {
         say(
             Level::Critical,
-            format!("it loads its data: {:.0} %, {} s left", loading.percent, loading.eta),
+            format!(
+                "it loads its data: {:.0} %, {} s left",
+                loading.percent, loading.eta
+            ),
         );
     }
     if !info.persistence.last_save_ok || !info.persistence.aof_write_ok {
@@ -161,7 +180,10 @@ fn one_redis(key: String, name: &str, view: &RedisView, runbook: &Runbook, befor
         );
         memory = memory.limits(w, c).max(cast(info.memory.max));
         if info.memory.is_full() && info.memory.policy == "noeviction" {
-            say(Level::Critical, "its memory is full and it refuses writes".to_owned());
+            say(
+                Level::Critical,
+                "its memory is full and it refuses writes".to_owned(),
+            );
         } else if memory.level() != Level::Ok {
             say(memory.level(), format!("{share:.0} % of its memory is used"));
         }
@@ -169,18 +191,32 @@ fn one_redis(key: String, name: &str, view: &RedisView, runbook: &Runbook, befor
     measures.push(memory);
 
     let earlier = before.redis.get(name).filter(|b| b.run_id == info.run_id);
-    let evicted = info.stats.evicted_keys.saturating_sub(earlier.map_or(0, |e| e.evicted));
-    measures.push(Measure::new(format!("evicted_{name}"), cast(info.stats.evicted_keys), "c"));
+    let evicted = info
+        .stats
+        .evicted_keys
+        .saturating_sub(earlier.map_or(0, |e| e.evicted));
+    measures.push(Measure::new(
+        format!("evicted_{name}"),
+        cast(info.stats.evicted_keys),
+        "c",
+    ));
     // Since the last run where there were enough reads, else since the start: a cold start must not look bad for ever.
     let hits = info.stats.hits.saturating_sub(earlier.map_or(0, |e| e.hits));
     let reads = hits + info.stats.misses.saturating_sub(earlier.map_or(0, |e| e.misses));
     if reads >= ENOUGH_READS {
         let below = |p| percent(p).map(Limit::Below);
         let rate = Measure::new(format!("hit_rate_{name}"), cast(hits) * 100.0 / cast(reads), "%")
-            .limits(below(limits.cache_hit_rate), below(limits.critical.cache_hit_rate))
+            .limits(
+                below(limits.cache_hit_rate),
+                below(limits.critical.cache_hit_rate),
+            )
             .max(100.0);
         if rate.level() != Level::Ok {
-            let removed = if evicted > 0 { format!(", {evicted} keys evicted") } else { String::new() };
+            let removed = if evicted > 0 {
+                format!(", {evicted} keys evicted")
+            } else {
+                String::new()
+            };
             say(
                 rate.level(),
                 format!("{:.0} % of {reads} reads found their key{removed}", rate.value),
@@ -197,10 +233,17 @@ fn one_redis(key: String, name: &str, view: &RedisView, runbook: &Runbook, befor
         measures.push(measure);
     }
     let text = if troubles.is_empty() {
-        let of = info.memory.percent().map(|p| format!(", {p:.0} % of its limit")).unwrap_or_default();
+        let of = info
+            .memory
+            .percent()
+            .map(|p| format!(", {p:.0} % of its limit"))
+            .unwrap_or_default();
         format!("{} of memory{of}", bytes(info.memory.used))
     } else {
         troubles.join("; ")
     };
-    Finding { measures, ..Finding::new(key, level, text) }
+    Finding {
+        measures,
+        ..Finding::new(key, level, text)
+    }
 }

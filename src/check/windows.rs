@@ -64,7 +64,9 @@ fn recurring(
         .filter(|day| on(day.weekday()))
         .filter_map(|day| {
             let from = zone.to_timestamp(day.to_datetime(at)).ok()?;
-            let to = from.checked_add(jiff::SignedDuration::try_from(lasting).ok()?).ok()?;
+            let to = from
+                .checked_add(jiff::SignedDuration::try_from(lasting).ok()?)
+                .ok()?;
             (from <= now && now < to).then_some(to)
         })
         .max()

@@ -81,7 +81,11 @@ async fn check(cx: &Context, args: &CheckArgs) -> Result<Level> {
     let silent = maintenance.is_some() || args.no_notify || opened.busy;
     let policy = Policy {
         // Who remembers nothing cannot count: better told at once than never.
-        runs: if remembers { runbook.alerts.failures_in_a_row } else { 1 },
+        runs: if remembers {
+            runbook.alerts.failures_in_a_row
+        } else {
+            1
+        },
         reminder: runbook.alerts.reminder,
         silent,
     };
@@ -116,9 +120,10 @@ async fn check(cx: &Context, args: &CheckArgs) -> Result<Level> {
         .await;
         for one in told {
             if let Some(why) = &one.failed {
-                opened
-                    .notes
-                    .push(format!("nobody could be told by {}: {why}; the next run tries again", one.name));
+                opened.notes.push(format!(
+                    "nobody could be told by {}: {why}; the next run tries again",
+                    one.name
+                ));
             }
             if let Some(waiting) = after.pending.get_mut(&one.way) {
                 waiting.drain(..one.delivered.min(waiting.len()));
@@ -130,7 +135,9 @@ async fn check(cx: &Context, args: &CheckArgs) -> Result<Level> {
     if let Some(path) = args.textfile.as_deref().filter(|_| !cx.global.dry_run)
         && let Err(e) = write_textfile(path, &metrics::text(&seen, &runbook, &findings, level, &after))
     {
-        opened.notes.push(format!("{} was not written: {e}", path.display()));
+        opened
+            .notes
+            .push(format!("{} was not written: {e}", path.display()));
     }
     for note in &opened.notes {
         ui::check::note(note);
@@ -192,7 +199,10 @@ mod tests {
         write_textfile(&path, "one").unwrap();
         write_textfile(&path, "two").unwrap();
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "two");
-        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o644);
+        assert_eq!(
+            std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+            0o644
+        );
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
         assert!(write_textfile(&dir.path().join("absent/drctl.prom"), "x").is_err());
     }

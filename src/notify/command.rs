@@ -54,7 +54,10 @@ pub(super) async fn run(
                 // It has not been waited for, so the number is still its own.
                 let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
             }
-            Err(format!("not done within {}, and ended", crate::event::seconds(longest)))
+            Err(format!(
+                "not done within {}, and ended",
+                crate::event::seconds(longest)
+            ))
         }
     }
 }
@@ -84,8 +87,13 @@ mod tests {
             body: "B".into(),
             ..Message::default()
         };
-        run(&shell(&script), "shop", &message, Duration::from_secs(5)).await.unwrap();
-        assert_eq!(std::fs::read_to_string(file).unwrap(), "S\nB\nalert CRITICAL shop S\n");
+        run(&shell(&script), "shop", &message, Duration::from_secs(5))
+            .await
+            .unwrap();
+        assert_eq!(
+            std::fs::read_to_string(file).unwrap(),
+            "S\nB\nalert CRITICAL shop S\n"
+        );
     }
 
     #[tokio::test]
@@ -101,7 +109,9 @@ mod tests {
             assert!(said.contains(why), "{said}");
             assert!(began.elapsed() < Duration::from_secs(3));
         }
-        let absent = NotifyCommand { argv: vec!["/nonexistent/program".into()] };
+        let absent = NotifyCommand {
+            argv: vec!["/nonexistent/program".into()],
+        };
         let said = run(&absent, "shop", &message, second).await.unwrap_err();
         assert!(said.contains("No such file"), "{said}");
     }

@@ -15,7 +15,13 @@ use crate::runbook::alerting::{Email, EmailTls};
 /// Sends one mail to everybody.
 pub(super) async fn send(config: &Email, message: &Message, deadline: Duration) -> Result<(), String> {
     let mut mail = lettre::Message::builder()
-        .from(config.from.as_str().parse().map_err(|_| "the sender is no mail address")?)
+        .from(
+            config
+                .from
+                .as_str()
+                .parse()
+                .map_err(|_| "the sender is no mail address")?,
+        )
         .subject(&message.subject)
         // Answers and auto-replies to a machine help nobody.
         .raw_header(lettre::message::header::HeaderValue::new(
@@ -23,7 +29,10 @@ pub(super) async fn send(config: &Email, message: &Message, deadline: Duration) 
             "auto-generated".into(),
         ));
     for to in &config.to {
-        mail = mail.to(to.as_str().parse().map_err(|_| "a recipient is no mail address")?);
+        mail = mail.to(to
+            .as_str()
+            .parse()
+            .map_err(|_| "a recipient is no mail address")?);
     }
     let mail = mail
         .header(ContentType::TEXT_PLAIN)
@@ -43,8 +52,10 @@ pub(super) async fn send(config: &Email, message: &Message, deadline: Duration) 
         .timeout(Some(deadline));
     if let (Some(user), Some(reference)) = (&config.user, &config.password) {
         let password = reference.resolve(&[]).await.map_err(|e| e.to_string())?;
-        transport =
-            transport.credentials(Credentials::new(user.clone(), password.expose_secret().to_owned()));
+        transport = transport.credentials(Credentials::new(
+            user.clone(),
+            password.expose_secret().to_owned(),
+        ));
     }
     transport
         .build()

@@ -95,14 +95,16 @@ pub async fn tell(
                 // A way that has been out of order gets one message with all that it has missed.
                 Notify::Webhook(hook) => web::post(&hook.url, &joined(messages)).await?,
                 Notify::Email(mail) => email::send(mail, &joined(messages), deadline).await?,
-                Notify::Command(program) => command::run(program, deployment, &joined(messages), deadline).await?,
+                Notify::Command(program) => {
+                    command::run(program, deployment, &joined(messages), deadline).await?
+                }
             }
             delivered = messages.len();
             Ok(())
         };
-        let result = tokio::time::timeout(deadline, work).await.unwrap_or_else(|_| {
-            Err(format!("not done within {}", crate::event::seconds(deadline)))
-        });
+        let result = tokio::time::timeout(deadline, work)
+            .await
+            .unwrap_or_else(|_| Err(format!("not done within {}", crate::event::seconds(deadline))));
         Told {
             name: name(way),
             failed: result.err(),
@@ -187,6 +189,10 @@ mod tests {
         assert_eq!(pending.len(), KEPT);
         let one = joined(&pending);
         assert_eq!(one.subject, "29");
-        assert!(one.body.contains("\n10\n") && !one.body.contains("\n9\n"), "{}", one.body);
+        assert!(
+            one.body.contains("\n10\n") && !one.body.contains("\n9\n"),
+            "{}",
+            one.body
+        );
     }
 }

@@ -66,7 +66,11 @@ mod tests {
             ("https://hc/ping/1", Level::Ok, "https://hc/ping/1"),
             ("https://hc/ping/1", Level::Warning, "https://hc/ping/1/fail"),
             ("https://hc/ping/1/", Level::Critical, "https://hc/ping/1/fail"),
-            ("https://hc/ping/1?rid=2", Level::Unknown, "https://hc/ping/1/fail?rid=2"),
+            (
+                "https://hc/ping/1?rid=2",
+                Level::Unknown,
+                "https://hc/ping/1/fail?rid=2",
+            ),
         ] {
             assert_eq!(ping_url(url, level), expected);
         }
@@ -74,11 +78,13 @@ mod tests {
 
     #[tokio::test]
     async fn an_error_does_not_repeat_the_address() {
-        let address: Address =
-            serde_yaml::from_str("plain: 'http://127.0.0.1:1/hunter2'").unwrap();
+        let address: Address = serde_yaml::from_str("plain: 'http://127.0.0.1:1/hunter2'").unwrap();
         let message = Message::default();
         let why = post(&address, &message).await.unwrap_err();
-        assert!(!why.contains("hunter2") && why.to_lowercase().contains("refused"), "{why}");
+        assert!(
+            !why.contains("hunter2") && why.to_lowercase().contains("refused"),
+            "{why}"
+        );
         // Not an address at all.
         let address = Address::Command(vec!["echo".into(), "hunter2 hunter2".into()]);
         let why = post(&address, &message).await.unwrap_err();

@@ -82,9 +82,9 @@ pub async fn look(
     if system.docker.is_local() {
         seen.extend(of_host(deadline).await);
     }
-    let answers = join_all(mounted.map(|(name, info)| async move {
-        (name, of_container(system, name, info, deadline).await)
-    }));
+    let answers = join_all(
+        mounted.map(|(name, info)| async move { (name, of_container(system, name, info, deadline).await) }),
+    );
     for (name, answer) in answers.await {
         match answer {
             Ok(more) => seen.extend(more),
@@ -105,7 +105,9 @@ async fn ask_here(path: String, deadline: Duration) -> Result<(u64, u64, u64), S
         let device = std::fs::metadata(&path).map_err(|e| e.to_string())?.dev();
         let unit = stat.f_frsize;
         // As df: what only root may use counts neither as free nor as there.
-        let usable = stat.f_blocks.saturating_sub(stat.f_bfree.saturating_sub(stat.f_bavail));
+        let usable = stat
+            .f_blocks
+            .saturating_sub(stat.f_bfree.saturating_sub(stat.f_bavail));
         Ok((device, usable * unit, stat.f_bavail * unit))
     });
     match tokio::time::timeout(deadline, asking).await {
@@ -156,7 +158,10 @@ async fn of_container(
         }
     }
     if !info.is_running() {
-        return Err(format!("container {} does not run, so it cannot be asked", info.name));
+        return Err(format!(
+            "container {} does not run, so it cannot be asked",
+            info.name
+        ));
     }
     let mut argv = vec!["df", "-Pk"];
     argv.extend(writable.iter().map(|m| m.destination.as_str()));
@@ -207,7 +212,9 @@ fn merge(seen: Vec<Seen>) -> Vec<FileSystem> {
     let mut found: Vec<(String, FileSystem)> = Vec::new();
     for one in seen {
         if let Some((_, known)) = found.iter_mut().find(|(id, _)| *id == one.identity) {
-            known.services.extend(one.service.filter(|s| !known.services.contains(s)));
+            known
+                .services
+                .extend(one.service.filter(|s| !known.services.contains(s)));
         } else if one.size > 0 {
             found.push((
                 one.identity,
@@ -236,8 +243,14 @@ mod tests {
         let rows = parse(text);
         assert_eq!(rows.len(), 2, "{rows:?}");
         assert_eq!(rows[0].1, (10_248_840 + 48_202_832) << 10);
-        assert_eq!((rows[0].2, &*rows[0].3), (48_202_832 << 10, "/var/lib/postgresql/data"));
-        assert_eq!((&*rows[1].0, &*rows[1].3), ("nas:/my share 921600", "/backup set"));
+        assert_eq!(
+            (rows[0].2, &*rows[0].3),
+            (48_202_832 << 10, "/var/lib/postgresql/data")
+        );
+        assert_eq!(
+            (&*rows[1].0, &*rows[1].3),
+            ("nas:/my share 921600", "/backup set")
+        );
         assert!(parse("").is_empty() && parse("sh: df: not found").is_empty());
     }
 
@@ -258,7 +271,10 @@ mod tests {
             seen("3", "db:/proc", Some("db"), 0),
         ]);
         let told: Vec<_> = merged.iter().map(|f| (&*f.name, f.services.join(","))).collect();
-        assert_eq!(told, [("/", "db".to_owned()), ("cache:/data", "cache".to_owned())]);
+        assert_eq!(
+            told,
+            [("/", "db".to_owned()), ("cache:/data", "cache".to_owned())]
+        );
         assert!((merged[0].percent() - 75.0).abs() < f64::EPSILON);
     }
 }

@@ -194,12 +194,9 @@ async fn timed<T>(name: &str, work: impl Future<Output = T>) -> (T, (String, f64
 
 /// Ends a probe after its deadline, whatever it is waiting for by then.
 async fn bounded<T>(deadline: Duration, probe: impl Future<Output = Known<T>>) -> Known<T> {
-    tokio::time::timeout(deadline + SLACK, probe).await.unwrap_or_else(|_| {
-        Known::Failed(format!(
-            "no answer within {}",
-            crate::event::seconds(deadline)
-        ))
-    })
+    tokio::time::timeout(deadline + SLACK, probe)
+        .await
+        .unwrap_or_else(|_| Known::Failed(format!("no answer within {}", crate::event::seconds(deadline))))
 }
 
 async fn look_inside(system: &System, options: LookOptions) -> Inside {
@@ -207,14 +204,20 @@ async fn look_inside(system: &System, options: LookOptions) -> Inside {
     let containers = async {
         let (containers, first) = timed("containers", look_at_containers(system, deadline)).await;
         let (used, disks) = tokio::join!(
-            timed("usage", usage_of(system, &containers, options.processors, deadline)),
+            timed(
+                "usage",
+                usage_of(system, &containers, options.processors, deadline)
+            ),
             timed("file systems", filesystems::look(system, &containers, deadline)),
         );
         (containers, used, disks, first)
     };
-    let postgres = join_all(system.runbook.postgres_services().map(|(name, ..)| {
-        timed(name.as_str(), bounded(deadline, postgres(system, name.as_str())))
-    }));
+    let postgres = join_all(
+        system
+            .runbook
+            .postgres_services()
+            .map(|(name, ..)| timed(name.as_str(), bounded(deadline, postgres(system, name.as_str())))),
+    );
     let redis = join_all(
         system
             .runbook
@@ -275,7 +278,7 @@ async fn look_at_containers(system: &System, deadline: Duration) -> BTreeMap<Str
     .collect()
 }
 
-/// Memory from one reading of the engine's counters, processors from two.
+/// Memory from one reading of the counters, processors from two; not a number where there was only one.
 async fn usage_of(
     system: &System,
     containers: &BTreeMap<String, ContainerState>,
@@ -288,13 +291,19 @@ async fn usage_of(
     });
     join_all(running.map(|(name, info)| async move {
         let reading = async {
-            let before = system.docker.counters(&info.id).await.ok()?;
-            if !processors {
-                return Some(usage::between(&before, &before, info));
+            let here = || system.docker.counters_here(&info.id);
+            if let Some(before) = here() {
+                if processors {
+                    tokio::time::sleep(CPU_WINDOW).await;
+                }
+                return Some(usage::between(&before, &here()?, info));
             }
-            tokio::time::sleep(CPU_WINDOW).await;
-            let after = system.docker.counters(&info.id).await.ok()?;
-            Some(usage::between(&before, &after, info))
+            // The engine takes a second for one reading. A second one is not worth the wait.
+            let only = system.docker.counters(&info.id).await.ok()?;
+            Some(Usage {
+                cpus: f64::NAN,
+                ..usage::between(&only, &only, info)
+            })
         };
         let usage = tokio::time::timeout(deadline, reading).await.ok()??;
         Some((name.clone(), usage))
@@ -386,7 +395,10 @@ async fn backup(directory: PathBuf, deadline: Duration) -> Known<BackupView> {
         Ok(Ok(Err(e))) => Known::Unknown(e.to_string()),
         Ok(Ok(Ok((None, newer)))) => Known::Failed(match newer.as_slice() {
             [] => format!("there is no backup in {shown}"),
-            some => format!("there is no good backup in {shown}: {}", in_words(some).join(", ")),
+            some => format!(
+                "there is no good backup in {shown}: {}",
+                in_words(some).join(", ")
+            ),
         }),
         Ok(Ok(Ok((Some(set), newer)))) => Known::Good(BackupView {
             label: set.label.to_string(),

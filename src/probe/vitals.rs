@@ -74,7 +74,8 @@ union all
 select 'slot', slot_name, '', greatest(pg_catalog.pg_wal_lsn_diff(here.lsn, restart_lsn), 0)::bigint
   from pg_catalog.pg_replication_slots, here where not active";
 
-const SIZE: &str = "select sum(pg_catalog.pg_database_size(oid))::bigint from pg_catalog.pg_database where datallowconn";
+const SIZE: &str =
+    "select sum(pg_catalog.pg_database_size(oid))::bigint from pg_catalog.pg_database where datallowconn";
 
 /// Reads all of it, with one connection. The size is counted file by file and may take long: it is left out then, for
 /// the rest is worth more.

@@ -387,7 +387,10 @@ pub(super) fn check_clock(text: &str) -> Result<(), BadText> {
 
 pub(super) fn check_local(text: &str) -> Result<(), BadText> {
     let example = "for example `2026-11-28T22:00`; the zone is given by `time-zone`";
-    if text.ends_with(['Z', 'z']) || text.contains('[') || text.get(11..).is_some_and(|t| t.contains(['+', '-'])) {
+    if text.ends_with(['Z', 'z'])
+        || text.contains('[')
+        || text.get(11..).is_some_and(|t| t.contains(['+', '-']))
+    {
         return Err(BadText::new("the time has a zone of its own", example));
     }
     DateTime::from_str(text)

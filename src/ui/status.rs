@@ -47,7 +47,13 @@ pub fn text(seen: &Overview, findings: &[Finding], memory: &Memory, runbook: &Ru
     let mut out = String::new();
     headline(&mut out, seen, findings, width);
     if !matches!(seen.engine, Known::Good(_)) {
-        section(&mut out, "ENGINE", vec![row("engine", "docker", String::new())], findings, width);
+        section(
+            &mut out,
+            "ENGINE",
+            vec![row("engine", "docker", String::new())],
+            findings,
+            width,
+        );
     }
     services(&mut out, seen, findings, width);
     section(&mut out, "POSTGRESQL", postgres(seen), findings, width);
@@ -119,7 +125,10 @@ fn headline(out: &mut String, seen: &Overview, findings: &[Finding], width: usiz
 }
 
 fn level_of(findings: &[Finding], key: &str) -> Level {
-    findings.iter().find(|f| f.key == key).map_or(Level::Unknown, |f| f.level)
+    findings
+        .iter()
+        .find(|f| f.key == key)
+        .map_or(Level::Unknown, |f| f.level)
 }
 
 fn mark(level: Level) -> String {
@@ -186,25 +195,38 @@ fn services(out: &mut String, seen: &Overview, findings: &[Finding], width: usiz
     for (name, state) in &seen.containers {
         let key = format!("service/{name}");
         let level = level_of(findings, &key);
-        let said = findings.iter().find(|f| f.key == key).map_or("", |f| f.text.as_str());
+        let said = findings
+            .iter()
+            .find(|f| f.key == key)
+            .map_or("", |f| f.text.as_str());
         let usage = seen.usage.get(name);
-        let cpu = usage.map_or_else(String::new, |u| match u.cpu_limit {
-            Some(limit) => format!("{:.0} % of {:.0} %", u.cpus * 100.0, limit * 100.0),
-            None => format!("{:.0} %", u.cpus * 100.0),
-        });
+        let cpu = usage
+            .filter(|u| u.cpus.is_finite())
+            .map_or_else(String::new, |u| match u.cpu_limit {
+                Some(limit) => format!("{:.0} % of {:.0} %", u.cpus * 100.0, limit * 100.0),
+                None => format!("{:.0} %", u.cpus * 100.0),
+            });
         let memory = usage.map_or_else(String::new, |u| match u.memory_limit {
             Some(limit) => format!("{} of {}", bytes(u.memory), bytes(limit)),
             None => bytes(u.memory),
         });
         let (state, restarts) = match state {
             ContainerState::Found(facts) => (
-                state_word(&facts.info.status, facts.is_stopped_by_signal(), facts.info.health.as_deref()),
+                state_word(
+                    &facts.info.status,
+                    facts.is_stopped_by_signal(),
+                    facts.info.health.as_deref(),
+                ),
                 facts.info.restart_count.to_string(),
             ),
             ContainerState::Missing => ("missing".to_owned(), String::new()),
             ContainerState::Unknown(_) => (String::new(), String::new()),
         };
-        rows.push((level, [name.clone(), state, restarts, cpu, memory], said.to_owned()));
+        rows.push((
+            level,
+            [name.clone(), state, restarts, cpu, memory],
+            said.to_owned(),
+        ));
     }
     let widths: Vec<usize> = (0..5)
         .map(|c| {
@@ -218,7 +240,11 @@ fn services(out: &mut String, seen: &Overview, findings: &[Finding], width: usiz
     let line = |first: &str, cells: &[&str]| {
         let mut text = first.to_owned();
         for (c, (cell, width)) in cells.iter().zip(&widths).enumerate() {
-            let side = if c == 2 || c == 3 { Alignment::Right } else { Alignment::Left };
+            let side = if c == 2 || c == 3 {
+                Alignment::Right
+            } else {
+                Alignment::Left
+            };
             text.push_str(&pad_str(cell, *width, side, None));
             text.push_str("  ");
         }
@@ -265,7 +291,11 @@ fn postgres(seen: &Overview) -> Vec<Row> {
 
 fn vitals(v: &Vitals) -> String {
     let mut parts = vec![
-        format!("{}{}", v.version.split(' ').next().unwrap_or_default(), if v.in_recovery { ", standby" } else { "" }),
+        format!(
+            "{}{}",
+            v.version.split(' ').next().unwrap_or_default(),
+            if v.in_recovery { ", standby" } else { "" }
+        ),
         format!("connections {} of {}", v.used(), v.ordinary()),
         match v.oldest_transaction {
             Some(s) => format!("oldest transaction {}", seconds(Duration::from_secs(s))),
@@ -277,21 +307,37 @@ fn vitals(v: &Vitals) -> String {
         Some(n) => format!("checksum failures {n}"),
         None => "no page checksums".to_owned(),
     });
-    parts.push(format!("{} M transactions to wraparound", v.transactions_left / 1_000_000));
+    parts.push(format!(
+        "{} M transactions to wraparound",
+        v.transactions_left / 1_000_000
+    ));
     parts.extend(v.block_hit_rate.map(|r| format!("{r:.1} % of reads from memory")));
     if v.receivers.is_empty() && !v.in_recovery {
         parts.push("no standby".to_owned());
     }
-    parts.extend(v.receivers.iter().map(|r| {
-        format!("standby {} {}, {} behind", r.name, r.state, bytes(r.behind))
-    }));
-    parts.extend(v.replay_age.map(|s| format!("replayed up to {} ago", seconds(Duration::from_secs(s)))));
-    parts.extend(v.idle_slots.iter().map(|(n, held)| format!("slot {n} idle, holds {}", bytes(*held))));
+    parts.extend(
+        v.receivers
+            .iter()
+            .map(|r| format!("standby {} {}, {} behind", r.name, r.state, bytes(r.behind))),
+    );
+    parts.extend(
+        v.replay_age
+            .map(|s| format!("replayed up to {} ago", seconds(Duration::from_secs(s)))),
+    );
+    parts.extend(
+        v.idle_slots
+            .iter()
+            .map(|(n, held)| format!("slot {n} idle, holds {}", bytes(*held))),
+    );
     parts.join(" · ")
 }
 
 fn redis(seen: &Overview) -> Vec<Row> {
-    let text = |known: &Known<RedisView>| known.good().map_or_else(String::new, |v| keeper(v, seen.taken_at));
+    let text = |known: &Known<RedisView>| {
+        known
+            .good()
+            .map_or_else(String::new, |v| keeper(v, seen.taken_at))
+    };
     seen.redis
         .iter()
         .map(|(name, known)| row(&format!("redis/{name}"), name, text(known)))
@@ -326,7 +372,14 @@ fn keeper(view: &RedisView, now: Timestamp) -> String {
         (true, Some(age)) => format!("saved {age} ago, {} changes since", disk.changes_since_save),
         (true, None) => "never saved".to_owned(),
     });
-    parts.push(if disk.aof_enabled { "append-only file on" } else { "append-only file off" }.to_owned());
+    parts.push(
+        if disk.aof_enabled {
+            "append-only file on"
+        } else {
+            "append-only file off"
+        }
+        .to_owned(),
+    );
     parts.extend(view.sessions.map(|n| format!("user sessions {n}")));
     if info.replication.replicas > 0 {
         parts.push(format!("replicas {}", info.replication.replicas));
@@ -349,11 +402,20 @@ fn disks(seen: &Overview, memory: &Memory) -> Vec<Row> {
             (None, 0 | 1) => " · no trend yet: drctl check records it".to_owned(),
             (None, _) => String::new(),
         };
-        let of = if d.services.is_empty() { String::new() } else { format!(" · {}", d.services.join(", ")) };
+        let of = if d.services.is_empty() {
+            String::new()
+        } else {
+            format!(" · {}", d.services.join(", "))
+        };
         row(
             &format!("disk/{}", d.name),
             &d.name,
-            format!("{:.0} % of {} used, {} free{full}{of}", d.percent(), bytes(d.size), bytes(d.free)),
+            format!(
+                "{:.0} % of {} used, {} free{full}{of}",
+                d.percent(),
+                bytes(d.size),
+                bytes(d.free)
+            ),
         )
     });
     let unknown = seen.file_systems.unknown.iter().map(|why| {
@@ -365,7 +427,13 @@ fn disks(seen: &Overview, memory: &Memory) -> Vec<Row> {
         row(
             "host",
             "memory",
-            format!("{} of {} used · load {:.2} on {} processors", bytes(used), bytes(h.memory), h.load, h.cpus),
+            format!(
+                "{} of {} used · load {:.2} on {} processors",
+                bytes(used),
+                bytes(h.memory),
+                h.load,
+                h.cpus
+            ),
         )
     });
     known.chain(unknown).chain(host).collect()

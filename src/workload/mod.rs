@@ -12,6 +12,7 @@
 //!   reason, the helper ends and the engine removes it.
 
 mod bridge;
+mod cgroup;
 mod create;
 mod docker;
 mod helper;

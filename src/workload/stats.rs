@@ -27,6 +27,12 @@ pub struct Counters {
 }
 
 impl Docker {
+    /// The same from the kernel, at once; `None` where the engine is elsewhere or its control groups are not found.
+    #[must_use]
+    pub fn counters_here(&self, id: &str) -> Option<Counters> {
+        self.is_local().then(|| super::cgroup::read(id)).flatten()
+    }
+
     /// Reads a container's counters once.
     ///
     /// # Errors

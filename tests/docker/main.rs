@@ -10,6 +10,7 @@
 )]
 
 mod backup;
+mod check;
 mod connection_exhaustion;
 mod crash;
 mod crash_undo;

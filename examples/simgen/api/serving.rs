@@ -9,6 +9,8 @@ use tokio::signal::unix::{SignalKind, signal};
 
 /// Asks a health endpoint and fails unless it answers with success.
 pub async fn probe(url: &str) -> anyhow::Result<()> {
+    // reqwest is built without a provider of its own.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let client = reqwest::Client::builder()
         .timeout(Duration::from_secs(2))
         .build()?;
