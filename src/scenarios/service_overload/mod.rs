@@ -85,7 +85,7 @@ impl Scenario for ServiceOverload {
     const NAME: &'static str = "service-overload";
     const ABOUT: &'static str = "A service that its memory or processor limit holds back";
     const REMEDIES: &'static [Remedy] = &[Remedy::RaiseLimit, Remedy::Restart, Remedy::ScaleOut];
-    const CAUSES: &'static [&'static str] = &["service-crash", "redis-failure", "db-down"];
+    const CAUSES: &'static [&'static str] = &["service-crash", "redis-failure"];
     type Evidence = Evidence;
 
     async fn detect(world: &Observer<'_>, options: &DetectOptions) -> Result<Evidence> {
