@@ -1,5 +1,6 @@
 //! A runbook and the services it names, resolved to what can be talked to.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use secrecy::SecretString;
 use crate::error::{Error, Kind, Result};
 use crate::postgres::{Client, ConnectSpec, PgError};
 use crate::redis::{Client as RedisClient, ConnectSpec as RedisSpec, RedisError};
-use crate::runbook::{PostgresService, RedisService, Runbook, SecretRef, ServiceName};
+use crate::runbook::{DockerTls, PostgresService, RedisService, Runbook, SecretRef, ServiceName};
 use crate::workload::{ContainerInfo, Docker, HelperNetwork, HelperSpec, Reach, WorkloadError};
 
 /// Where PostgreSQL keeps its data when the container does not say otherwise.
@@ -63,7 +64,11 @@ impl System {
     pub async fn open(runbook: Runbook) -> Result<Self> {
         let configured = runbook.docker().host.as_ref().map(ToString::to_string);
         let host = configured.or_else(|| std::env::var("DOCKER_HOST").ok().filter(|h| !h.is_empty()));
-        let docker = Docker::connect(host.as_deref(), runbook.deadlines.probe).await?;
+        let tls = match runbook.docker().host {
+            Some(_) => runbook.docker().tls.clone(),
+            None => runbook.docker().tls.clone().or_else(tls_of_environment),
+        };
+        let docker = Docker::connect(host.as_deref(), tls.as_ref(), runbook.deadlines.probe).await?;
         Ok(Self {
             runbook: Arc::new(runbook),
             docker,
@@ -259,7 +264,7 @@ impl System {
         if let Some(host) = configured {
             return Ok(at(host));
         }
-        match self.docker.reach(container, port).await {
+        match self.docker.reach(self.deployment(), container, port).await {
             Err(WorkloadError::NotFound { .. }) => Ok(at("")),
             other => other,
         }
@@ -273,6 +278,17 @@ impl System {
             format!("{}={run}", crate::workload::LABEL_RUN),
         ]
     }
+}
+
+/// As Docker's own client: `$DOCKER_TLS_VERIFY` asks for TLS, with the files in
+/// `$DOCKER_CERT_PATH`, else in `~/.docker`.
+fn tls_of_environment() -> Option<DockerTls> {
+    std::env::var_os("DOCKER_TLS_VERIFY").filter(|v| !v.is_empty())?;
+    let directory = std::env::var_os("DOCKER_CERT_PATH")
+        .filter(|v| !v.is_empty())
+        .map(PathBuf::from)
+        .or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".docker")))?;
+    Some(DockerTls::in_directory(&directory))
 }
 
 /// The secret behind a reference; `whose` it is, for the error.

@@ -61,6 +61,9 @@ pub struct AmcheckOptions {
 pub struct AmcheckReport {
     /// Relations that were examined.
     pub examined: u32,
+    /// Relations that were to be examined and were not at all: time, a lock, a lost session.
+    /// Those for which no check exists are not among them.
+    pub unfinished: u32,
     /// What is wrong, one entry per relation and check.
     pub findings: Vec<RelationFinding>,
     /// What was not examined, and why.
@@ -104,6 +107,7 @@ struct Task {
 #[derive(Debug, Default)]
 struct Found {
     examined: BTreeSet<usize>,
+    skipped: BTreeSet<usize>,
     findings: Vec<RelationFinding>,
     not_examined: Vec<(String, String)>,
     crashes: u32,
@@ -201,6 +205,7 @@ pub async fn check(spec: &ConnectSpec, options: &AmcheckOptions) -> Result<Amche
     }
     Ok(AmcheckReport {
         examined: u32::try_from(found.examined.len()).unwrap_or(u32::MAX),
+        unfinished: u32::try_from(found.skipped.difference(&found.examined).count()).unwrap_or(u32::MAX),
         findings: relations::merge(found.findings),
         not_examined: found.not_examined,
     })
@@ -324,6 +329,7 @@ impl Work<'_> {
             self.with(|f| {
                 // Its structure and its comparison are two tasks, and one thing to say.
                 let name = r.qualified();
+                f.skipped.insert(*relation);
                 if !f.not_examined.iter().any(|(known, _)| *known == name) {
                     f.not_examined.push((name, why.to_owned()));
                 }

@@ -25,7 +25,7 @@ pub use docker_host::{DockerHost, SshAddress};
 pub use duration::{format_duration, parse_duration};
 pub use load::{MAX_BYTES, load, parse};
 pub use locate::{LookedAt, NotFound, locate};
-pub use model::{Docker, PlatformKind, Runbook, Service, ServiceKind};
+pub use model::{ClientCertificate, Docker, DockerTls, PlatformKind, Runbook, Service, ServiceKind};
 pub use problem::{Invalid, Problem, ProblemKind};
 pub use raw::{
     Backup, Database, Deadlines, Endpoint, Environment, Expect, Keep, Objectives, PostgresBackup,

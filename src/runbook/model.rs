@@ -4,7 +4,7 @@
 //! cycle, and a service has the facts that its kind needs. Defaults are filled in.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::docker_host::DockerHost;
 use super::raw::{
@@ -52,8 +52,51 @@ pub enum PlatformKind {
 pub struct Docker {
     /// The engine's address. `None` means `$DOCKER_HOST`, else the local socket.
     pub host: Option<DockerHost>,
+    /// TLS to a `tcp://` address.
+    pub tls: Option<DockerTls>,
     /// The compose project whose containers these are.
     pub compose_project: SystemName,
+}
+
+/// PEM files for TLS to a Docker engine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DockerTls {
+    /// The only authority that is trusted.
+    pub ca: PathBuf,
+    /// How drctl identifies itself.
+    pub client: Option<ClientCertificate>,
+}
+
+/// A certificate with its key, both PEM files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClientCertificate {
+    /// The certificate, and those between it and the authority.
+    pub cert: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
+}
+
+impl DockerTls {
+    fn from_raw(raw: raw::DockerTls) -> Option<Self> {
+        let client = match (raw.cert, raw.key) {
+            (Some(cert), Some(key)) => Some(ClientCertificate { cert, key }),
+            (None, None) => None,
+            _ => return None,
+        };
+        Some(Self { ca: raw.ca, client })
+    }
+
+    /// The three files where Docker's own client keeps them: `ca.pem`, `cert.pem`, `key.pem`.
+    #[must_use]
+    pub fn in_directory(directory: &Path) -> Self {
+        Self {
+            ca: directory.join("ca.pem"),
+            client: Some(ClientCertificate {
+                cert: directory.join("cert.pem"),
+                key: directory.join("key.pem"),
+            }),
+        }
+    }
 }
 
 /// One service.
@@ -201,6 +244,10 @@ impl Runbook {
             source,
             platform: PlatformKind::Docker(Docker {
                 host: docker.host,
+                tls: match docker.tls {
+                    Some(tls) => Some(DockerTls::from_raw(tls)?),
+                    None => None,
+                },
                 compose_project: docker.compose_project.unwrap_or_else(|| raw.deployment.clone()),
             }),
             deployment: raw.deployment,
@@ -224,6 +271,11 @@ impl Runbook {
             environment: self.environment,
             platform: raw::Platform::Docker(raw::Docker {
                 host: docker.host.clone(),
+                tls: docker.tls.as_ref().map(|tls| raw::DockerTls {
+                    ca: tls.ca.clone(),
+                    cert: tls.client.as_ref().map(|c| c.cert.clone()),
+                    key: tls.client.as_ref().map(|c| c.key.clone()),
+                }),
                 compose_project: Some(docker.compose_project.clone()),
             }),
             objectives: self.objectives.clone(),

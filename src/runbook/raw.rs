@@ -86,12 +86,32 @@ pub enum Platform {
 #[derive(Debug, Clone, PartialEq, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Docker {
-    /// The engine's address: `unix:///path`, `ssh://[user@]host[:port]` or `tcp://host:port` (without TLS). Default: `$DOCKER_HOST`, else the local socket.
+    /// The engine's address: `unix:///path`, `ssh://[user@]host[:port]` or `tcp://host:port`. Default: `$DOCKER_HOST`, else the local socket.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host: Option<DockerHost>,
+    /// TLS to a `tcp://` address. Without it the connection is neither encrypted nor is anybody's identity checked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<DockerTls>,
     /// The compose project whose containers these are. Default: the deployment's name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub compose_project: Option<SystemName>,
+}
+
+/// PEM files for TLS to a Docker engine.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct DockerTls {
+    /// Certificate of the authority that vouches for the engine; no other is trusted.
+    #[schemars(with = "text::AbsolutePath")]
+    pub ca: PathBuf,
+    /// drctl's own certificate, where the engine asks for one. Needs `key`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<text::AbsolutePath>")]
+    pub cert: Option<PathBuf>,
+    /// The key to `cert`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<text::AbsolutePath>")]
+    pub key: Option<PathBuf>,
 }
 
 /// What the business was promised. Reports compare what was measured with these.

@@ -36,6 +36,9 @@ pub(super) fn check(root: &Node, found: &mut Collector<'_>) {
             placeholders(&entry.node, &path.join(&entry.key), false, found);
         }
     }
+    if let Some(docker) = root.get("platform").and_then(|p| p.get("docker")) {
+        tls(docker, &DocumentPath::new(&["platform", "docker"]), found);
+    }
     if let Some(check) = root.get("write-check") {
         write_check(check, &DocumentPath::new(&["write-check"]), found);
     }
@@ -63,6 +66,36 @@ fn keeps_something(keep: &Node, found: &mut Collector<'_>) {
                 .to_owned(),
         ),
     );
+}
+
+/// TLS belongs to a TCP address, and a certificate to its key.
+fn tls(docker: &Node, path: &DocumentPath, found: &mut Collector<'_>) {
+    let Some(tls) = docker.entry("tls") else { return };
+    let path = path.join("tls");
+    let host = docker.get("host").and_then(Node::text);
+    if let Some(host) = host.filter(|h| !h.starts_with("tcp://")) {
+        found.add(
+            ProblemKind::BadValue,
+            tls.key_at,
+            &path,
+            format!(
+                "`tls` belongs to a tcp:// address, and `host` is {}",
+                super::text::shorten(host)
+            ),
+            Some("remove it, or write `host: tcp://10.0.0.5:2376`".to_owned()),
+        );
+    }
+    for (given, missing) in [("cert", "key"), ("key", "cert")] {
+        if let (Some(entry), None) = (tls.node.entry(given), tls.node.entry(missing)) {
+            found.add(
+                ProblemKind::MissingField,
+                entry.key_at,
+                &path.join(given),
+                format!("`{given}` is of no use without `{missing}`"),
+                Some(format!("add `{missing}: /etc/drctl/docker/{missing}.pem`")),
+            );
+        }
+    }
 }
 
 /// Checks the keys of a mapping that are names of something.

@@ -14,9 +14,10 @@ use bollard::query_parameters as q;
 use futures_util::StreamExt;
 use jiff::Timestamp;
 
+use super::bridge::Bridge;
 use super::ssh::Tunnel;
 use super::{Attachment, ContainerInfo, ExecOutput, LogLine, MountInfo, ProcessInfo, Status, WorkloadError};
-use crate::runbook::DockerHost;
+use crate::runbook::{DockerHost, DockerTls};
 
 /// Seconds that bollard allows a whole request, body included. Our own deadlines are
 /// shorter; this one only has to stay out of the way of a slow `stop`.
@@ -31,7 +32,11 @@ pub struct Docker {
     address: DockerHost,
     pub(super) deadline: Duration,
     tunnel: Option<Arc<Tunnel>>,
+    /// By container and start: another run has another network.
+    bridges: Bridges,
 }
+
+type Bridges = Arc<tokio::sync::Mutex<BTreeMap<(String, Option<Timestamp>, u16), Bridge>>>;
 
 /// How a port of a container is reached from this machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,12 +52,17 @@ pub struct Reach {
 impl Docker {
     /// Connects to `host` (`unix://PATH`, `ssh://[USER@]HOST[:PORT]` or `tcp://HOST:PORT`;
     /// the local socket by default), checks that an engine answers within `deadline`, and
-    /// agrees on an API version. `deadline` then bounds every small request.
+    /// agrees on an API version. `deadline` then bounds every small request. `tls` is for a
+    /// `tcp://` address.
     ///
     /// # Errors
     /// [`WorkloadError::Unreachable`] when nothing listens or permission is missing,
     /// [`WorkloadError::Timeout`] when something listens and does not answer.
-    pub async fn connect(host: Option<&str>, deadline: Duration) -> Result<Self, WorkloadError> {
+    pub async fn connect(
+        host: Option<&str>,
+        tls: Option<&DockerTls>,
+        deadline: Duration,
+    ) -> Result<Self, WorkloadError> {
         let address = match host {
             None => DockerHost::default(),
             Some(text) => text
@@ -92,9 +102,16 @@ impl Docker {
                 tunnel = Some(Arc::new(opened));
                 over_socket(&socket)
             }
-            DockerHost::Tcp(_) => {
-                bollard::Docker::connect_with_http(&host, TRANSPORT_TIMEOUT_SECS, bollard::API_DEFAULT_VERSION)
-            }
+            DockerHost::Tcp(engine) => match tls {
+                Some(tls) => {
+                    Ok(super::tls::connect(engine, tls, TRANSPORT_TIMEOUT_SECS).map_err(unreachable)?)
+                }
+                None => bollard::Docker::connect_with_http(
+                    &host,
+                    TRANSPORT_TIMEOUT_SECS,
+                    bollard::API_DEFAULT_VERSION,
+                ),
+            },
         }
         .map_err(|e| unreachable(chain(&e)))?;
         let negotiated = tokio::time::timeout(deadline, api.negotiate_version())
@@ -122,7 +139,17 @@ impl Docker {
             address,
             deadline,
             tunnel,
+            bridges: Bridges::default(),
         })
+    }
+
+    /// The same engine, for a helper that a bridge holds: with the bridges in it, neither
+    /// would ever be dropped.
+    pub(super) fn without_bridges(&self) -> Self {
+        Self {
+            bridges: Bridges::default(),
+            ..self.clone()
+        }
     }
 
     /// The engine's address as configured.
@@ -138,49 +165,76 @@ impl Docker {
     }
 
     /// How a port of a running container is reached: at the container's own address where
-    /// the engine is local, through the connection where it is reached by SSH, at its
-    /// published port otherwise.
+    /// the engine is local, through the connection where it is reached by SSH, through a
+    /// helper in its network otherwise. The last is labelled as the deployment's.
     ///
     /// # Errors
     /// `NotFound` when there is no way to it; the connection's trouble.
-    pub async fn reach(&self, container: &ContainerInfo, port: u16) -> Result<Reach, WorkloadError> {
+    pub async fn reach(
+        &self,
+        deployment: &str,
+        container: &ContainerInfo,
+        port: u16,
+    ) -> Result<Reach, WorkloadError> {
         // A container on the host's own network has no address of its own.
         let shares_host = container.networks.contains_key("host");
         let own = container.address().or_else(|| shares_host.then_some("127.0.0.1"));
-        let published = container
-            .published
-            .get(&format!("{port}/tcp"))
-            .and_then(|a| a.rsplit_once(':'))
-            .and_then(|(host, port)| Some((host.to_owned(), port.parse().ok()?)));
         let reach = |host: &str, port| Reach {
             host: host.to_owned(),
             port,
             socket_dir: None,
         };
-        let found = match (&self.address, &self.tunnel) {
-            (DockerHost::Tcp(engine), _) => {
-                let engine = engine.rsplit_once(':').map_or(engine.as_str(), |(host, _)| host);
-                match published {
-                    // Published on every address: on the engine's as well.
-                    Some((host, port)) if host == "127.0.0.1" => Some(reach(engine, port)),
-                    Some((host, port)) => Some(reach(&host, port)),
-                    None => shares_host.then(|| reach(engine, port)),
+        let found = match (&self.address, &self.tunnel, own) {
+            (DockerHost::Tcp(_), _, Some(address)) if container.is_running() => {
+                match self.bridge(deployment, container, port).await {
+                    Ok(dir) => Some(Reach {
+                        socket_dir: Some(dir),
+                        ..reach(address, port)
+                    }),
+                    // It ended or is started again since it was looked at: nowhere to go to.
+                    Err(WorkloadError::NotFound { .. } | WorkloadError::Engine { status: 409, .. }) => None,
+                    Err(e) => return Err(e),
                 }
             }
-            (_, Some(tunnel)) => match own.and_then(|a| a.parse().ok()) {
+            (DockerHost::Tcp(_), ..) => None,
+            (_, Some(tunnel), own) => match own.and_then(|a| a.parse().ok()) {
                 Some(address) => Some(Reach {
                     socket_dir: Some(tunnel.forward(address, port).await?),
                     ..reach(&address.to_string(), port)
                 }),
                 None => None,
             },
-            _ => own
-                .map(|address| reach(address, port))
-                .or_else(|| published.map(|(host, port)| reach(&host, port))),
+            (_, None, Some(address)) => Some(reach(address, port)),
+            (_, None, None) => container
+                .published
+                .get(&format!("{port}/tcp"))
+                .and_then(|a| a.rsplit_once(':'))
+                .and_then(|(host, port)| Some(reach(host, port.parse().ok()?))),
         };
         found.ok_or_else(|| WorkloadError::NotFound {
             what: format!("a way to port {port} of container {}", container.name),
         })
+    }
+
+    /// The directory of a socket that leads to a port of a running container. Made once.
+    async fn bridge(
+        &self,
+        deployment: &str,
+        container: &ContainerInfo,
+        port: u16,
+    ) -> Result<PathBuf, WorkloadError> {
+        let run = (container.id.clone(), container.started_at, port);
+        let mut bridges = self.bridges.lock().await;
+        if let Some(bridge) = bridges.get(&run) {
+            if bridge.stands().await {
+                return Ok(bridge.dir().to_owned());
+            }
+            bridges.remove(&run);
+        }
+        let bridge = Bridge::open(&self.without_bridges(), deployment, container, port).await?;
+        let dir = bridge.dir().to_owned();
+        bridges.insert(run, bridge);
+        Ok(dir)
     }
 
     /// Runs one request under a deadline and names it in every error.

@@ -1,6 +1,6 @@
 //! Where services run. Only Docker so far: one `bollard` client type covers a
 //! local and a remote engine, so there is one implementation and no trait. A remote one is
-//! reached by SSH (`ssh`).
+//! reached by SSH (`ssh`), or by TCP with TLS (`tls`, `bridge`).
 //!
 //! Two ways to run a program beside a service, and the choice matters:
 //!
@@ -11,6 +11,7 @@
 //!   server versions always match). It holds a lease: when drctl dies, for whatever
 //!   reason, the helper ends and the engine removes it.
 
+mod bridge;
 mod create;
 mod docker;
 mod helper;
@@ -19,6 +20,7 @@ mod space;
 mod ssh;
 mod staging;
 mod stats;
+mod tls;
 mod transfer;
 
 use std::collections::BTreeMap;

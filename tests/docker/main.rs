@@ -30,3 +30,4 @@ mod service_crash;
 mod service_overload;
 mod silence;
 mod stack;
+mod tls;

@@ -59,6 +59,13 @@ async fn structure(cx: &ActionContext<'_>, spec: &ConnectSpec) -> Result<Checked
             ),
         ),
         None if report.examined == 0 => (Verdict::CouldNotVerify, "nothing could be examined".to_owned()),
+        None if report.unfinished > 0 => (
+            Verdict::CouldNotVerify,
+            format!(
+                "{} relations examined, {} could not be",
+                report.examined, report.unfinished
+            ),
+        ),
         None => (
             Verdict::Pass,
             format!("{} relations examined, nothing found", report.examined),

@@ -86,7 +86,7 @@ impl SideServer {
         loop {
             let last = match helper.inspect().await {
                 Ok(info) if info.is_running() => {
-                    let reach = cx.system.docker.reach(&info, PORT).await;
+                    let reach = cx.system.docker.reach(cx.system.deployment(), &info, PORT).await;
                     let reach = reach.map_err(ActionError::from)?;
                     (admin.host, admin.port, admin.socket_dir) = (reach.host, reach.port, reach.socket_dir);
                     match ready(&admin).await {

@@ -186,6 +186,7 @@ fn nothing(connection: Connection) -> DatabaseEvidence {
         connection,
         checksum_failures: None,
         examined: 0,
+        unfinished: 0,
         not_examined: Vec::new(),
         findings: Vec::new(),
         facts: None,
@@ -255,6 +256,7 @@ async fn database(
     match checked {
         Ok(report) => {
             found.examined = report.examined;
+            found.unfinished = report.unfinished;
             found.findings.extend(report.findings);
             found.not_examined.extend(report.not_examined);
         }

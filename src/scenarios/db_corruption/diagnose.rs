@@ -336,6 +336,17 @@ fn nothing_found(
         reasons.push(format!("{examined} relations examined, nothing found"));
         return Finding::unknown(format!("its files could not be looked at: {e}"), reasons);
     }
+    // Damage may sit in what was not read: sound is said only of a whole look.
+    let unfinished: u32 = ev.databases.values().map(|d| d.unfinished).sum();
+    if unfinished > 0 {
+        reasons.push(format!("{examined} relations examined, nothing found"));
+        reasons.extend(skipped.into_iter().take(10));
+        let hint = if ev.deep { "" } else { "; look again with --deep" };
+        return Finding::unknown(
+            format!("{unfinished} of its relations could not be examined{hint}"),
+            reasons,
+        );
+    }
     reasons.push(format!("{examined} relations examined, nothing found"));
     reasons.extend(skipped.into_iter().take(10));
     Finding::new(Class::Sound, Certainty::Absent, reasons)

@@ -64,6 +64,10 @@ pub struct DatabaseEvidence {
     pub checksum_failures: Option<u64>,
     /// Relations that were examined.
     pub examined: u32,
+    /// Relations that were to be examined and were not at all, for want of time, of a lock or
+    /// of a session. Evidence of an older format has none.
+    #[serde(default)]
+    pub unfinished: u32,
     /// What could not be examined, and why.
     pub not_examined: Vec<(String, String)>,
     /// What is wrong.

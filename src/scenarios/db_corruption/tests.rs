@@ -301,6 +301,15 @@ fn nothing_found_is_sound_and_nothing_examined_is_unknown() {
         ev["log"] = json!([]);
         database(ev)["examined"] = json!(0);
     });
+    let in_part = evidence(|ev| {
+        no_loss(ev);
+        ev["log"] = json!([]);
+        database(ev)["unfinished"] = json!(3);
+    });
+    assert_eq!(
+        DbCorruption::diagnose(&in_part, &runbook()).certainty,
+        Certainty::Unknown
+    );
     let half_seen = evidence(|ev| {
         no_loss(ev);
         ev["log"] = json!([]);
