@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::disk_full::{self, DiskHarm, DiskMend};
 use super::db_down::{self, ServerHarm, ServerMend};
+use super::disk_full::{self, DiskHarm, DiskMend};
 use super::network_partition::{self, NetworkHarm, NetworkMend};
 use super::redis::{self, RedisHarm, RedisMend};
 use super::server::{asking, session};

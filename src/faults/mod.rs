@@ -7,8 +7,8 @@
 
 mod connection_exhaustion;
 pub mod db_corruption;
-mod disk_full;
 mod db_down;
+mod disk_full;
 pub mod expiry;
 mod harm;
 mod load;

@@ -17,7 +17,7 @@ pub use progress::{Progress, Stage};
 pub use report::{Phases, Report};
 pub use state::{StateDir, StateError, fresh_id, write_atomically};
 pub use store::{
-    CASE_FORMAT, Case, Incident, IncidentError, Listing, bring_home, fallback_path, private_fallback, remember_home,
-    writable, write_json,
+    CASE_FORMAT, Case, Incident, IncidentError, Listing, bring_home, fallback_path, private_fallback,
+    remember_home, writable, write_json,
 };
 pub use timeline::{Moment, timeline};

@@ -31,8 +31,8 @@ pub use model::{ClientCertificate, Docker, DockerTls, PlatformKind, Runbook, Ser
 pub use problem::{Invalid, Problem, ProblemKind};
 pub use raw::{
     Backup, Database, Deadlines, Endpoint, Environment, Expect, Keep, Objectives, PostgresBackup,
-    PostgresService, RedisService, Salvage, SecretRef, Table, UserSessions, Validation, WriteCheck, WriteMethod,
-    WriteRequest,
+    PostgresService, RedisService, Salvage, SecretRef, Table, UserSessions, Validation, WriteCheck,
+    WriteMethod, WriteRequest,
 };
 pub use schema::schema;
 pub use secret::{SecretError, SecretFailure};

@@ -3,8 +3,8 @@
 
 pub mod connection_exhaustion;
 pub mod db_corruption;
-pub mod disk_full;
 pub mod db_down;
+pub mod disk_full;
 pub mod ladder;
 mod limits;
 pub mod network_partition;

@@ -155,7 +155,11 @@ pub(super) fn classify(ev: &Evidence) -> Finding {
         }
     };
     if let Connection::Open { in_recovery, .. } = ev.connection {
-        return if in_recovery { recovering(ev) } else { found(Cause::Answers, remarks(ev)) };
+        return if in_recovery {
+            recovering(ev)
+        } else {
+            found(Cause::Answers, remarks(ev))
+        };
     }
     if facts.info.status == Status::Paused {
         return found(Cause::Frozen, vec!["the engine says that it is paused".into()]);
@@ -193,11 +197,17 @@ fn remarks(ev: &Evidence) -> Vec<String> {
 /// It lets people in and only reads.
 fn recovering(ev: &Evidence) -> Finding {
     let reasons = vec!["pg_is_in_recovery() says true".into()];
-    let has = |file: &str| ev.files.as_ref().is_ok_and(|f| f.signals.iter().any(|s| s == file));
+    let has = |file: &str| {
+        ev.files
+            .as_ref()
+            .is_ok_and(|f| f.signals.iter().any(|s| s == file))
+    };
     match &ev.configuration {
         Some(c) if c.problem.is_none() && !c.has_source && has("standby.signal") => {
             let mut reasons: Vec<String> = reasons;
-            reasons.push("standby.signal is there, and neither primary_conninfo nor restore_command is set".into());
+            reasons.push(
+                "standby.signal is there, and neither primary_conninfo nor restore_command is set".into(),
+            );
             found(Cause::SignalFile("standby.signal"), reasons)
         }
         Some(c) if c.has_source && has("standby.signal") => instead(
@@ -216,7 +226,11 @@ fn replaying(ev: &Evidence, mut reasons: Vec<String>) -> Finding {
     if let Ok(control) = &ev.control {
         reasons.push(format!("pg_controldata: state {:?}", control.state));
     }
-    let begun = ev.log.iter().rev().find(|l| l.pattern == LogPattern::CrashRecovery);
+    let begun = ev
+        .log
+        .iter()
+        .rev()
+        .find(|l| l.pattern == LogPattern::CrashRecovery);
     reasons.extend(begun.map(|l| l.line.clone()));
     found(Cause::Replaying, reasons)
 }
@@ -253,9 +267,11 @@ fn refused(ev: &Evidence, facts: &ContainerFacts, code: &str, message: &str) -> 
         ),
         _ if message.contains("ermission denied") => permissions(ev, facts, reasons),
         sqlstate::DISK_FULL => disk_full(ev, facts, reasons),
-        code if code.starts_with("XX") || code == sqlstate::UNDEFINED_FILE => {
-            other("db-corruption", "what a session needs to begin is damaged", reasons)
-        }
+        code if code.starts_with("XX") || code == sqlstate::UNDEFINED_FILE => other(
+            "db-corruption",
+            "what a session needs to begin is damaged",
+            reasons,
+        ),
         _ => found(Cause::Unknown("it refuses the session".into()), reasons),
     }
 }
@@ -268,8 +284,8 @@ fn closed(ev: &Evidence, facts: &ContainerFacts, cause: &str) -> Finding {
     {
         return finding;
     }
-    let shares = ["host", "none"].contains(&info.network_mode.as_str())
-        || info.network_mode.starts_with("container:");
+    let shares =
+        ["host", "none"].contains(&info.network_mode.as_str()) || info.network_mode.starts_with("container:");
     if info.attachments.is_empty() && info.networks.is_empty() && !shares {
         return other(
             "network-partition",
@@ -277,7 +293,11 @@ fn closed(ev: &Evidence, facts: &ContainerFacts, cause: &str) -> Finding {
             vec![cause.to_owned()],
         );
     }
-    let listens = ev.files.as_ref().ok().and_then(crate::probe::files::FileFacts::listens);
+    let listens = ev
+        .files
+        .as_ref()
+        .ok()
+        .and_then(crate::probe::files::FileFacts::listens);
     let ready = ev.log.iter().any(|l| l.pattern == LogPattern::Ready);
     match listens {
         Some(listens) if listens.port != ev.port || LOOPBACK.contains(&listens.address.as_str()) => {
@@ -349,13 +369,19 @@ fn down(ev: &Evidence, facts: &ContainerFacts) -> Finding {
         reasons.extend(Some(info.error.clone()).filter(|e| !e.is_empty()));
         let next = vec![
             format!("docker inspect {name} --format '{{{{.Config.Image}}}} {{{{.Path}}}} {{{{.Args}}}}'"),
-            format!("docker compose up -d {}    # creates the container anew; named volumes are used again", ev.service),
+            format!(
+                "docker compose up -d {}    # creates the container anew; named volumes are used again",
+                ev.service
+            ),
         ];
         return found(Cause::ByHand("its container cannot be started", next), reasons);
     }
     if info.status == Status::Restarting {
         let next = vec![format!("docker logs --tail 50 {name}")];
-        return found(Cause::ByHand("it ends again and again, and its log does not say why", next), reasons);
+        return found(
+            Cause::ByHand("it ends again and again, and its log does not say why", next),
+            reasons,
+        );
     }
     found(Cause::Stopped, reasons)
 }
@@ -404,7 +430,9 @@ fn trouble(ev: &Evidence, facts: &ContainerFacts) -> Option<Finding> {
                 ),
             ];
             let mut all = reasons;
-            all.push(format!("the data is of PostgreSQL {data} and the image is PostgreSQL {program}"));
+            all.push(format!(
+                "the data is of PostgreSQL {data} and the image is PostgreSQL {program}"
+            ));
             found(
                 Cause::ByHand("its data is of another major version than its program", next),
                 all,
@@ -427,7 +455,10 @@ fn permissions(ev: &Evidence, facts: &ContainerFacts, mut reasons: Vec<String>) 
         facts.info.name, facts.info.image, ev.data_directory
     )];
     found(
-        Cause::ByHand("its files have the wrong owner, and whose they were is not known", next),
+        Cause::ByHand(
+            "its files have the wrong owner, and whose they were is not known",
+            next,
+        ),
         reasons,
     )
 }
@@ -436,7 +467,11 @@ fn disk_full(ev: &Evidence, facts: &ContainerFacts, mut reasons: Vec<String>) ->
     reasons.push("never delete anything in pg_wal".into());
     other(
         "disk-full",
-        format!("{}: {} does not run without room", traces(ev, &facts.info).disk_in_words(), ev.service),
+        format!(
+            "{}: {} does not run without room",
+            traces(ev, &facts.info).disk_in_words(),
+            ev.service
+        ),
         reasons,
     )
 }
@@ -445,15 +480,29 @@ fn configuration(said: &Configuration, facts: &ContainerFacts, mut reasons: Vec<
     let name = &facts.info.name;
     reasons.extend(said.broken.iter().map(ConfigLine::in_words));
     reasons.extend(said.refused.clone());
-    reasons.extend(said.problem.as_ref().map(|p| format!("its configuration could not be read: {p}")));
+    reasons.extend(
+        said.problem
+            .as_ref()
+            .map(|p| format!("its configuration could not be read: {p}")),
+    );
     if said.broken.is_empty() || said.refused.is_some() {
         return by_hand_configuration(name, reasons);
     }
     // Without a rule that refuses, the next rule lets in whom it was to keep out.
-    if let Some(line) = said.broken.iter().find(|l| l.file == "pg_hba.conf" && l.begins.contains("reject")) {
-        let next = vec![format!("# mend the rule by hand: {}", line.in_words()), format!("docker start {name}")];
+    if let Some(line) = said
+        .broken
+        .iter()
+        .find(|l| l.file == "pg_hba.conf" && l.begins.contains("reject"))
+    {
+        let next = vec![
+            format!("# mend the rule by hand: {}", line.in_words()),
+            format!("docker start {name}"),
+        ];
         return found(
-            Cause::ByHand("a rule of access that refuses is broken, and without it others would be let in", next),
+            Cause::ByHand(
+                "a rule of access that refuses is broken, and without it others would be let in",
+                next,
+            ),
             reasons,
         );
     }
@@ -466,7 +515,10 @@ fn by_hand_configuration(name: &str, reasons: Vec<String>) -> Finding {
         format!("docker inspect {name} --format '{{{{.Config.Cmd}}}}'    # is it set on the command line?"),
     ];
     found(
-        Cause::ByHand("it refuses its configuration, and which line of it is not known", next),
+        Cause::ByHand(
+            "it refuses its configuration, and which line of it is not known",
+            next,
+        ),
         reasons,
     )
 }
@@ -482,10 +534,7 @@ fn lock_file(ev: &Evidence, name: &str, mut reasons: Vec<String>) -> Finding {
         format!("docker logs --tail 20 {others}    # is that a server? two on one data directory destroy it"),
         format!("docker stop {others}    # if {name} is the one that should run"),
     ];
-    found(
-        Cause::ByHand("another container holds its data", next),
-        reasons,
-    )
+    found(Cause::ByHand("another container holds its data", next), reasons)
 }
 
 fn recovery_source(ev: &Evidence, name: &str, mut reasons: Vec<String>) -> Finding {
@@ -495,7 +544,9 @@ fn recovery_source(ev: &Evidence, name: &str, mut reasons: Vec<String>) -> Findi
     // With a backup_label the data is a backup's, whole only with the log that belongs to it.
     match file {
         Some(file) if !has("backup_label") => {
-            reasons.push(format!("{file} is there, and no backup_label: the data is no unfinished restore"));
+            reasons.push(format!(
+                "{file} is there, and no backup_label: the data is no unfinished restore"
+            ));
             found(Cause::SignalFile(file), reasons)
         }
         _ => {
@@ -504,7 +555,10 @@ fn recovery_source(ev: &Evidence, name: &str, mut reasons: Vec<String>) -> Findi
                 format!("docker logs --tail 20 {name}"),
             ];
             found(
-                Cause::ByHand("its data is a backup that was not brought up to date: it needs the log of it", next),
+                Cause::ByHand(
+                    "its data is a backup that was not brought up to date: it needs the log of it",
+                    next,
+                ),
                 reasons,
             )
         }
