@@ -20,7 +20,11 @@ use crate::system::System;
 
 /// Every fault of this family.
 pub const FAULTS: &[Fault] = &[
-    fault("db-down/stopped", "the container is stopped", "status exited, exit code 0"),
+    fault(
+        "db-down/stopped",
+        "the container is stopped",
+        "status exited, exit code 0",
+    ),
     fault(
         "db-down/killed",
         "the main process is killed, so that the next start has to replay the log",
@@ -31,7 +35,11 @@ pub const FAULTS: &[Fault] = &[
         "the main process is stopped by a signal",
         "status running, process state T; connections are accepted and not answered",
     ),
-    fault("db-down/paused", "the container is paused", "status paused; connections hang"),
+    fault(
+        "db-down/paused",
+        "the container is paused",
+        "status paused; connections hang",
+    ),
     fault(
         "db-down/recovering",
         "the server is killed and replays much of its log, with little processor time",
@@ -193,13 +201,13 @@ fn files(variant: &str) -> Option<(&'static str, Damage, Halt, After)> {
     };
     let auto = "postgresql.auto.conf";
     Some(match variant {
-        "bad-config" => (
+        "bad-config" => (auto, line("wal_level = 'minimal'"), Halt::Clean, After::Fails),
+        "too-large" => (
             auto,
-            line("wal_level = 'minimal'"),
+            line("min_dynamic_shared_memory = '8TB'"),
             Halt::Clean,
             After::Fails,
         ),
-        "too-large" => (auto, line("min_dynamic_shared_memory = '8TB'"), Halt::Clean, After::Fails),
         "wrong-port" => (auto, line("port = 5433"), Halt::Clean, After::Deaf),
         "wrong-listen" => (
             auto,
@@ -314,7 +322,10 @@ async fn effects(system: &System, variant: &str, service: &str) -> Result<Option
                 service: named(),
                 role: role.clone(),
             };
-            let mend = ServerMend::PasswordValid { service: named(), role };
+            let mend = ServerMend::PasswordValid {
+                service: named(),
+                role,
+            };
             (vec![Harm::Server(harm)], vec![Mend::Server(mend)])
         }
         _ => return Ok(None),
@@ -344,10 +355,7 @@ pub async fn apply(system: &System, harm: &ServerHarm) -> Result<String> {
             let server = system.postgres(service).await?;
             session(&server, &server.admin.database)
                 .await?
-                .execute(&format!(
-                    "alter role {} valid until 'epoch'",
-                    quote_ident(role)
-                ))
+                .execute(&format!("alter role {} valid until 'epoch'", quote_ident(role)))
                 .await
                 .map_err(asking(&server, "the change of the password's validity"))?;
             Ok(format!("the password of {role} is no longer valid"))
@@ -378,7 +386,10 @@ async fn write_log(system: &System, service: &str) -> Result<String> {
 }
 
 async fn start_replay(system: &System, service: &str) -> Result<String> {
-    system.docker.start(&system.container(service).await?.name).await?;
+    system
+        .docker
+        .start(&system.container(service).await?.name)
+        .await?;
     let end = tokio::time::Instant::now() + SETTLE;
     loop {
         let server = system.postgres(service).await?;
@@ -423,12 +434,20 @@ pub async fn put_right(system: &System, mend: &ServerMend) -> Result<Option<Stri
     argv.extend([server.admin.database.as_str(), "-c", &sql]);
     let done = system
         .docker
-        .exec(&server.container.id, Some("postgres"), &argv, Duration::from_secs(20))
+        .exec(
+            &server.container.id,
+            Some("postgres"),
+            &argv,
+            Duration::from_secs(20),
+        )
         .await?;
     if done.exit_code != 0 {
         return Err(Error::new(
             Kind::Internal,
-            format!("the password of {role} could not be made valid again: {}", done.stderr.trim()),
+            format!(
+                "the password of {role} could not be made valid again: {}",
+                done.stderr.trim()
+            ),
         ));
     }
     Ok(Some(format!("the password of {role} is valid again")))

@@ -444,10 +444,7 @@ mod tests {
                 "but could not open file \"/x/global/pg_control\": Permission denied",
                 Some(P::Permission),
             ),
-            (
-                "FATAL:  lock file \"postmaster.pid\" is empty",
-                Some(P::LockFile),
-            ),
+            ("FATAL:  lock file \"postmaster.pid\" is empty", Some(P::LockFile)),
             (
                 "FATAL:  lock file \"postmaster.pid\" already exists",
                 Some(P::LockFile),

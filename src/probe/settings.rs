@@ -39,7 +39,9 @@ impl Line {
     /// The value without quotes and comment.
     fn value(&self) -> &str {
         let text = self.text.trim_start();
-        let rest = text.find(|c: char| c == '=' || c.is_whitespace()).map_or("", |at| &text[at..]);
+        let rest = text
+            .find(|c: char| c == '=' || c.is_whitespace())
+            .map_or("", |at| &text[at..]);
         let rest = rest.trim_start_matches(|c: char| c == '=' || c.is_whitespace());
         match rest.strip_prefix('\'') {
             Some(quoted) => quoted.rsplit_once('\'').map_or(quoted, |(value, _)| value),
@@ -59,7 +61,11 @@ impl Line {
         ConfigLine {
             file: self.file.clone(),
             line: self.number,
-            begins: if secret && self.is_setting() { name } else { self.text.clone() },
+            begins: if secret && self.is_setting() {
+                name
+            } else {
+                self.text.clone()
+            },
             why: why.trim().chars().take(300).collect(),
         }
     }
@@ -106,8 +112,14 @@ impl Configuration {
         let mut found: Vec<ConfigLine> = Vec::new();
         for words in said.lines() {
             // `… in file "…" line 3`, and of a file of access rules `line 3 of configuration file "…"`.
-            let places = c.place.captures_iter(words).map(|m| (m[1].to_owned(), m[2].to_owned()));
-            let rules = c.rule.captures_iter(words).map(|m| (m[2].to_owned(), m[1].to_owned()));
+            let places = c
+                .place
+                .captures_iter(words)
+                .map(|m| (m[1].to_owned(), m[2].to_owned()));
+            let rules = c
+                .rule
+                .captures_iter(words)
+                .map(|m| (m[2].to_owned(), m[1].to_owned()));
             for (path, number) in places.chain(rules) {
                 let file = path.rsplit('/').next().unwrap_or_default();
                 let at = |l: &&Line| l.file == file && Ok(l.number) == number.parse();
@@ -118,7 +130,11 @@ impl Configuration {
                 found.extend(self.in_force(&name, words));
             }
             for m in c.library.captures_iter(words) {
-                let library = m[1].rsplit('/').next().unwrap_or_default().trim_end_matches(".so");
+                let library = m[1]
+                    .rsplit('/')
+                    .next()
+                    .unwrap_or_default()
+                    .trim_end_matches(".so");
                 let loads = |l: &&Line| {
                     LOADERS.contains(&l.name().as_str()) && !library.is_empty() && l.value().contains(library)
                 };
@@ -127,7 +143,10 @@ impl Configuration {
             if c.memory.is_match(words) {
                 // The one that somebody has set by ALTER SYSTEM is the likeliest.
                 let set = MEMORY.iter().filter_map(|n| self.effective(n));
-                let best = set.clone().find(|l| l.file == AUTO).or_else(|| set.clone().next());
+                let best = set
+                    .clone()
+                    .find(|l| l.file == AUTO)
+                    .or_else(|| set.clone().next());
                 found.extend(best.map(|l| l.broken(words)));
             }
         }
@@ -145,13 +164,18 @@ impl Configuration {
     fn set_aside(&mut self, lines: Vec<ConfigLine>) -> bool {
         let before = self.broken.len();
         for line in lines {
-            if !self.broken.iter().any(|b| (&b.file, b.line) == (&line.file, line.line)) {
+            if !self
+                .broken
+                .iter()
+                .any(|b| (&b.file, b.line) == (&line.file, line.line))
+            {
                 self.broken.push(line);
             }
         }
         // What is set aside no longer counts as in force.
         let broken: BTreeSet<_> = self.broken.iter().map(|b| (b.file.clone(), b.line)).collect();
-        self.lines.retain(|l| !broken.contains(&(l.file.clone(), l.number)));
+        self.lines
+            .retain(|l| !broken.contains(&(l.file.clone(), l.number)));
         self.broken.len() > before
     }
 }
@@ -245,7 +269,11 @@ pub async fn look(
 ) -> Result<Configuration, String> {
     let mut found = Configuration::default();
     for round in 0..ROUNDS {
-        let aside: Vec<String> = found.broken.iter().map(|b| format!("{}:{}", b.file, b.line)).collect();
+        let aside: Vec<String> = found
+            .broken
+            .iter()
+            .map(|b| format!("{}:{}", b.file, b.line))
+            .collect();
         let output = check(system, server, user, run, &aside, deadline).await?;
         let (lines, refused) = parse(&output);
         found.lines = lines;
@@ -329,11 +357,11 @@ fn parse(output: &str) -> (Vec<Line>, Option<String>) {
             text: text.trim().to_owned(),
         })
     });
-    let refused: Vec<&str> = output.lines().filter_map(|l| l.strip_prefix("refused ")).collect();
-    (
-        lines.collect(),
-        (!refused.is_empty()).then(|| refused.join("\n")),
-    )
+    let refused: Vec<&str> = output
+        .lines()
+        .filter_map(|l| l.strip_prefix("refused "))
+        .collect();
+    (lines.collect(), (!refused.is_empty()).then(|| refused.join("\n")))
 }
 
 /// The lines of a log that are about the configuration: what was said between a severity and
@@ -380,11 +408,19 @@ mod tests {
             ("postgresql.conf", 127, "shared_buffers = 128MB\t\t\t# min 128kB"),
             ("pg_hba.conf", 89, "local   all  all  trust"),
             ("pg_hba.conf", 101, "hosst all all all scram-sha-256"),
-            ("postgresql.auto.conf", 3, "shared_preload_libraries = 'pg_stat_statements, nolib'"),
+            (
+                "postgresql.auto.conf",
+                3,
+                "shared_preload_libraries = 'pg_stat_statements, nolib'",
+            ),
             ("postgresql.auto.conf", 4, "wal_level = 'minimal'"),
             ("postgresql.auto.conf", 5, "shared_buffers = '100GB'"),
             ("postgresql.auto.conf", 6, "max_conections = '200'"),
-            ("postgresql.auto.conf", 7, "primary_conninfo = 'host=a password=hush'"),
+            (
+                "postgresql.auto.conf",
+                7,
+                "primary_conninfo = 'host=a password=hush'",
+            ),
             ("postgresql.auto.conf", 8, "work_mem = 'lots'"),
         ])
     }
@@ -424,7 +460,10 @@ mod tests {
                 "LOG:  0 is outside the valid range for parameter \"port\" (1 .. 65535)",
                 "postgresql.conf:64",
             ),
-            ("FATAL:  could not load server certificate file \"server.crt\": No such file", ""),
+            (
+                "FATAL:  could not load server certificate file \"server.crt\": No such file",
+                "",
+            ),
             ("LOG:  starting PostgreSQL 15.20", ""),
         ] {
             let found: Vec<String> = usual()
@@ -464,7 +503,10 @@ mod tests {
         let first = found.culprits("FATAL:  could not map anonymous shared memory: Cannot allocate memory");
         assert!(found.set_aside(first.clone()));
         assert!(!found.set_aside(first), "once");
-        assert_eq!(found.in_force("shared_buffers", "").unwrap().file, "postgresql.conf");
+        assert_eq!(
+            found.in_force("shared_buffers", "").unwrap().file,
+            "postgresql.conf"
+        );
     }
 
     #[test]
@@ -485,7 +527,10 @@ mod tests {
             line("FATAL:  could not load /d/pg_hba.conf"),
             line("LOG:  database system is shut down"),
         ]);
-        assert!(said.contains("line 101") && said.contains("could not load"), "{said}");
+        assert!(
+            said.contains("line 101") && said.contains("could not load"),
+            "{said}"
+        );
         assert_eq!(complaints(&[line("LOG:  ready")]), "");
     }
 }

@@ -32,14 +32,10 @@ impl Docker {
                 .labels
                 .as_ref()
                 .is_some_and(|l| l.contains_key(LABEL_DEPLOYMENT));
-            let same = c
-                .mounts
-                .iter()
-                .flatten()
-                .any(|m| match (&mount.volume, &m.name) {
-                    (Some(volume), Some(name)) => volume == name,
-                    _ => m.source.as_deref() == Some(mount.source.as_str()),
-                });
+            let same = c.mounts.iter().flatten().any(|m| match (&mount.volume, &m.name) {
+                (Some(volume), Some(name)) => volume == name,
+                _ => m.source.as_deref() == Some(mount.source.as_str()),
+            });
             !ours && same && c.id.as_deref() != Some(container.id.as_str())
         });
         let name = |names: Option<Vec<String>>| {

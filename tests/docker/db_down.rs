@@ -28,9 +28,7 @@ const CASES: &[(&str, &str, &str)] = &[
 
 fn inject(stack: &Stack, fault: &str) {
     let fault = format!("db-down/{fault}");
-    stack
-        .agreed(&["drill", "inject", &fault, "--ttl", "15m"])
-        .ok();
+    stack.agreed(&["drill", "inject", &fault, "--ttl", "15m"]).ok();
 }
 
 /// What is named first.
@@ -71,7 +69,10 @@ fn every_cause_is_named_and_put_right_and_nothing_is_lost() {
         stack.wait_healthy();
     }
     let written = traffic.finish();
-    eprintln!("{} writes were acknowledged, lost: {:?}", written.count, written.lost);
+    eprintln!(
+        "{} writes were acknowledged, lost: {:?}",
+        written.count, written.lost
+    );
     assert!(failures.is_empty(), "{}", failures.join("\n"));
     assert!(written.count > 50, "{written:?}");
     assert_eq!(written.lost, [0_i64; 0]);
@@ -122,19 +123,39 @@ fn what_only_looks_so_is_named_and_left_alone() {
             assert!(out.event("plan").is_null(), "{}", out.stdout);
         } else {
             assert_eq!(out.code, Some(4), "{fault}: {}", out.stdout);
-            let message = out.event("error")["message"].as_str().unwrap_or_default().to_owned();
-            assert!(message.contains(&format!("not db-down but {name}")), "{fault}: {message}");
+            let message = out.event("error")["message"]
+                .as_str()
+                .unwrap_or_default()
+                .to_owned();
+            assert!(
+                message.contains(&format!("not db-down but {name}")),
+                "{fault}: {message}"
+            );
         }
-        assert_eq!(before, stack.inspect("postgres", "{{.Id}} {{.State.StartedAt}}"), "{fault}");
+        assert_eq!(
+            before,
+            stack.inspect("postgres", "{{.Id}} {{.State.StartedAt}}"),
+            "{fault}"
+        );
         stack.agreed(&["drill", "heal"]).ok();
         stack.wait_healthy();
     }
     // Damage is handed over, and no restart is tried on it.
-    stack.agreed(&["drill", "inject", "db-corruption/pg-control", "--ttl", "10m"]).ok();
+    stack
+        .agreed(&["drill", "inject", "db-corruption/pg-control", "--ttl", "10m"])
+        .ok();
     let out = stack.agreed(&["recover", "db-down"]);
     assert_eq!(out.code, Some(4), "{}", out.stdout);
-    assert!(out.stdout.contains("not db-down but db-corruption"), "{}", out.stdout);
-    assert!(out.stdout.contains("drctl recover db-corruption"), "{}", out.stdout);
+    assert!(
+        out.stdout.contains("not db-down but db-corruption"),
+        "{}",
+        out.stdout
+    );
+    assert!(
+        out.stdout.contains("drctl recover db-corruption"),
+        "{}",
+        out.stdout
+    );
     stack.agreed(&["drill", "heal"]).ok();
     stack.wait_healthy();
     assert_eq!(stack.leftovers_after(Duration::from_secs(10)), "");
@@ -204,7 +225,11 @@ fn killed_after_any_record_it_ends_old_or_new() {
         }
         let resume = i % 2 == 0;
         match crashed(&stack, i + 1, resume) {
-            Ok(seen) => eprintln!("{:>3} {kind:<18} {:<7} {seen}", i + 1, if resume { "resume" } else { "undo" }),
+            Ok(seen) => eprintln!(
+                "{:>3} {kind:<18} {:<7} {seen}",
+                i + 1,
+                if resume { "resume" } else { "undo" }
+            ),
             Err(why) => {
                 eprintln!("{:>3} {kind:<18} FAILED: {why}", i + 1);
                 failures.push(format!("{kind}: {why}"));
@@ -224,14 +249,21 @@ fn crashed(stack: &Stack, n: usize, resume: bool) -> Result<&'static str, String
     command.env("DRCTL_CRASH_AFTER_RECORD", n.to_string());
     let out = run(&mut command, None, Duration::from_secs(120));
     if let Some(code) = out.code {
-        return Err(format!("not killed, exit code {code}: {}{}", out.stdout, out.stderr));
+        return Err(format!(
+            "not killed, exit code {code}: {}{}",
+            out.stdout, out.stderr
+        ));
     }
     let left = stack.leftovers_after(Duration::from_secs(5));
     if !left.is_empty() {
         return Err(format!("five seconds after the kill these are left: {left}"));
     }
     let (id, _) = newest(stack);
-    let (verb, expected) = if resume { ("resume", "new") } else { ("undo", "old") };
+    let (verb, expected) = if resume {
+        ("resume", "new")
+    } else {
+        ("undo", "old")
+    };
     expect_ok(verb, &stack.agreed(&["incident", verb, &id]))?;
     let seen = end(stack)?;
     if seen != expected {

@@ -154,7 +154,11 @@ async fn move_aside(
     let server = cx.system.postgres(service).await?;
     must_be_stopped(&server)?;
     // A lock file protects from a second server on the same files: there must be none.
-    let sharing = cx.system.docker.sharing_data(&server.container, &server.data_dir).await?;
+    let sharing = cx
+        .system
+        .docker
+        .sharing_data(&server.container, &server.data_dir)
+        .await?;
     if !sharing.is_empty() {
         return Err(ActionError::Other(format!(
             "container {} runs on the same data: nothing is moved under it",

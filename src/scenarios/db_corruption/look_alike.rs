@@ -72,7 +72,11 @@ pub(super) fn from_log(ev: &Evidence) -> Option<Finding> {
         Kind::Permissions => down("permissions", PERMISSIONS.into(), reasons),
         Kind::DiskFull => Some(disk_full(ev, "the server stops to protect the data", reasons)),
         Kind::Configuration => down("config", "the server refuses its configuration".into(), reasons),
-        Kind::LockFile => down("lock-file", "a lock file is left in the data directory".into(), reasons),
+        Kind::LockFile => down(
+            "lock-file",
+            "a lock file is left in the data directory".into(),
+            reasons,
+        ),
         Kind::PortTaken => down("port-taken", "the server's port is another's".into(), reasons),
         Kind::RecoverySource => down(
             "recovery-source",

@@ -27,7 +27,12 @@ const SECOND_LOOK: Duration = Duration::from_millis(2500);
 pub(super) async fn detect(world: &Observer<'_>, options: &DetectOptions) -> Result<Evidence> {
     let system = world.system;
     let service = system.postgres_service(options.service.as_deref())?.to_string();
-    let container = world.containers().await.get(&service).cloned().unwrap_or(ContainerState::Missing);
+    let container = world
+        .containers()
+        .await
+        .get(&service)
+        .cloned()
+        .unwrap_or(ContainerState::Missing);
     let mut ev = nothing(&system.runbook, service, container);
     if ev.container.found().is_none() {
         return Ok(ev);
@@ -39,7 +44,13 @@ pub(super) async fn detect(world: &Observer<'_>, options: &DetectOptions) -> Res
         (server, ev.connection) = second_look(system, server, ev.connection).await?;
         ev.container = containers::one(system, &ev.service).await;
     }
-    if matches!(ev.connection, Connection::Open { in_recovery: false, .. }) {
+    if matches!(
+        ev.connection,
+        Connection::Open {
+            in_recovery: false,
+            ..
+        }
+    ) {
         return Ok(ev);
     }
     let docker = &system.docker;
@@ -135,7 +146,10 @@ async fn configuration(
         return None;
     }
     let log = match trouble {
-        Some(Kind::Configuration) => docker.logs(&server.container.id, None, 200).await.unwrap_or_default(),
+        Some(Kind::Configuration) => docker
+            .logs(&server.container.id, None, 200)
+            .await
+            .unwrap_or_default(),
         _ => Vec::new(),
     };
     let probe = world.system.runbook.deadlines.probe.max(Duration::from_secs(3)) + Duration::from_secs(4);

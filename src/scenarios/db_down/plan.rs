@@ -36,7 +36,9 @@ fn helps(cause: &Cause, facts: &ContainerFacts) -> &'static [Remedy] {
         Cause::Configuration | Cause::Elsewhere(_) => &[Remedy::Reconfigure],
         Cause::LockFile | Cause::SignalFile(_) => &[Remedy::ClearStale],
         Cause::ShuttingDown => &[Remedy::Restart],
-        Cause::Answers | Cause::NoContainer | Cause::ByHand(..) | Cause::Instead(_) | Cause::Unknown(_) => &[],
+        Cause::Answers | Cause::NoContainer | Cause::ByHand(..) | Cause::Instead(_) | Cause::Unknown(_) => {
+            &[]
+        }
     }
 }
 
@@ -55,7 +57,9 @@ fn obstacle(ev: &Evidence, facts: &ContainerFacts, cause: &Cause, remedy: Remedy
         (Remedy::Reconfigure, _) => {
             let lines = lines(ev, cause);
             if lines.is_empty() {
-                return Some("no file of the data directory sets it: it is on the command line, or the default".into());
+                return Some(
+                    "no file of the data directory sets it: it is on the command line, or the default".into(),
+                );
             }
             let data = &ev.data_directory;
             let read_only = facts.info.mount_of(data).is_some_and(|m| !m.writable);
@@ -89,15 +93,22 @@ fn by_hand(ev: &Evidence, cause: &Cause, facts: Option<&ContainerFacts>) -> Vec<
     match cause {
         Cause::ByHand(_, next) => next.clone(),
         Cause::NoContainer => vec![
-            format!("docker compose up -d {}    # create it from the compose file; named volumes are used again", ev.service),
+            format!(
+                "docker compose up -d {}    # create it from the compose file; named volumes are used again",
+                ev.service
+            ),
             "drctl runbook show    # is the Compose project's name right?".into(),
         ],
         Cause::OutOfMemory => vec![
-            format!("docker update --memory BYTES --memory-swap BYTES {name}    # more memory, if the machine has it"),
+            format!(
+                "docker update --memory BYTES --memory-swap BYTES {name}    # more memory, if the machine has it"
+            ),
             format!("docker start {name}"),
         ],
         Cause::Elsewhere(_) => vec![
-            format!("docker inspect {name} --format '{{{{.Config.Cmd}}}}'    # does the command line say where it listens?"),
+            format!(
+                "docker inspect {name} --format '{{{{.Config.Cmd}}}}'    # does the command line say where it listens?"
+            ),
             "alter system set port = …; alter system set listen_addresses = '*';    # then restart it".into(),
         ],
         Cause::Configuration => vec![
@@ -162,7 +173,11 @@ pub(super) fn plan(ev: &Evidence, rb: &Runbook, request: &PlanRequest) -> Result
         remedy: chosen,
         alternatives: ladder::alternatives(&rungs, chosen, |_| "it changes more than is needed".into()),
         backup: None,
-        estimate_seconds: if chosen == Remedy::Wait { 60 } else { 5 * steps.len() as u64 },
+        estimate_seconds: if chosen == Remedy::Wait {
+            60
+        } else {
+            5 * steps.len() as u64
+        },
         steps,
         expect: expectations(ev, rb),
         data_loss: DataLoss {
@@ -242,9 +257,10 @@ impl Ground<'_> {
                     self.while_stopped(vec![fix], "it may use its files now")
                 }
             }
-            Remedy::Reconfigure => {
-                self.while_stopped(vec![self.set_aside(cause)], "it reads its configuration at its start")
-            }
+            Remedy::Reconfigure => self.while_stopped(
+                vec![self.set_aside(cause)],
+                "it reads its configuration at its start",
+            ),
             Remedy::ClearStale => {
                 self.while_stopped(vec![self.move_aside(cause)], "nothing keeps it from serving now")
             }
@@ -266,7 +282,10 @@ impl Ground<'_> {
 
     fn wait(&self) -> Step {
         Step {
-            title: format!("Wait until {} takes connections, and show how far it is", self.ev.service),
+            title: format!(
+                "Wait until {} takes connections, and show how far it is",
+                self.ev.service
+            ),
             why: format!("{}; a restart would have it begin anew", self.why),
             risk: Risk::ReadOnly,
             action: Action::Server(ServerAction::AwaitRecovery {

@@ -50,7 +50,10 @@ fn evidence(change: impl FnOnce(&mut ContainerFacts, &mut Evidence)) -> Evidence
         connection: Connection::Closed {
             cause: "container is not running".into(),
         },
-        log: vec![said(LogPattern::Ready, "LOG:  database system is ready to accept connections")],
+        log: vec![said(
+            LogPattern::Ready,
+            "LOG:  database system is ready to accept connections",
+        )],
         control: Err("not looked at".into()),
         files: Ok(file_facts()),
         server_user: Some("101:104".into()),
@@ -110,7 +113,11 @@ fn bad_config(facts: &mut ContainerFacts, ev: &mut Evidence) {
         "FATAL:  could not access file \"nolib\": No such file or directory",
     );
     ev.configuration = Some(Configuration {
-        broken: vec![line("postgresql.auto.conf", 3, "shared_preload_libraries = 'nolib'")],
+        broken: vec![line(
+            "postgresql.auto.conf",
+            3,
+            "shared_preload_libraries = 'nolib'",
+        )],
         ..Configuration::default()
     });
 }
@@ -126,7 +133,12 @@ fn elsewhere(facts: &mut ContainerFacts, ev: &mut Evidence) {
 }
 
 fn permissions(facts: &mut ContainerFacts, ev: &mut Evidence) {
-    refuses(facts, ev, "42501", "could not access directory \"base/5\": Permission denied");
+    refuses(
+        facts,
+        ev,
+        "42501",
+        "could not access directory \"base/5\": Permission denied",
+    );
     ev.files.as_mut().unwrap().foreign = vec!["base (0:0, mode 700)".into(), "base/5 (0:0, mode 700)".into()];
 }
 
@@ -179,7 +191,11 @@ type Change = fn(&mut ContainerFacts, &mut Evidence);
 /// Evidence, how sure, a word of the summary, and the remedy.
 const CONFIRMED: &[(Change, &str, Option<Remedy>)] = &[
     (|_, _| {}, "does not run", Some(Remedy::Start)),
-    (|f, _| f.info.status = Status::Paused, "paused", Some(Remedy::Thaw)),
+    (
+        |f, _| f.info.status = Status::Paused,
+        "paused",
+        Some(Remedy::Thaw),
+    ),
     (
         |f, _| {
             runs(f);
@@ -204,7 +220,12 @@ const CONFIRMED: &[(Change, &str, Option<Remedy>)] = &[
     (
         // Said of the control file, and no damage.
         |f, ev| {
-            looping(f, ev, LogPattern::ControlFile, "postgres: could not find the database system");
+            looping(
+                f,
+                ev,
+                LogPattern::ControlFile,
+                "postgres: could not find the database system",
+            );
             ev.log.push(said(
                 LogPattern::Permission,
                 "but could not open file \"/d/global/pg_control\": Permission denied",
@@ -214,22 +235,43 @@ const CONFIRMED: &[(Change, &str, Option<Remedy>)] = &[
         Some(Remedy::FixPermissions),
     ),
     (
-        |f, ev| looping(f, ev, LogPattern::LockFile, "FATAL:  lock file \"postmaster.pid\" is empty"),
+        |f, ev| {
+            looping(
+                f,
+                ev,
+                LogPattern::LockFile,
+                "FATAL:  lock file \"postmaster.pid\" is empty",
+            );
+        },
         "postmaster.pid",
         Some(Remedy::ClearStale),
     ),
     (
         |f, ev| {
-            looping(f, ev, LogPattern::LockFile, "FATAL:  lock file \"postmaster.pid\" already exists");
+            looping(
+                f,
+                ev,
+                LogPattern::LockFile,
+                "FATAL:  lock file \"postmaster.pid\" already exists",
+            );
             ev.sharing = vec!["other".into()];
         },
         "another container holds its data",
         None,
     ),
-    (|f, ev| stands_by(f, ev, false), "standby of nobody", Some(Remedy::ClearStale)),
+    (
+        |f, ev| stands_by(f, ev, false),
+        "standby of nobody",
+        Some(Remedy::ClearStale),
+    ),
     (
         |f, ev| {
-            looping(f, ev, LogPattern::RecoverySource, "FATAL:  must specify restore_command …");
+            looping(
+                f,
+                ev,
+                LogPattern::RecoverySource,
+                "FATAL:  must specify restore_command …",
+            );
             signal(ev, &["recovery.signal"]);
         },
         "recover from nowhere",
@@ -238,14 +280,23 @@ const CONFIRMED: &[(Change, &str, Option<Remedy>)] = &[
     (
         // An unfinished restore is none of a left-over file.
         |f, ev| {
-            looping(f, ev, LogPattern::RecoverySource, "FATAL:  must specify restore_command …");
+            looping(
+                f,
+                ev,
+                LogPattern::RecoverySource,
+                "FATAL:  must specify restore_command …",
+            );
             signal(ev, &["recovery.signal", "backup_label"]);
         },
         "a backup that was not brought up to date",
         None,
     ),
     (|f, _| out_of_memory(f, 0), "want of memory", Some(Remedy::Start)),
-    (|f, _| out_of_memory(f, 4), "want of memory", Some(Remedy::RaiseLimit)),
+    (
+        |f, _| out_of_memory(f, 4),
+        "want of memory",
+        Some(Remedy::RaiseLimit),
+    ),
     (
         |f, ev| {
             out_of_memory(f, 4);
@@ -265,20 +316,37 @@ const CONFIRMED: &[(Change, &str, Option<Remedy>)] = &[
     ),
     (
         |f, ev| {
-            looping(f, ev, LogPattern::WrongVersion, "FATAL:  database files are incompatible with server");
+            looping(
+                f,
+                ev,
+                LogPattern::WrongVersion,
+                "FATAL:  database files are incompatible with server",
+            );
             ev.files.as_mut().unwrap().version = Some("14".into());
         },
         "another major version",
         None,
     ),
     (
-        |f, ev| looping(f, ev, LogPattern::OtherFatal, "FATAL:  could not open directory \"pg_notify\""),
+        |f, ev| {
+            looping(
+                f,
+                ev,
+                LogPattern::OtherFatal,
+                "FATAL:  could not open directory \"pg_notify\"",
+            );
+        },
         "ends at its start",
         None,
     ),
     (
         |f, ev| {
-            looping(f, ev, LogPattern::Configuration, "FATAL:  could not load /d/pg_hba.conf");
+            looping(
+                f,
+                ev,
+                LogPattern::Configuration,
+                "FATAL:  could not load /d/pg_hba.conf",
+            );
             ev.configuration = Some(Configuration {
                 broken: vec![line("pg_hba.conf", 9, "hosst all bad all reject")],
                 ..Configuration::default()
@@ -293,7 +361,10 @@ const CONFIRMED: &[(Change, &str, Option<Remedy>)] = &[
             bad_config(f, ev);
             f.info.status = Status::Exited;
             f.info.exit_code = 0;
-            ev.log = vec![said(LogPattern::Ready, "LOG:  database system is ready to accept connections")];
+            ev.log = vec![said(
+                LogPattern::Ready,
+                "LOG:  database system is ready to accept connections",
+            )];
         },
         "refuses its configuration",
         Some(Remedy::Reconfigure),
@@ -306,7 +377,10 @@ fn each_cause_has_its_name_and_its_remedy() {
         let ev = evidence(change);
         let d = diagnose(&ev);
         assert_eq!(d.certainty, Certainty::Confirmed, "{words}: {d:?}");
-        assert!(d.look_alike.is_none() && d.summary.contains(words), "{words}: {d:?}");
+        assert!(
+            d.look_alike.is_none() && d.summary.contains(words),
+            "{words}: {d:?}"
+        );
         match (plan(&ev), remedy) {
             (Ok(plan), Some(remedy)) => assert_eq!(plan.remedy, *remedy, "{words}"),
             (Err(refusal), None) => assert!(!refusal.next.is_empty(), "{words}: {refusal:?}"),
@@ -319,10 +393,20 @@ fn each_cause_has_its_name_and_its_remedy() {
 fn what_is_another_scenario_s_is_handed_over() {
     let cases: &[(Change, &str)] = &[
         (
-            |f, ev| looping(f, ev, LogPattern::ControlFile, "FATAL:  incorrect checksum in control file"),
+            |f, ev| {
+                looping(
+                    f,
+                    ev,
+                    LogPattern::ControlFile,
+                    "FATAL:  incorrect checksum in control file",
+                );
+            },
             "db-corruption",
         ),
-        (|f, ev| refuses(f, ev, "XX001", "invalid page in block 0"), "db-corruption"),
+        (
+            |f, ev| refuses(f, ev, "XX001", "invalid page in block 0"),
+            "db-corruption",
+        ),
         (
             |f, ev| {
                 let line = "PANIC:  could not write to file \"pg_wal/xlogtemp.1\": No space left on device";
@@ -388,7 +472,10 @@ fn no_container_and_an_engine_that_does_not_tell() {
 #[test]
 fn old_complaints_of_a_server_that_was_stopped_are_not_why() {
     let ev = evidence(|_, ev| {
-        let old = said(LogPattern::Permission, "ERROR:  could not open file: Permission denied");
+        let old = said(
+            LogPattern::Permission,
+            "ERROR:  could not open file: Permission denied",
+        );
         ev.log.insert(0, old);
     });
     assert_eq!(plan(&ev).unwrap().remedy, Remedy::Start);
@@ -406,7 +493,10 @@ fn a_mounted_configuration_is_left_to_its_host() {
         });
     });
     let refusal = plan(&ev).unwrap_err();
-    assert!(refusal.reasons[0].contains("mounted from the host"), "{refusal:?}");
+    assert!(
+        refusal.reasons[0].contains("mounted from the host"),
+        "{refusal:?}"
+    );
     let on_the_command_line = evidence(|f, ev| {
         elsewhere(f, ev);
         ev.configuration = Some(Configuration::default());
@@ -419,8 +509,12 @@ fn a_mounted_configuration_is_left_to_its_host() {
 fn every_change_to_files_has_a_way_back() {
     for (change, words, _) in CONFIRMED {
         for step in plan(&evidence(change)).into_iter().flat_map(|p| p.steps) {
-            let changes = matches!(&step.action, Action::Server(a) if !matches!(a, ServerAction::AwaitRecovery { .. }));
-            assert!(!changes || matches!(step.undo, Undo::Action(_)), "{words}: {step:?}");
+            let changes =
+                matches!(&step.action, Action::Server(a) if !matches!(a, ServerAction::AwaitRecovery { .. }));
+            assert!(
+                !changes || matches!(step.undo, Undo::Action(_)),
+                "{words}: {step:?}"
+            );
         }
     }
 }
@@ -431,14 +525,24 @@ fn plans() {
     insta::assert_yaml_snapshot!("bad-config", plan(&evidence(bad_config)).unwrap());
     insta::assert_yaml_snapshot!("wrong-port", plan(&evidence(elsewhere)).unwrap());
     insta::assert_yaml_snapshot!("permissions", plan(&evidence(permissions)).unwrap());
-    let stale: Change = |f, ev| looping(f, ev, LogPattern::LockFile, "FATAL:  lock file \"postmaster.pid\" is empty");
+    let stale: Change = |f, ev| {
+        looping(
+            f,
+            ev,
+            LogPattern::LockFile,
+            "FATAL:  lock file \"postmaster.pid\" is empty",
+        );
+    };
     insta::assert_yaml_snapshot!("stale-lock", plan(&evidence(stale)).unwrap());
     let replaying: Change = |f, ev| {
         refuses(f, ev, "57P03", "the database system is starting up");
         ev.replay = Some("startup recovering 000000010000000000000004".into());
     };
     insta::assert_yaml_snapshot!("replaying", plan(&evidence(replaying)).unwrap());
-    insta::assert_yaml_snapshot!("out-of-memory", plan(&evidence(|f, _| out_of_memory(f, 4))).unwrap());
+    insta::assert_yaml_snapshot!(
+        "out-of-memory",
+        plan(&evidence(|f, _| out_of_memory(f, 4))).unwrap()
+    );
 }
 
 #[test]

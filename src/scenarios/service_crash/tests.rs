@@ -246,10 +246,7 @@ fn a_finished_job_and_a_starting_service_are_let_be() {
 fn a_database_has_a_scenario_of_its_own() {
     let mut ev = evidence(|_| {});
     ev.service = Some("postgres".into());
-    assert_eq!(
-        diagnose(&ev, &runbook()).look_alike.unwrap().name,
-        "db-down"
-    );
+    assert_eq!(diagnose(&ev, &runbook()).look_alike.unwrap().name, "db-down");
 }
 
 #[test]
