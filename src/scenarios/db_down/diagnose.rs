@@ -1,11 +1,10 @@
 //! What the evidence means: why nobody gets a connection. What only looks so, or is another
 //! scenario's, is named and left alone.
 
-use super::super::server_trouble::{self, Kind, Trouble};
 use super::super::{Certainty, Diagnosis, LookAlike};
+use super::Evidence;
 use super::detect::traces;
-use super::{Configuration, Evidence};
-use crate::plan::ConfigLine;
+use super::trouble::{disk_full, permissions, port_taken, trouble};
 use crate::postgres::sqlstate;
 use crate::probe::connection::Connection;
 use crate::probe::containers::{ContainerFacts, ContainerState, end_in_words};
@@ -113,7 +112,7 @@ fn in_words(ev: &Evidence, cause: &Cause) -> String {
     }
 }
 
-fn found(cause: Cause, reasons: Vec<String>) -> Finding {
+pub(super) fn found(cause: Cause, reasons: Vec<String>) -> Finding {
     Finding { cause, reasons }
 }
 
@@ -129,7 +128,7 @@ fn instead(name: &str, explanation: impl Into<String>, reasons: Vec<String>, nex
 }
 
 /// Another scenario's failure.
-fn other(scenario: &str, explanation: impl Into<String>, reasons: Vec<String>) -> Finding {
+pub(super) fn other(scenario: &str, explanation: impl Into<String>, reasons: Vec<String>) -> Finding {
     instead(
         scenario,
         explanation,
@@ -384,205 +383,4 @@ fn down(ev: &Evidence, facts: &ContainerFacts) -> Finding {
         );
     }
     found(Cause::Stopped, reasons)
-}
-
-/// What log and files say keeps it from running.
-fn trouble(ev: &Evidence, facts: &ContainerFacts) -> Option<Finding> {
-    let info = &facts.info;
-    let broken = ev
-        .configuration
-        .as_ref()
-        .is_some_and(|c| !c.broken.is_empty() || c.refused.is_some());
-    // What one that was stopped had complained of has not ended it; damage, another version and a
-    // full disk are there all the same.
-    let stopped = info.status == Status::Exited && !traces(ev, info).ended_by_itself();
-    let lasting = |kind| matches!(kind, Kind::WrongMajor | Kind::DiskFull | Kind::Damage(_));
-    let trouble = server_trouble::of(traces(ev, info)).filter(|t| !stopped || lasting(t.kind));
-    let Some(Trouble { kind, reasons }) = trouble else {
-        // The next start would fail.
-        let said = ev.configuration.as_ref().filter(|_| broken)?;
-        return Some(configuration(said, facts, Vec::new()));
-    };
-    let name = &info.name;
-    Some(match kind {
-        Kind::Permissions => permissions(ev, facts, reasons),
-        Kind::DiskFull => disk_full(ev, facts, reasons),
-        Kind::Damage(what) => other(
-            "db-corruption",
-            format!("{} is damaged: {what}", ev.service),
-            reasons,
-        ),
-        Kind::Configuration => match &ev.configuration {
-            Some(said) => configuration(said, facts, reasons),
-            None => by_hand_configuration(name, reasons),
-        },
-        Kind::LockFile => lock_file(ev, name, reasons),
-        Kind::PortTaken => port_taken(facts, "address already in use")?,
-        Kind::RecoverySource => recovery_source(ev, name, reasons),
-        Kind::WrongMajor => {
-            let traces = traces(ev, info);
-            let (data, program) = traces.majors().unwrap_or(("?", "?"));
-            let next = vec![
-                format!("# start it with an image of PostgreSQL {data}, if that is what the data is"),
-                format!(
-                    "# if only the file PG_VERSION is wrong: docker run --rm --volumes-from {name} {} sh -c 'echo {program} > {}/PG_VERSION'",
-                    info.image, ev.data_directory
-                ),
-            ];
-            let mut all = reasons;
-            all.push(format!(
-                "the data is of PostgreSQL {data} and the image is PostgreSQL {program}"
-            ));
-            found(
-                Cause::ByHand("its data is of another major version than its program", next),
-                all,
-            )
-        }
-    })
-}
-
-fn permissions(ev: &Evidence, facts: &ContainerFacts, mut reasons: Vec<String>) -> Finding {
-    for line in traces(ev, &facts.info).foreign() {
-        if !reasons.contains(&line) {
-            reasons.push(line);
-        }
-    }
-    if ev.server_user.is_some() {
-        return found(Cause::Permissions, reasons);
-    }
-    let next = vec![format!(
-        "docker run --rm --volumes-from {} {} chown -R OWNER {}    # OWNER is the server's user",
-        facts.info.name, facts.info.image, ev.data_directory
-    )];
-    found(
-        Cause::ByHand(
-            "its files have the wrong owner, and whose they were is not known",
-            next,
-        ),
-        reasons,
-    )
-}
-
-fn disk_full(ev: &Evidence, facts: &ContainerFacts, mut reasons: Vec<String>) -> Finding {
-    reasons.push("never delete anything in pg_wal".into());
-    other(
-        "disk-full",
-        format!(
-            "{}: {} does not run without room",
-            traces(ev, &facts.info).disk_in_words(),
-            ev.service
-        ),
-        reasons,
-    )
-}
-
-fn configuration(said: &Configuration, facts: &ContainerFacts, mut reasons: Vec<String>) -> Finding {
-    let name = &facts.info.name;
-    reasons.extend(said.broken.iter().map(ConfigLine::in_words));
-    reasons.extend(said.refused.clone());
-    reasons.extend(
-        said.problem
-            .as_ref()
-            .map(|p| format!("its configuration could not be read: {p}")),
-    );
-    if said.broken.is_empty() || said.refused.is_some() {
-        return by_hand_configuration(name, reasons);
-    }
-    // Without a rule that refuses, the next rule lets in whom it was to keep out.
-    if let Some(line) = said
-        .broken
-        .iter()
-        .find(|l| l.file == "pg_hba.conf" && l.begins.contains("reject"))
-    {
-        let next = vec![
-            format!("# mend the rule by hand: {}", line.in_words()),
-            format!("docker start {name}"),
-        ];
-        return found(
-            Cause::ByHand(
-                "a rule of access that refuses is broken, and without it others would be let in",
-                next,
-            ),
-            reasons,
-        );
-    }
-    found(Cause::Configuration, reasons)
-}
-
-fn by_hand_configuration(name: &str, reasons: Vec<String>) -> Finding {
-    let next = vec![
-        format!("docker logs --tail 10 {name}    # names the setting or the file"),
-        format!("docker inspect {name} --format '{{{{.Config.Cmd}}}}'    # is it set on the command line?"),
-    ];
-    found(
-        Cause::ByHand(
-            "it refuses its configuration, and which line of it is not known",
-            next,
-        ),
-        reasons,
-    )
-}
-
-fn lock_file(ev: &Evidence, name: &str, mut reasons: Vec<String>) -> Finding {
-    if ev.sharing.is_empty() {
-        reasons.push("no other container runs on the same data".into());
-        return found(Cause::LockFile, reasons);
-    }
-    let others = ev.sharing.join(", ");
-    reasons.push(format!("container {others} runs on the same data"));
-    let next = vec![
-        format!("docker logs --tail 20 {others}    # is that a server? two on one data directory destroy it"),
-        format!("docker stop {others}    # if {name} is the one that should run"),
-    ];
-    found(Cause::ByHand("another container holds its data", next), reasons)
-}
-
-fn recovery_source(ev: &Evidence, name: &str, mut reasons: Vec<String>) -> Finding {
-    let signals: &[String] = ev.files.as_ref().map_or(&[], |f| &f.signals);
-    let has = |file: &str| signals.iter().any(|s| s == file);
-    let file = ["recovery.signal", "standby.signal"].into_iter().find(|f| has(f));
-    // With a backup_label the data is a backup's, whole only with the log that belongs to it.
-    match file {
-        Some(file) if !has("backup_label") => {
-            reasons.push(format!(
-                "{file} is there, and no backup_label: the data is no unfinished restore"
-            ));
-            found(Cause::SignalFile(file), reasons)
-        }
-        _ => {
-            let next = vec![
-                "# set restore_command to where the log of this backup is kept".into(),
-                format!("docker logs --tail 20 {name}"),
-            ];
-            found(
-                Cause::ByHand(
-                    "its data is a backup that was not brought up to date: it needs the log of it",
-                    next,
-                ),
-                reasons,
-            )
-        }
-    }
-}
-
-fn port_taken(facts: &ContainerFacts, error: &str) -> Option<Finding> {
-    let lower = error.to_lowercase();
-    if !lower.contains("already allocated") && !lower.contains("already in use") {
-        return None;
-    }
-    let info = &facts.info;
-    let ports: Vec<&str> = info
-        .to_publish
-        .values()
-        .filter_map(|a| a.rsplit_once(':').map(|(_, port)| port))
-        .collect();
-    let mut next: Vec<String> = ports
-        .iter()
-        .map(|p| format!("ss -ltnp 'sport = :{p}'; docker ps --filter publish={p}    # who has it?"))
-        .collect();
-    next.push(format!("docker start {}    # when it is free", info.name));
-    Some(found(
-        Cause::ByHand("another program has its port", next),
-        vec![error.to_owned()],
-    ))
 }

@@ -18,6 +18,7 @@ mod diagnose;
 mod plan;
 #[cfg(test)]
 mod tests;
+mod trouble;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};

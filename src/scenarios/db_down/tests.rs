@@ -241,7 +241,7 @@ const CONFIRMED: &[(Change, &str, Option<Remedy>)] = &[
                 ev,
                 LogPattern::LockFile,
                 "FATAL:  lock file \"postmaster.pid\" is empty",
-            )
+            );
         },
         "postmaster.pid",
         Some(Remedy::ClearStale),
@@ -334,7 +334,7 @@ const CONFIRMED: &[(Change, &str, Option<Remedy>)] = &[
                 ev,
                 LogPattern::OtherFatal,
                 "FATAL:  could not open directory \"pg_notify\"",
-            )
+            );
         },
         "ends at its start",
         None,
@@ -399,7 +399,7 @@ fn what_is_another_scenario_s_is_handed_over() {
                     ev,
                     LogPattern::ControlFile,
                     "FATAL:  incorrect checksum in control file",
-                )
+                );
             },
             "db-corruption",
         ),
@@ -531,7 +531,7 @@ fn plans() {
             ev,
             LogPattern::LockFile,
             "FATAL:  lock file \"postmaster.pid\" is empty",
-        )
+        );
     };
     insta::assert_yaml_snapshot!("stale-lock", plan(&evidence(stale)).unwrap());
     let replaying: Change = |f, ev| {
