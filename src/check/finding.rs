@@ -303,12 +303,11 @@ mod tests {
         fn perfdata_can_be_taken_apart(label in ".*", value in proptest::num::f64::ANY) {
             let text = Measure::new(label, value, "s").perfdata();
             prop_assert!(!text.contains(['|', '\n', '\r']));
-            let rest = match text.strip_prefix('\'') {
-                Some(quoted) => quoted.split_once('\'').unwrap().1,
-                None => {
-                    prop_assert!(!text.contains(char::is_whitespace));
-                    &text[text.find('=').unwrap()..]
-                }
+            let rest = if let Some(quoted) = text.strip_prefix('\'') {
+                quoted.split_once('\'').unwrap().1
+            } else {
+                prop_assert!(!text.contains(char::is_whitespace));
+                &text[text.find('=').unwrap()..]
             };
             let value = rest.strip_prefix('=').unwrap().split(';').next().unwrap();
             prop_assert!(value == "U" || value.trim_end_matches('s').parse::<f64>().is_ok(), "{text}");

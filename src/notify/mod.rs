@@ -35,8 +35,11 @@ pub struct Told {
 pub fn identity(way: &Notify) -> String {
     let text = serde_json::to_string(way).unwrap_or_default();
     let digest = Sha256::digest(text.as_bytes());
-    let short: String = digest.iter().take(6).map(|b| format!("{b:02x}")).collect();
-    format!("{}-{short}", kind(way))
+    let short = digest
+        .iter()
+        .take(6)
+        .fold(0_u64, |all, byte| (all << 8) | u64::from(*byte));
+    format!("{}-{short:012x}", kind(way))
 }
 
 fn kind(way: &Notify) -> &'static str {
@@ -96,7 +99,7 @@ pub async fn tell(
                 Notify::Webhook(hook) => web::post(&hook.url, &joined(messages)).await?,
                 Notify::Email(mail) => email::send(mail, &joined(messages), deadline).await?,
                 Notify::Command(program) => {
-                    command::run(program, deployment, &joined(messages), deadline).await?
+                    command::run(program, deployment, &joined(messages), deadline).await?;
                 }
             }
             delivered = messages.len();

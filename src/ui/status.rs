@@ -75,10 +75,10 @@ pub fn show(text: &str) {
     let mut screen = String::from("\x1b[H");
     for (i, line) in lines.iter().enumerate() {
         if i + 2 >= rows && lines.len() > rows - 1 {
-            let _ = write!(screen, "… {} more lines\x1b[K\n", lines.len() - i);
+            let _ = writeln!(screen, "… {} more lines\x1b[K", lines.len() - i);
             break;
         }
-        let _ = write!(screen, "{line}\x1b[K\n");
+        let _ = writeln!(screen, "{line}\x1b[K");
     }
     // What the screen before had below.
     screen.push_str("\x1b[J");
@@ -213,7 +213,7 @@ fn services(out: &mut String, seen: &Overview, findings: &[Finding], width: usiz
         let (state, restarts) = match state {
             ContainerState::Found(facts) => (
                 state_word(
-                    &facts.info.status,
+                    facts.info.status,
                     facts.is_stopped_by_signal(),
                     facts.info.health.as_deref(),
                 ),
@@ -269,7 +269,7 @@ fn services(out: &mut String, seen: &Overview, findings: &[Finding], width: usiz
     }
 }
 
-fn state_word(status: &crate::workload::Status, frozen: bool, health: Option<&str>) -> String {
+fn state_word(status: crate::workload::Status, frozen: bool, health: Option<&str>) -> String {
     use crate::workload::Status;
     match status {
         Status::Running if frozen => "frozen".to_owned(),
