@@ -191,8 +191,16 @@ impl Docker {
                         socket_dir: Some(dir),
                         ..reach(address, port)
                     }),
-                    // It ended or is started again since it was looked at: nowhere to go to.
-                    Err(WorkloadError::NotFound { .. } | WorkloadError::Engine { status: 409, .. }) => None,
+                    Err(WorkloadError::NotFound { .. }) => None,
+                    // One that ended or was started again since it was looked at is nowhere, and
+                    // the engine words that in many ways.
+                    Err(e @ WorkloadError::Engine { .. }) => {
+                        let now = self.inspect(&container.id).await;
+                        if now.is_ok_and(|n| n.is_running() && n.started_at == container.started_at) {
+                            return Err(e);
+                        }
+                        None
+                    }
                     Err(e) => return Err(e),
                 }
             }

@@ -57,6 +57,11 @@ fn obstacle(ev: &Evidence, facts: &ContainerFacts, cause: &Cause, remedy: Remedy
         (Remedy::Reconfigure, _) => {
             let lines = lines(ev, cause);
             if lines.is_empty() {
+                if let Some(why) = unread(ev) {
+                    return Some(format!(
+                        "its configuration could not be read: {why}; run this again"
+                    ));
+                }
                 return Some(
                     "no file of the data directory sets it: it is on the command line, or the default".into(),
                 );
@@ -73,6 +78,16 @@ fn obstacle(ev: &Evidence, facts: &ContainerFacts, cause: &Cause, remedy: Remedy
             }
         }
         _ => None,
+    }
+}
+
+/// Why nothing is known of the configuration, if that is so: a helper that was too slow is no
+/// reason to say that no file sets anything.
+fn unread(ev: &Evidence) -> Option<String> {
+    match (&ev.configuration, &ev.files) {
+        (Some(configuration), _) => configuration.problem.clone(),
+        (None, Err(why)) => Some(why.clone()),
+        (None, Ok(_)) => Some("the server's user is not known, or its log speaks of something else".into()),
     }
 }
 
