@@ -24,7 +24,7 @@ const REQUESTS: usize = 50;
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Memory {
-    /// Always [`FORMAT`].
+    /// Always 1, the version of this form.
     pub format: u32,
     /// When it was written.
     pub at: Timestamp,
