@@ -5,10 +5,7 @@
 //! of this machine becomes a small relay inside it. Whole databases do not come this way, only
 //! questions: what is large is read and written by helpers over there.
 
-use std::fs::DirBuilder;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use bollard::container::LogOutput;
 use bollard::exec::{CreateExecOptions, StartExecResults};
@@ -34,8 +31,6 @@ if command -v bash >/dev/null; then
 fi
 exec nc "$1" "$2"
 "#;
-const PREFIX: &str = "drctl-bridge-";
-static COUNTER: AtomicU32 = AtomicU32::new(0);
 
 /// A way to one port of one run of a container. Dropping it ends the helper.
 #[derive(Debug)]
@@ -70,7 +65,7 @@ impl Bridge {
             ),
             cause: e.to_string(),
         };
-        let dir = private_dir().map_err(fail)?;
+        let dir = super::ssh::private_dir("bridge").map_err(fail)?;
         // What follows must not leave the directory behind.
         let opened = async {
             let listener = UnixListener::bind(dir.join(format!(".s.PGSQL.{port}"))).map_err(fail)?;
@@ -165,24 +160,4 @@ async fn relay(
         }
     }
     Ok(())
-}
-
-/// A directory that only its owner can enter. Those of a drctl that was killed are removed on
-/// the way.
-fn private_dir() -> std::io::Result<PathBuf> {
-    let place = std::env::var_os("XDG_RUNTIME_DIR").map_or_else(std::env::temp_dir, PathBuf::from);
-    for entry in std::fs::read_dir(&place)?.flatten() {
-        let name = entry.file_name();
-        let gone = name
-            .to_str()
-            .and_then(|n| n.strip_prefix(PREFIX)?.split('-').next()?.parse::<u32>().ok())
-            .is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists());
-        if gone {
-            let _ = std::fs::remove_dir_all(entry.path());
-        }
-    }
-    let number = COUNTER.fetch_add(1, Ordering::Relaxed);
-    let dir = place.join(format!("{PREFIX}{}-{number}", std::process::id()));
-    DirBuilder::new().mode(0o700).create(&dir)?;
-    Ok(dir)
 }

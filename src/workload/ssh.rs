@@ -89,7 +89,7 @@ impl Tunnel {
     /// # Errors
     /// [`WorkloadError::Unreachable`] with the words of `ssh`.
     pub(super) async fn open(address: &SshAddress, deadline: Duration) -> Result<Self, WorkloadError> {
-        let dir = private_dir().map_err(|e| WorkloadError::Unreachable {
+        let dir = private_dir("ssh").map_err(|e| WorkloadError::Unreachable {
             host: address.to_string(),
             cause: format!("no directory for its socket can be made: {e}"),
         })?;
@@ -308,10 +308,10 @@ fn forwarding(dir: &Path, address: IpAddr, port: u16) -> String {
 
 /// A directory of its own for the sockets: where a full disk does no harm, if possible, and
 /// with a path that is short enough.
-fn private_dir() -> std::io::Result<PathBuf> {
+pub(super) fn private_dir(kind: &str) -> std::io::Result<PathBuf> {
     let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
     let name = format!(
-        "drctl-ssh-{}-{}",
+        "drctl-{kind}-{}-{}",
         std::process::id(),
         COUNTER.fetch_add(1, Ordering::Relaxed)
     );
