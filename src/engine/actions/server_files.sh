@@ -8,7 +8,7 @@
 #   restore-permissions                gives them the owner and mode that they had
 #   move-aside FILE …                  moves files out of the data directory
 #   move-back FILE …
-cd "$D"
+cd "$D" || exit
 mark="# drctl $RUN set this aside: "
 
 # The server must be able to remove what lies in its directory, and a base backup to read it.
