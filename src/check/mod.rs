@@ -20,7 +20,7 @@ use jiff::Timestamp;
 
 use crate::probe::overview::{Known, Overview};
 
-/// Takes what a run has seen into the memory. Called before [`judge`], which finds the values of the run before where
+/// Takes what a run has seen into the memory. Called before [`judge()`], which finds the values of the run before where
 /// it compares: those are given to it as they were.
 pub fn remember(memory: &mut Memory, seen: &Overview, now: Timestamp) {
     memory.at = now;
