@@ -33,6 +33,31 @@ pub(super) async fn writes(system: &System, service: &str, what: String) -> Chec
     }
 }
 
+/// Whether all databases together hold so many keys. A server that is still loading is waited
+/// for.
+pub(super) async fn keys(system: &System, service: &str, at_least: u64, what: String) -> Checked {
+    let began = Instant::now();
+    loop {
+        let found = match system.redis(service).await {
+            Ok(server) => {
+                let info = async { server.connect().await?.info().await };
+                match info.await {
+                    Ok(info) if info.keys() >= at_least => {
+                        return answer(what, Verdict::Pass, format!("{} keys", info.keys()));
+                    }
+                    Ok(info) => (Verdict::Fail, format!("{} keys", info.keys())),
+                    Err(e) => (verdict(&e), e.to_string()),
+                }
+            }
+            Err(e) => (Verdict::CouldNotVerify, e.to_string()),
+        };
+        if began.elapsed() > SETTLE {
+            return answer(what, found.0, found.1);
+        }
+        tokio::time::sleep(RETRY).await;
+    }
+}
+
 /// Whether a set counts fewer members than its limit.
 pub(super) async fn room(
     system: &System,

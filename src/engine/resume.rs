@@ -82,6 +82,8 @@ pub async fn carry_out(
     interrupts: &Interrupts,
 ) -> Result<()> {
     let (plan, id) = (incident.plan.clone(), incident.id().to_owned());
+    // A run that was killed may have left one behind.
+    system.docker.remove_never_started(system.deployment()).await;
     let live = Live {
         system,
         run: &id,

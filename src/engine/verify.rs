@@ -25,6 +25,7 @@ pub fn describe(expectation: &Expectation) -> String {
             several => format!("{} run and stay up", several.join(", ")),
         },
         Expectation::RedisWrites { service } => format!("{service} stores, reads and deletes a value"),
+        Expectation::RedisKeys { service, at_least } => format!("{service} holds at least {at_least} keys"),
         Expectation::RoomForSessions { index, limit, .. } => {
             format!("{index} counts fewer than {limit} sessions")
         }
@@ -115,6 +116,9 @@ pub async fn check(system: &System, expectation: &Expectation) -> Vec<Checked> {
             join_all(services.iter().map(|s| super::running::service_runs(system, s))).await
         }
         Expectation::RedisWrites { service } => vec![super::redis::writes(system, service, what).await],
+        Expectation::RedisKeys { service, at_least } => {
+            vec![super::redis::keys(system, service, *at_least, what).await]
+        }
         Expectation::RoomForSessions {
             service,
             index,

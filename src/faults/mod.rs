@@ -435,7 +435,7 @@ impl Site<'_> {
             "redis-oom" => redis_oom::prepare(self.system, variant, service, request, id)
                 .await?
                 .map(Prepared::Services),
-            "redis-failure" => redis_failure::prepare(self.system, variant, service, request)
+            "redis-failure" => redis_failure::prepare(self.system, variant, service, request, id)
                 .await?
                 .map(Prepared::Services),
             "stuck-sessions" => stuck_sessions::prepare(self.system, variant, service, request, id)

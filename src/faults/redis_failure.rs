@@ -1,10 +1,10 @@
 //! A Redis that does not serve, and what only looks like it.
 
 use super::harm::{Harm, Mend, Prepared, victim};
-use super::redis::{RedisHarm, RedisMend, data_owner};
+use super::redis::{RedisHarm, RedisMend, data_owner, files_of};
 use super::redis_oom::info;
 use super::{Fault, Request};
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use crate::runbook::ServiceKind;
 use crate::system::System;
 
@@ -35,6 +35,36 @@ pub const FAULTS: &[Fault] = &[
         live: false,
     },
     Fault {
+        name: "redis-failure/rdb-checksum",
+        summary: "the checksum of the snapshot is wrong",
+        leaves: "exit 1, `Wrong RDB checksum expected`, a crash loop",
+        live: false,
+    },
+    Fault {
+        name: "redis-failure/rdb-damaged",
+        summary: "the snapshot ends half-way",
+        leaves: "exit 1, `Short read or OOM loading DB`, a crash loop",
+        live: false,
+    },
+    Fault {
+        name: "redis-failure/aof-damaged",
+        summary: "a command of the append-only file cannot be read, and five stand behind it",
+        leaves: "exit 1, `Bad file format reading the append only file`, a crash loop",
+        live: false,
+    },
+    Fault {
+        name: "redis-failure/aof-base",
+        summary: "the base of the append-only file ends half-way",
+        leaves: "exit 1, `Short read or OOM loading DB`, a crash loop",
+        live: false,
+    },
+    Fault {
+        name: "redis-failure/aof-manifest",
+        summary: "the manifest of the append-only file is overwritten",
+        leaves: "exit 1, `Invalid AOF manifest file format`, a crash loop",
+        live: false,
+    },
+    Fault {
         name: "redis-failure/replica",
         summary: "look-alike: it was made a replica",
         leaves: "READONLY on writes, role:slave, master_link_status:down",
@@ -48,6 +78,9 @@ pub const FAULTS: &[Fault] = &[
     },
 ];
 
+/// Keys that a server gets before its files are damaged: an empty one has nothing to lose.
+const KEYS: u64 = 200;
+
 /// Works out what `variant` would hit; nothing is changed.
 ///
 /// # Errors
@@ -57,6 +90,7 @@ pub async fn prepare(
     variant: &str,
     service: Option<&str>,
     _request: &Request,
+    id: &str,
 ) -> Result<Option<Prepared>> {
     let (service, container) = victim(system, service, |s| matches!(s.kind, ServiceKind::Redis(_))).await?;
     let container = container.name;
@@ -85,6 +119,11 @@ pub async fn prepare(
                 vec![harm],
                 vec![mend],
             )));
+        }
+        "rdb-checksum" | "rdb-damaged" | "aof-damaged" | "aof-base" | "aof-manifest" => {
+            return damaged_files(system, variant, service, container, id)
+                .await
+                .map(Some);
         }
         "replica" => {
             return Ok(Some(Prepared::of_redis(
@@ -119,4 +158,58 @@ pub async fn prepare(
         }],
         container,
     }))
+}
+
+async fn damaged_files(
+    system: &System,
+    variant: &str,
+    service: String,
+    container: String,
+    id: &str,
+) -> Result<Prepared> {
+    let files = files_of(system, &service, id).await?;
+    if variant.starts_with("aof") != files.append_only {
+        let (has, loads) = if files.append_only {
+            ("on", "its snapshot is not what it loads")
+        } else {
+            ("off", "there is nothing to damage")
+        };
+        return Err(Error::new(
+            Kind::Refused,
+            format!("the append-only file of {service} is {has}: {loads}"),
+        )
+        .untouched("everything"));
+    }
+    let prefix = format!("drctl:{id}:");
+    let harms = vec![
+        RedisHarm::Fill {
+            prefix: prefix.clone(),
+            at_most: KEYS,
+        },
+        RedisHarm::Files {
+            container: container.clone(),
+            kind: variant.to_owned(),
+            files: files.clone(),
+            fault: id.to_owned(),
+        },
+    ];
+    let mut prepared = Prepared::of_redis(service.clone(), container.clone(), harms, Vec::new());
+    let of_redis = |mend| Mend::Redis {
+        service: service.clone(),
+        mend,
+    };
+    prepared.target = format!("the files of the Redis server {service}");
+    prepared.mends = vec![
+        of_redis(RedisMend::Files {
+            container: container.clone(),
+            files,
+            fault: id.to_owned(),
+        }),
+        Mend::Run { container },
+        of_redis(RedisMend::Delete {
+            database: 0,
+            pattern: format!("{prefix}*"),
+        }),
+    ];
+    Ok(prepared)
 }

@@ -1,6 +1,8 @@
 //! Rules that every plan obeys, whoever wrote it.
 
-use super::{Action, ClusterAction, ContainerAction, Plan, PostgresAction, Undo, WorkloadAction};
+use super::{
+    Action, ClusterAction, ContainerAction, Plan, PostgresAction, RedisAction, Undo, WorkloadAction,
+};
 
 /// A plan that breaks a rule. A bug in a scenario, never the operator's fault.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -68,7 +70,16 @@ pub fn lint(plan: &Plan) -> Result<(), LintError> {
             Action::Container(ContainerAction::Recreate { .. }) if !matches!(step.undo, Undo::Action(_)) => {
                 return Err(LintError::NoWayBack(number));
             }
+            Action::Redis(RedisAction::MendFiles { service, .. }) => {
+                if !matches!(step.undo, Undo::Action(_)) {
+                    return Err(LintError::NoWayBack(number));
+                }
+                if !stopped.contains(service) {
+                    return Err(LintError::NotStopped(number));
+                }
+            }
             Action::Postgres(PostgresAction::DropDatabase { .. })
+            | Action::Redis(RedisAction::DropKept { .. })
             | Action::Container(ContainerAction::LetGo { .. })
             | Action::Cluster(ClusterAction::Discard { .. }) => return Err(LintError::Drops(number)),
             Action::Workload(WorkloadAction::Stop { service }) => stopped.push(service.clone()),

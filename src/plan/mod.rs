@@ -19,7 +19,7 @@ pub use action::{Action, ClusterAction, PostgresAction, RowFloor, SalvageTable, 
 pub use container::{ContainerAction, Limits, SET_ASIDE, kept_name};
 pub use lint::{LintError, lint};
 pub use network::NetworkAction;
-pub use redis::RedisAction;
+pub use redis::{FileMend, RedisAction, RedisFiles};
 pub use server::{ConfigLine, ServerAction};
 pub use sessions::{Release, SessionAction, SessionRef, SessionRules};
 pub use space::SpaceAction;
@@ -62,6 +62,8 @@ pub enum Remedy {
     Reconfigure,
     /// Repair a service's files, on a copy first.
     Repair,
+    /// Have a server load its snapshot instead of its append-only file.
+    LoadSnapshot,
     /// Restart a service.
     Restart,
     /// Start a second instance of a service.
@@ -75,6 +77,8 @@ pub enum Remedy {
     /// Restore the whole cluster from a physical backup beside the old data, replay the
     /// WAL that is still there, and switch.
     RestoreCluster,
+    /// Start a server without its data, which is kept aside.
+    StartEmpty,
     /// No usable backup: make a copy of the damaged data start, and switch to the copy.
     Salvage,
     /// Start everything in the order in which it depends on each other.
@@ -101,12 +105,14 @@ impl Remedy {
             Self::FixPermissions => "fix-permissions",
             Self::Reconfigure => "reconfigure",
             Self::Repair => "repair",
+            Self::LoadSnapshot => "load-snapshot",
             Self::Restart => "restart",
             Self::ScaleOut => "scale-out",
             Self::Recreate => "recreate",
             Self::Reindex => "reindex",
             Self::RestoreDatabase => "restore-database",
             Self::RestoreCluster => "restore-cluster",
+            Self::StartEmpty => "start-empty",
             Self::Salvage => "salvage",
             Self::StartAll => "start-all",
         }
@@ -131,12 +137,14 @@ impl Remedy {
             Self::FixPermissions => "give it its files back: owner and mode of exactly the wrong ones",
             Self::Reconfigure => "set aside exactly the settings that it cannot run with",
             Self::Repair => "repair its files, on a copy first",
+            Self::LoadSnapshot => "load its snapshot instead of its append-only file",
             Self::Restart => "restart it",
             Self::ScaleOut => "start a second instance",
             Self::Recreate => "create its container anew from the image that ran last",
             Self::Reindex => "build the damaged indexes anew",
             Self::RestoreDatabase => "restore the database beside the damaged one and swap names",
             Self::RestoreCluster => "restore the whole server beside the old data, replay its WAL and switch",
+            Self::StartEmpty => "start it empty; its files are kept aside",
             Self::Salvage => "make a copy of the damaged data start and switch to it",
             Self::StartAll => "start everything in the order in which it depends on each other",
         }
@@ -241,6 +249,14 @@ pub enum Expectation {
     RedisWrites {
         /// The service.
         service: String,
+    },
+    /// A Redis server holds at least so many keys, in all its databases together.
+    #[serde(rename_all = "kebab-case")]
+    RedisKeys {
+        /// The service.
+        service: String,
+        /// Keys.
+        at_least: u64,
     },
     /// A set counts fewer members than its limit.
     #[serde(rename_all = "kebab-case")]

@@ -1,8 +1,41 @@
-//! Effects on a running Redis server.
+//! Effects on a Redis server: on one that runs, and on the files that one loads at its start.
 
 use serde::{Deserialize, Serialize};
 
-/// A running Redis server.
+/// The files that a Redis server loads at its start.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct RedisFiles {
+    /// Data directory as the container sees it.
+    pub directory: String,
+    /// Name of the snapshot (`dbfilename`).
+    pub snapshot: String,
+    /// Whether the append-only file is loaded, and the snapshot is not.
+    pub append_only: bool,
+    /// Its place in the directory: a directory since version 7, before that one file.
+    pub append_entry: String,
+    /// What its files are called (`appendfilename`).
+    pub append_name: String,
+}
+
+/// How the files are made loadable.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FileMend {
+    /// The manifest is written anew, with these lines.
+    Manifest(Vec<String>),
+    /// The snapshot's wrong checksum is replaced by zeros, which a server does not compare
+    /// (rdb.c: "RDB file was saved with checksum disabled").
+    Checksum,
+    /// Everything behind a damaged command is cut off, by `redis-check-aof --fix`.
+    Cut,
+    /// The append-only file is made of the snapshot.
+    FromSnapshot,
+    /// There is nothing to load.
+    Empty,
+}
+
+/// A Redis server.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum RedisAction {
@@ -38,6 +71,60 @@ pub enum RedisAction {
         /// What stands before a member's name in its owner's key.
         owner_prefix: String,
     },
+    /// Keeps a copy of the snapshot of a server that runs: it would be overwritten by the save
+    /// of its stop. Again: the first copy stays.
+    #[serde(rename_all = "kebab-case")]
+    KeepSnapshot {
+        /// Service.
+        service: String,
+        /// Run.
+        run: String,
+        /// Where the files are.
+        files: RedisFiles,
+    },
+    /// Makes the files of a server that does not run loadable: on a copy in the run's directory,
+    /// which its check tool must accept before it takes the place of the old ones. Those stay in
+    /// the run's directory. Fails where any container that runs has the same data. Again: goes on
+    /// where it was cut off.
+    #[serde(rename_all = "kebab-case")]
+    MendFiles {
+        /// Service.
+        service: String,
+        /// Run.
+        run: String,
+        /// Where the files are.
+        files: RedisFiles,
+        /// What is done.
+        mend: FileMend,
+    },
+    /// Puts the old files back into their place; what was written since stays in the run's
+    /// directory. Again: they are there.
+    #[serde(rename_all = "kebab-case")]
+    PutFilesBack {
+        /// Service.
+        service: String,
+        /// Run.
+        run: String,
+        /// Where the files are.
+        files: RedisFiles,
+    },
+    /// Drops the run's directory. Again: there is none.
+    #[serde(rename_all = "kebab-case")]
+    DropKept {
+        /// Service.
+        service: String,
+        /// Run.
+        run: String,
+        /// Where the files are.
+        files: RedisFiles,
+    },
+    /// Has the application fill the cache: `POST` to its address. An answer that is none is
+    /// told and no failure: the cache fills by itself. Again: asks once more.
+    #[serde(rename_all = "kebab-case")]
+    Warm {
+        /// Address.
+        url: String,
+    },
     /// `BGSAVE`, and waits for it to succeed: that ends the refusal of writes after a failed
     /// one. Again: saves once more.
     #[serde(rename_all = "kebab-case")]
@@ -60,6 +147,19 @@ impl RedisAction {
                 format!("remove members of {index} that have no owner")
             }
             Self::Save { service } => format!("save the data of {service}"),
+            Self::KeepSnapshot { files, .. } => format!("keep a copy of {}", files.snapshot),
+            Self::MendFiles { service, mend, .. } => match mend {
+                FileMend::Manifest(_) => format!("write the manifest of {service} anew"),
+                FileMend::Checksum => format!("take the checksum out of the snapshot of {service}"),
+                FileMend::Cut => format!("cut the damage off the append-only file of {service}"),
+                FileMend::FromSnapshot => format!("make the append-only file of {service} from its snapshot"),
+                FileMend::Empty => format!("move the files of {service} aside"),
+            },
+            Self::PutFilesBack { service, .. } => format!("put the old files of {service} back"),
+            Self::DropKept { service, run, .. } => {
+                format!("drop what is kept of {service} in .drctl/{run}")
+            }
+            Self::Warm { url } => format!("have the cache filled: POST {url}"),
         }
     }
 }

@@ -23,6 +23,7 @@ pub mod pages;
 pub mod queries;
 pub mod reach;
 pub mod redis;
+pub mod redis_files;
 pub mod redis_keys;
 pub mod redis_sessions;
 pub mod relations;

@@ -305,6 +305,9 @@ pub struct RedisService {
     /// How the application keeps its sessions. Without it, stuck sessions are not looked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sessions: Option<UserSessions>,
+    /// An address of the application that fills the cache when it gets a `POST`: asked after a recovery that had to start Redis empty.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warm_url: Option<HttpUrl>,
 }
 
 /// How the application keeps its sessions in Redis: a set of all of them that is counted against a limit, and one key for each.
@@ -332,6 +335,7 @@ impl Default for RedisService {
             password: None,
             disposable_patterns: Vec::new(),
             sessions: None,
+            warm_url: None,
         }
     }
 }

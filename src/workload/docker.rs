@@ -809,5 +809,6 @@ fn container_info(raw: ContainerInspectResponse) -> ContainerInfo {
         labels: config.labels.unwrap_or_default().into_iter().collect(),
         env: config.env.unwrap_or_default(),
         command: config.cmd.unwrap_or_default(),
+        working_dir: config.working_dir.unwrap_or_default(),
     }
 }

@@ -58,6 +58,8 @@ kill "$watch" 2>/dev/null
 exit "$code"
 "#;
 
+/// Label of a helper: the process that made it, as [`process`] names it.
+const LABEL_PROCESS: &str = "drctl.process";
 const OUTPUT_LIMIT: usize = 4 << 20;
 /// A helper that was created this long ago and never started belongs to no run any more.
 const NEVER_STARTED: Duration = Duration::from_secs(90);
@@ -237,8 +239,9 @@ impl Docker {
 
     /// Removes helpers that an earlier run created and could not start: drctl was killed
     /// in between, or the engine stopped answering. They never run, so neither a lease nor
-    /// auto-remove ends them. Best effort: the next run tries again.
-    async fn remove_never_started(&self, deployment: &str) {
+    /// auto-remove ends them. Those of a process of this machine that is no more go at once,
+    /// others when they are older than any start takes. Best effort: the next run tries again.
+    pub async fn remove_never_started(&self, deployment: &str) {
         let filters = HashMap::from([
             (
                 "label".to_owned(),
@@ -259,8 +262,13 @@ impl Docker {
             .await;
         let before = jiff::Timestamp::now().as_second() - NEVER_STARTED.as_secs().cast_signed();
         for container in listed.unwrap_or_default() {
+            let orphan = container
+                .labels
+                .as_ref()
+                .and_then(|l| l.get(LABEL_PROCESS))
+                .is_some_and(|p| is_gone(p));
             if let (Some(id), Some(created)) = (container.id, container.created)
-                && created < before
+                && (created < before || orphan)
             {
                 let _ = self.remove(&id).await;
             }
@@ -451,8 +459,32 @@ impl Helper {
     }
 }
 
+/// This machine since its start, and the processes that we see of it: a process number says
+/// nothing elsewhere. `None` where the kernel does not tell.
+fn machine() -> Option<String> {
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    let namespace = std::fs::read_link("/proc/self/ns/pid").ok()?;
+    Some(format!("{}/{}", boot.trim(), namespace.display()))
+}
+
+/// This process, for everybody on this machine.
+fn process() -> Option<String> {
+    Some(format!("{}/{}", machine()?, std::process::id()))
+}
+
+/// Whether the process of a label was one of this machine and is no more. A number that is in
+/// use again is not gone: then time decides.
+fn is_gone(label: &str) -> bool {
+    let Some((where_, pid)) = label.rsplit_once('/') else {
+        return false;
+    };
+    machine().is_some_and(|m| m == where_)
+        && pid.parse::<u32>().is_ok()
+        && !std::path::Path::new("/proc").join(pid).exists()
+}
+
 fn create_body(spec: &HelperSpec) -> ContainerCreateBody {
-    let labels: HashMap<String, String> = [
+    let mut labels: HashMap<String, String> = [
         (LABEL_DEPLOYMENT, &spec.deployment),
         (LABEL_PURPOSE, &spec.purpose),
         (LABEL_RUN, &spec.run),
@@ -460,6 +492,7 @@ fn create_body(spec: &HelperSpec) -> ContainerCreateBody {
     .into_iter()
     .map(|(k, v)| (k.to_owned(), v.clone()))
     .collect();
+    labels.extend(process().map(|p| (LABEL_PROCESS.to_owned(), p)));
     let mut env: Vec<String> = spec.env.iter().map(|(k, v)| format!("{k}={v}")).collect();
     env.extend(
         spec.secrets
@@ -530,4 +563,20 @@ fn create_body(spec: &HelperSpec) -> ContainerCreateBody {
 fn append(to: &mut Vec<u8>, bytes: &[u8]) {
     let room = OUTPUT_LIMIT.saturating_sub(to.len());
     to.extend_from_slice(bytes.get(..room.min(bytes.len())).unwrap_or_default());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_process_of_this_machine_can_be_gone() {
+        let here = machine().unwrap();
+        assert!(!is_gone(&process().unwrap()));
+        // More than any Linux counts to.
+        assert!(is_gone(&format!("{here}/4194999")));
+        assert!(!is_gone("another machine/pid:[1]/4194999"));
+        assert!(!is_gone(&format!("{here}/none")));
+        assert!(!is_gone(""));
+    }
 }

@@ -254,6 +254,9 @@ pub struct ContainerInfo {
     /// Program and arguments. May hold secrets: never serialised.
     #[serde(skip)]
     pub command: Vec<String>,
+    /// Directory that the program starts in.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub working_dir: String,
 }
 
 impl ContainerInfo {

@@ -164,7 +164,7 @@ fn crashed(stack: &Stack, remedy: &str, n: usize) -> Result<Option<(String, Stri
         None => {}
         Some(code) => return Err(format!("exit code {code}: {}{}", out.stdout, out.stderr)),
     }
-    let left = stack.leftovers_after(Duration::from_secs(5));
+    let left = stack.running_leftovers(Duration::from_secs(5));
     if !left.is_empty() {
         return Err(format!("five seconds after the kill these are left: {left}"));
     }
@@ -327,7 +327,7 @@ fn killed_inside(stack: &Stack, remedy: &str, millis: u64) -> Result<String, Str
     let still = child.try_wait().unwrap().is_none();
     let _ = child.kill();
     let _ = child.wait();
-    let left = stack.leftovers_after(Duration::from_secs(5));
+    let left = stack.running_leftovers(Duration::from_secs(5));
     if !still || !left.is_empty() {
         return Err(format!(
             "running when killed: {still}; five seconds later: {left:?}"

@@ -66,7 +66,7 @@ fn crashed(
             out.stdout, out.stderr
         ));
     }
-    let left = stack.leftovers_after(Duration::from_secs(5));
+    let left = stack.running_leftovers(Duration::from_secs(5));
     if !left.is_empty() {
         return Err(format!("five seconds after the kill these are left: {left}"));
     }

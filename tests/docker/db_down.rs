@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::crash::{close, expect_ok, kinds, newest};
-use crate::stack::{Stack, run};
+use crate::crash::{close, expect_ok, newest};
+use crate::stack::Stack;
+use crate::sweep::Sweep;
 
 /// Fault, remedy, what the summary says of it.
 const CASES: &[(&str, &str, &str)] = &[
@@ -209,77 +210,15 @@ fn killed_after_any_record_it_ends_old_or_new() {
         return;
     };
     inject(&stack, "bad-config");
-    stack.agreed(&["recover", "db-down"]).ok();
-    let (id, directory) = newest(&stack);
-    let records = kinds(&directory);
-    assert_eq!(end(&stack), Ok("new"));
-    stack.agreed(&["incident", "undo", &id]).ok();
-    assert_eq!(end(&stack), Ok("old"));
-    stack.agreed(&["incident", "close", &id]).ok();
-    let full = std::env::var("DRCTL_FULL_SWEEP").as_deref() == Ok("1");
-    let mut failures = Vec::new();
-    for (i, kind) in records.iter().enumerate() {
-        let wanted = kind.starts_with("step-started") || kind.starts_with("step-finished");
-        if !(full || wanted) {
-            continue;
-        }
-        let resume = i % 2 == 0;
-        match crashed(&stack, i + 1, resume) {
-            Ok(seen) => eprintln!(
-                "{:>3} {kind:<18} {:<7} {seen}",
-                i + 1,
-                if resume { "resume" } else { "undo" }
-            ),
-            Err(why) => {
-                eprintln!("{:>3} {kind:<18} FAILED: {why}", i + 1);
-                failures.push(format!("{kind}: {why}"));
-            }
-        }
+    let failures = Sweep {
+        stack: &stack,
+        recover: &["recover", "db-down"],
+        end,
+        kept: Stack::set_aside,
     }
+    .run();
     stack.agreed(&["drill", "heal"]).ok();
     stack.wait_healthy();
     assert_eq!(stack.set_aside(), "");
     assert!(failures.is_empty(), "{}", failures.join("\n"));
-}
-
-/// Killed after record `n`, then finished in one of the two ways, and gone back to the fault.
-fn crashed(stack: &Stack, n: usize, resume: bool) -> Result<&'static str, String> {
-    let args = ["recover", "db-down", "--yes", "--confirm", &stack.name, "--json"];
-    let mut command = stack.command(&args);
-    command.env("DRCTL_CRASH_AFTER_RECORD", n.to_string());
-    let out = run(&mut command, None, Duration::from_secs(120));
-    if let Some(code) = out.code {
-        return Err(format!(
-            "not killed, exit code {code}: {}{}",
-            out.stdout, out.stderr
-        ));
-    }
-    let left = stack.leftovers_after(Duration::from_secs(5));
-    if !left.is_empty() {
-        return Err(format!("five seconds after the kill these are left: {left}"));
-    }
-    let (id, _) = newest(stack);
-    let (verb, expected) = if resume {
-        ("resume", "new")
-    } else {
-        ("undo", "old")
-    };
-    expect_ok(verb, &stack.agreed(&["incident", verb, &id]))?;
-    let seen = end(stack)?;
-    if seen != expected {
-        return Err(format!("after {verb} it is {seen}"));
-    }
-    if resume {
-        expect_ok("undo", &stack.agreed(&["incident", "undo", &id]))?;
-        if end(stack)? != "old" {
-            return Err("taken back, it is not as before".into());
-        }
-    }
-    expect_ok("close", &stack.agreed(&["incident", "close", &id]))?;
-    let left = stack.set_aside();
-    let ours: Vec<&str> = left.lines().filter(|l| !l.starts_with("fault-")).collect();
-    if !ours.is_empty() {
-        return Err(format!("closed, and left: {ours:?}"));
-    }
-    Ok(seen)
 }

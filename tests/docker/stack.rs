@@ -224,16 +224,27 @@ impl Stack {
 
     /// What a shell prints in a container with the database's image and files. It never changes the server's.
     pub fn beside_the_server(&self, script: &str) -> String {
-        self.with_its_files(&format!("{}:ro", self.container("postgres")), script)
+        self.beside("postgres", script)
+    }
+
+    /// The same, of any service.
+    pub fn beside(&self, service: &str, script: &str) -> String {
+        self.with_its_files(service, ":ro", script)
     }
 
     /// The same, and it may change them.
     pub fn change_files(&self, script: &str) -> String {
-        self.with_its_files(&self.container("postgres"), script)
+        self.change_files_of("postgres", script)
     }
 
-    fn with_its_files(&self, volumes_from: &str, script: &str) -> String {
-        let image = self.inspect("postgres", "{{.Image}}");
+    /// The same, of any service.
+    pub fn change_files_of(&self, service: &str, script: &str) -> String {
+        self.with_its_files(service, "", script)
+    }
+
+    fn with_its_files(&self, service: &str, mode: &str, script: &str) -> String {
+        let volumes_from = &format!("{}{mode}", self.container(service));
+        let image = self.inspect(service, "{{.Image}}");
         let mut args = vec!["run", "--rm", "--network", "none", "--volumes-from"];
         args.extend([
             volumes_from,
@@ -251,6 +262,23 @@ impl Stack {
         let end = Instant::now() + patience;
         loop {
             let left = self.leftovers();
+            if left.is_empty() || Instant::now() > end {
+                return left;
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// The same after a SIGKILL of drctl, without helpers that were never started: the engine may have been about to make
+    /// one. Those go with the next run.
+    pub fn running_leftovers(&self, patience: Duration) -> String {
+        let end = Instant::now() + patience;
+        loop {
+            let mut left = self.leftovers();
+            left = left
+                .lines()
+                .filter(|l| !l.ends_with(" Created ") && !l.ends_with(" Created"))
+                .collect();
             if left.is_empty() || Instant::now() > end {
                 return left;
             }

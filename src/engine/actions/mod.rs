@@ -9,6 +9,7 @@ mod network;
 mod prove;
 mod recreate;
 mod redis;
+mod redis_files;
 mod salvage;
 mod scripts;
 mod server;
@@ -216,6 +217,16 @@ async fn on_redis(cx: &ActionContext<'_>, action: &RedisAction) -> Result<Outcom
             owner_prefix,
         } => redis::clear_stale_members(cx, service, *database, index, owner_prefix).await,
         A::Save { service } => redis::save(cx, service).await,
+        A::KeepSnapshot { service, run, files } => redis_files::keep_snapshot(cx, service, run, files).await,
+        A::MendFiles {
+            service,
+            run,
+            files,
+            mend,
+        } => redis_files::mend(cx, service, run, files, mend).await,
+        A::PutFilesBack { service, run, files } => redis_files::put_back(cx, service, run, files).await,
+        A::DropKept { service, run, files } => redis_files::drop_kept(cx, service, run, files).await,
+        A::Warm { url } => redis_files::warm(cx, url).await,
     }
 }
 

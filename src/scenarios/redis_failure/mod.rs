@@ -6,22 +6,29 @@
 //!
 //! What drctl does, gentlest first: let a frozen one run again; start a stopped one; have it
 //! save once more when a save has failed, and, where that cannot be, let writes through without
-//! one; restart it. What it never does: restart one that is loading, stop one that cannot save
-//! (what is unsaved would be lost), delete or cut its files, or touch a replica's role.
+//! one; make files loadable that are not, on a copy, with the loss stated before; restart it.
+//! What it never does: restart one that is loading, stop one that cannot save (what is unsaved
+//! would be lost), change the only copy of its files, or touch a replica's role.
+
+mod plan;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
+use std::time::Duration;
+
+use futures_util::future::join_all;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{Certainty, DetectOptions, Diagnosis, LookAlike, PlanRequest, Refusal, Scenario, ladder};
+use super::{Certainty, DetectOptions, Diagnosis, LookAlike, PlanRequest, Refusal, Scenario};
 use crate::error::Result;
-use crate::plan::{
-    Action, DataLoss, Expectation, PLAN_FORMAT, Plan, RedisAction, Remedy, Risk, Step, Undo, WorkloadAction,
-};
+use crate::plan::{Plan, Remedy};
 use crate::probe::containers::{ContainerFacts, ContainerState, end_in_words};
 use crate::probe::observer::Observer;
 use crate::probe::redis::RedisState;
+use crate::probe::redis_files::{self, RedisFileFacts, SnapshotState};
 use crate::redis::ErrorKind;
 use crate::runbook::Runbook;
 use crate::workload::Status;
@@ -48,7 +55,14 @@ pub struct Server {
     pub container: ContainerState,
     /// How it answers, or why it could not be asked.
     pub state: Result<RedisState, String>,
+    /// What it would load at its start, or why that could not be seen; looked at only where it
+    /// ends by itself, or is empty.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub files: Option<Result<RedisFileFacts, String>>,
 }
+
+/// The check tools read the files from end to end: tens of MiB per second on a slow disk.
+const FILES_LIMIT: Duration = Duration::from_secs(60);
 
 /// What is wrong with one server.
 enum Trouble {
@@ -56,6 +70,8 @@ enum Trouble {
     Stopped,
     /// It ends as soon as it is started; the line of its log that tells why.
     Damaged(String),
+    /// It runs and is empty, and beside it lies a snapshot that it did not load.
+    Ignored,
     Loops,
     CannotSave,
     Silent(String),
@@ -84,24 +100,37 @@ impl Scenario for RedisFailing {
         Remedy::Start,
         Remedy::Save,
         Remedy::Unblock,
+        Remedy::Repair,
+        Remedy::LoadSnapshot,
         Remedy::Restart,
+        Remedy::StartEmpty,
     ];
     const CAUSES: &'static [&'static str] = &["service-crash", "stuck-sessions"];
     type Evidence = Evidence;
 
     async fn detect(world: &Observer<'_>, options: &DetectOptions) -> Result<Evidence> {
         let (containers, states) = tokio::join!(world.containers(), world.redis());
+        let servers = states
+            .iter()
+            .filter(|(name, _)| options.service.as_ref().is_none_or(|s| s == *name))
+            .map(|(name, state)| async {
+                let mut server = Server {
+                    container: containers.get(name).cloned().unwrap_or(ContainerState::Missing),
+                    state: state.clone(),
+                    files: None,
+                };
+                if let Some(facts) = server.container.found()
+                    && needs_files(&server)
+                {
+                    let run = format!("detect-{}", std::process::id());
+                    server.files =
+                        Some(redis_files::look(world.system, &facts.info, &run, FILES_LIMIT).await);
+                }
+                (name.clone(), server)
+            });
         Ok(Evidence {
             taken_at: Timestamp::now(),
-            servers: states
-                .iter()
-                .filter(|(name, _)| options.service.as_ref().is_none_or(|s| s == *name))
-                .map(|(name, state)| {
-                    let container = containers.get(name).cloned().unwrap_or(ContainerState::Missing);
-                    let state = state.clone();
-                    (name.clone(), Server { container, state })
-                })
-                .collect(),
+            servers: join_all(servers).await.into_iter().collect(),
         })
     }
 
@@ -110,7 +139,21 @@ impl Scenario for RedisFailing {
     }
 
     fn plan(ev: &Evidence, rb: &Runbook, request: &PlanRequest) -> Result<Plan, Refusal> {
-        plan(ev, rb, request)
+        plan::plan(ev, rb, request)
+    }
+}
+
+/// Whether the answer depends on what lies on the disk.
+fn needs_files(server: &Server) -> bool {
+    match trouble(server) {
+        Some(Trouble::Damaged(_)) => true,
+        None => server
+            .state
+            .as_ref()
+            .ok()
+            .and_then(|s| s.info.as_ref())
+            .is_some_and(|i| i.persistence.aof_enabled && i.keys() == 0),
+        _ => false,
     }
 }
 
@@ -151,8 +194,17 @@ fn trouble(server: &Server) -> Option<Trouble> {
     }
     match &server.state {
         Err(e) => Some(Trouble::Unknown(e.clone())),
-        Ok(state) => refusal(state),
+        Ok(state) => refusal(state).or_else(|| ignored(server)),
     }
+}
+
+/// With an append-only file Redis never looks at a snapshot (redis 7.0, `loadDataFromDisk`):
+/// who has put one back and started the server finds it empty.
+fn ignored(server: &Server) -> Option<Trouble> {
+    let files = server.files.as_ref()?.as_ref().ok()?;
+    let snapshot = files.snapshot.as_ref()?;
+    let loadable = snapshot.state == SnapshotState::Sound && snapshot.keys.lasting() > 0;
+    (files.files.append_only && loadable).then_some(Trouble::Ignored)
 }
 
 /// A server that runs, and what it says.
@@ -273,7 +325,13 @@ fn diagnose(ev: &Evidence) -> Diagnosis {
         Trouble::Damaged(line) => (
             Certainty::Confirmed,
             format!("{name} cannot load its data"),
-            vec![line, ended],
+            damage_reasons(server, line, ended),
+            None,
+        ),
+        Trouble::Ignored => (
+            Certainty::Suspected,
+            format!("{name} is empty, and a snapshot lies beside it that it has not loaded"),
+            ignored_reasons(server),
             None,
         ),
         Trouble::CannotSave => (
@@ -319,6 +377,32 @@ fn last_words(facts: Option<&ContainerFacts>, ended: String) -> Vec<String> {
     all
 }
 
+fn damage_reasons(server: &Server, line: String, ended: String) -> Vec<String> {
+    let files = match &server.files {
+        Some(Ok(files)) => files.in_words(),
+        Some(Err(why)) => format!("its files could not be looked at: {why}"),
+        None => return vec![line, ended],
+    };
+    vec![files, line, ended]
+}
+
+fn ignored_reasons(server: &Server) -> Vec<String> {
+    let mut all = vec!["with an append-only file Redis does not look at a snapshot at its start".to_owned()];
+    if let Some(Ok(files)) = &server.files
+        && let Some(snapshot) = &files.snapshot
+    {
+        all.push(format!(
+            "{} of {} holds {} keys",
+            files.files.snapshot,
+            snapshot
+                .modified
+                .map_or_else(|| "an unknown time".to_owned(), |t| t.to_string()),
+            snapshot.keys.all
+        ));
+    }
+    all
+}
+
 fn save_reasons(server: &Server) -> Vec<String> {
     let mut all = Vec::new();
     if let Ok(state) = &server.state {
@@ -338,166 +422,4 @@ fn save_reasons(server: &Server) -> Vec<String> {
             .map(|l| l.text.clone())
     }));
     all
-}
-
-fn helps(trouble: &Trouble) -> &'static [Remedy] {
-    match trouble {
-        Trouble::Frozen => &[Remedy::Thaw],
-        Trouble::Stopped => &[Remedy::Start],
-        Trouble::CannotSave => &[Remedy::Save, Remedy::Unblock],
-        Trouble::Loops | Trouble::Silent(_) => &[Remedy::Restart],
-        Trouble::Damaged(_) | Trouble::Instead(_) | Trouble::Unknown(_) => &[],
-    }
-}
-
-fn plan(ev: &Evidence, rb: &Runbook, request: &PlanRequest) -> Result<Plan, Refusal> {
-    let diagnosis = diagnose(ev);
-    let refuse = |message: String, next| Refusal {
-        message,
-        reasons: diagnosis.reasons.clone(),
-        next,
-    };
-    let Some((name, server, trouble)) = first(ev) else {
-        return Err(refuse(diagnosis.summary.clone(), Vec::new()));
-    };
-    let container = server.container.found().map_or(name, |f| f.info.name.as_str());
-    if let Trouble::Damaged(_) = trouble {
-        return Err(refuse(
-            format!("{name} cannot load its data: starting it again would fail again"),
-            vec![
-                format!("docker cp {container}:/data ./{name}-data    # a copy first; never work on the only one"),
-                "redis-check-rdb dump.rdb; redis-check-aof appendonlydir/appendonly.aof.manifest    # on the copy: what is damaged".into(),
-                "# an append-only file: redis-check-aof --fix on the copy cuts everything behind the damage".into(),
-            ],
-        ));
-    }
-    let rungs: Vec<ladder::Rung> = helps(&trouble)
-        .iter()
-        .map(|r| ladder::rung(request, *r, None))
-        .collect();
-    let chosen = ladder::choose(
-        RedisFailing::NAME,
-        &rungs,
-        request.remedy,
-        &diagnosis.reasons,
-        vec![format!("docker logs --tail 50 {container}")],
-    )?;
-    Ok(Plan {
-        format: PLAN_FORMAT,
-        scenario: RedisFailing::NAME.to_owned(),
-        deployment: rb.deployment.to_string(),
-        run: request.run.clone(),
-        service: name.to_owned(),
-        diagnosis: diagnosis.summary.clone(),
-        remedy: chosen,
-        alternatives: ladder::alternatives(&rungs, chosen, |r| match r {
-            Remedy::Unblock => "what is written from then on is not saved".into(),
-            _ => "it interrupts more than is needed".into(),
-        }),
-        backup: None,
-        steps: vec![step(name, chosen, rb)],
-        expect: vec![
-            Expectation::ServicesRun {
-                services: vec![name.to_owned()],
-            },
-            Expectation::RedisWrites {
-                service: name.to_owned(),
-            },
-            Expectation::Endpoints,
-            Expectation::WriteCheck,
-        ],
-        data_loss: loss(server, chosen),
-        estimate_seconds: 5,
-        disk_needed: 0,
-        disk_free: None,
-        kept: String::new(),
-        discard: Vec::new(),
-    })
-}
-
-fn loss(server: &Server, remedy: Remedy) -> DataLoss {
-    let unsaved = server
-        .state
-        .as_ref()
-        .ok()
-        .and_then(|s| s.info.as_ref())
-        .map(|i| i.persistence.changes_since_save);
-    match (remedy, unsaved) {
-        (Remedy::Restart, Some(0)) | (Remedy::Thaw | Remedy::Start | Remedy::Save | Remedy::Unblock, _) => {
-            DataLoss {
-                summary: "nothing is lost: no data is touched".into(),
-                none: true,
-                ..DataLoss::default()
-            }
-        }
-        (_, unsaved) => DataLoss {
-            summary: format!(
-                "{} changes since its last save, if it cannot save on its way down",
-                unsaved.map_or_else(|| "the".to_owned(), |n| n.to_string())
-            ),
-            ..DataLoss::default()
-        },
-    }
-}
-
-fn step(name: &str, remedy: Remedy, rb: &Runbook) -> Step {
-    let service = name.to_owned();
-    let timeout_seconds = rb.deadlines.stop.as_secs() + 60;
-    let (title, why, risk, action, undo) = match remedy {
-        Remedy::Thaw => (
-            format!("Let {name} run again"),
-            "a frozen process has lost nothing",
-            Risk::Reversible,
-            Action::Workload(WorkloadAction::Thaw { service }),
-            Undo::NotNeeded("a process that runs is what was wanted".into()),
-        ),
-        Remedy::Start => (
-            format!("Start {name}"),
-            "it does not run, and its log speaks of no damage",
-            Risk::Reversible,
-            Action::Workload(WorkloadAction::Start {
-                service: service.clone(),
-                wait: true,
-            }),
-            Undo::Action(Action::Workload(WorkloadAction::Stop { service })),
-        ),
-        Remedy::Save => (
-            format!("Have {name} save its data"),
-            "a save that succeeds ends the refusal of writes",
-            Risk::Reversible,
-            Action::Redis(RedisAction::Save { service }),
-            Undo::NotNeeded("the data is on disk once more".into()),
-        ),
-        Remedy::Unblock => {
-            let set = |value: &str| {
-                Action::Redis(RedisAction::SetConfig {
-                    service: service.clone(),
-                    name: "stop-writes-on-bgsave-error".into(),
-                    value: value.into(),
-                })
-            };
-            (
-                format!("Let {name} be written although it cannot save"),
-                "users come first; until a save succeeds, what is written is in memory only",
-                Risk::Reversible,
-                set("no"),
-                Undo::Action(set("yes")),
-            )
-        }
-        _ => (
-            format!("Restart {name}"),
-            "it does not answer, and nothing gentler would make it",
-            Risk::Disruptive,
-            Action::Workload(WorkloadAction::Restart { service }),
-            Undo::NotNeeded("it runs, as it did before".into()),
-        ),
-    };
-    Step {
-        title,
-        why: why.to_owned(),
-        risk,
-        action,
-        undo,
-        timeout_seconds,
-    }
 }

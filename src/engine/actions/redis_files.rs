@@ -1,0 +1,172 @@
+//! The files that a Redis server loads at its start, mended on a copy while it does not run.
+
+use std::time::{Duration, Instant};
+
+use super::{ActionContext, ActionError, Outcome, succeeded};
+use crate::plan::{FileMend, RedisFiles};
+use crate::probe::http::Http;
+use crate::system::{RedisServer, WORK_DIR};
+use crate::workload::{HelperOutput, HelperSpec, Status};
+
+const SCRIPT: &str = include_str!("redis_files.sh");
+/// How long an application may take to fill its cache.
+const WARM_LIMIT: Duration = Duration::from_secs(30);
+
+/// Runs one verb of the script as root: it gives the files to the server's user.
+async fn script(
+    cx: &ActionContext<'_>,
+    server: &RedisServer,
+    run: &str,
+    files: &RedisFiles,
+    entries: &[&str],
+    arguments: &[&str],
+) -> Result<HelperOutput, ActionError> {
+    let mut argv = vec!["/bin/sh", "-c", SCRIPT, "redis-files"];
+    argv.extend_from_slice(arguments);
+    let image = &server.container.image_id;
+    let mut spec = HelperSpec::new(cx.system.deployment(), cx.run, "redis-files", image, &argv);
+    spec.volumes_from = Some((server.container.id.clone(), false));
+    spec.env = [
+        ("DIR", files.directory.as_str()),
+        ("RUN", run),
+        ("SNAPSHOT", &files.snapshot),
+        ("ENTRY", &files.append_entry),
+        ("NAME", &files.append_name),
+        ("ENTRIES", &entries.join("\n")),
+    ]
+    .map(|(name, value)| (name.to_owned(), value.to_owned()))
+    .into();
+    let output = cx.system.docker.run_helper(&spec, cx.deadline).await?;
+    succeeded(arguments.first().copied().unwrap_or_default(), output)
+}
+
+/// What changes place: what the server loads. A server that is to be empty must not find the
+/// other kind either, should its settings change one day.
+fn entries<'a>(files: &'a RedisFiles, mend: &FileMend) -> Vec<&'a str> {
+    match mend {
+        FileMend::Empty => vec![&files.snapshot, &files.append_entry],
+        FileMend::Checksum => vec![&files.snapshot],
+        FileMend::Manifest(_) | FileMend::Cut | FileMend::FromSnapshot => vec![&files.append_entry],
+    }
+}
+
+/// Nobody may have the files open: not this container, and no other one with the same data.
+async fn must_be_free(
+    cx: &ActionContext<'_>,
+    server: &RedisServer,
+    files: &RedisFiles,
+) -> Result<(), ActionError> {
+    match server.container.status {
+        Status::Exited | Status::Created | Status::Dead => {}
+        _ => {
+            return Err(ActionError::Other(format!(
+                "{} runs: its files are not touched while it does",
+                server.service
+            )));
+        }
+    }
+    let sharing = cx
+        .system
+        .docker
+        .sharing_data(&server.container, &files.directory)
+        .await?;
+    if sharing.is_empty() {
+        return Ok(());
+    }
+    Err(ActionError::Other(format!(
+        "container {} runs on the same data: nothing is changed under it",
+        sharing.join(", ")
+    )))
+}
+
+pub(super) async fn keep_snapshot(
+    cx: &ActionContext<'_>,
+    service: &str,
+    run: &str,
+    files: &RedisFiles,
+) -> Result<Outcome, ActionError> {
+    let server = cx.system.redis(service).await?;
+    script(cx, &server, run, files, &[], &["keep"]).await?;
+    Ok(Outcome::new(format!(
+        "{} is copied to {WORK_DIR}/{run}/snapshot",
+        files.snapshot
+    )))
+}
+
+pub(super) async fn mend(
+    cx: &ActionContext<'_>,
+    service: &str,
+    run: &str,
+    files: &RedisFiles,
+    mend: &FileMend,
+) -> Result<Outcome, ActionError> {
+    let server = cx.system.redis(service).await?;
+    must_be_free(cx, &server, files).await?;
+    let mut argv = vec!["mend"];
+    match mend {
+        FileMend::Manifest(lines) => {
+            argv.push("manifest");
+            argv.extend(lines.iter().map(String::as_str));
+        }
+        FileMend::Checksum => argv.push("checksum"),
+        FileMend::Cut => argv.push("cut"),
+        FileMend::FromSnapshot => argv.push("from-snapshot"),
+        FileMend::Empty => argv.push("empty"),
+    }
+    script(cx, &server, run, files, &entries(files, mend), &argv).await?;
+    let done = match mend {
+        FileMend::Empty => "nothing is left for it to load",
+        _ => "its own check tool accepts the new files, and they are in place",
+    };
+    Ok(Outcome::new(format!(
+        "{done}; the old ones are kept in {}/{WORK_DIR}/{run}/old",
+        files.directory
+    )))
+}
+
+pub(super) async fn put_back(
+    cx: &ActionContext<'_>,
+    service: &str,
+    run: &str,
+    files: &RedisFiles,
+) -> Result<Outcome, ActionError> {
+    let server = cx.system.redis(service).await?;
+    must_be_free(cx, &server, files).await?;
+    script(cx, &server, run, files, &[], &["back"]).await?;
+    Ok(Outcome::new(format!(
+        "the old files of {service} are back; what was written since is kept in {WORK_DIR}/{run}/undone"
+    )))
+}
+
+pub(super) async fn drop_kept(
+    cx: &ActionContext<'_>,
+    service: &str,
+    run: &str,
+    files: &RedisFiles,
+) -> Result<Outcome, ActionError> {
+    let server = cx.system.redis(service).await?;
+    script(cx, &server, run, files, &[], &["drop"]).await?;
+    Ok(Outcome::new(format!("{WORK_DIR}/{run} of {service} is dropped")))
+}
+
+pub(super) async fn warm(cx: &ActionContext<'_>, url: &str) -> Result<Outcome, ActionError> {
+    let begun = Instant::now();
+    let asked = match Http::new() {
+        Ok(http) => http.send_text(url, "", WARM_LIMIT.min(cx.deadline)).await,
+        Err(e) => Err(e),
+    };
+    let why = match asked {
+        Ok(answer) if (200..300).contains(&answer.status) => {
+            return Ok(Outcome::new(format!("{url} answered {}", answer.status))
+                .fact("warm-seconds", begun.elapsed().as_secs_f64()));
+        }
+        Ok(answer) => format!("{url} answered {}", answer.status),
+        Err(e) => format!("{url}: {e}"),
+    };
+    cx.warn(format!(
+        "the cache could not be filled: {why}; it fills as it is used"
+    ));
+    Ok(Outcome::new(format!(
+        "the cache is left to fill by itself: {why}"
+    )))
+}

@@ -1,0 +1,600 @@
+//! What a Redis server would load at its start: its snapshot (RDB) and its append-only file
+//! (AOF), judged by the check tools of its own image. It works whether or not the server runs.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::plan::RedisFiles;
+use crate::system::System;
+use crate::workload::{ContainerInfo, HelperSpec};
+
+const LOOK: &str = include_str!("redis_files.sh");
+/// Lines of a manifest that are read: a server that cannot rewrite its log opens one file more
+/// with each attempt.
+const MOST_FILES: usize = 1000;
+
+/// The files of one server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct RedisFileFacts {
+    /// Where they are and which of them it loads.
+    pub files: RedisFiles,
+    /// Bytes free on their file system.
+    pub free: u64,
+    /// The snapshot, if there is one.
+    pub snapshot: Option<SnapshotFacts>,
+    /// The append-only file, if there is one.
+    pub append: Option<AppendFacts>,
+}
+
+/// A snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct SnapshotFacts {
+    /// Bytes.
+    pub bytes: u64,
+    /// When it was written.
+    pub modified: Option<Timestamp>,
+    /// What `redis-check-rdb` says.
+    pub state: SnapshotState,
+    /// Keys that it could read.
+    pub keys: Keys,
+}
+
+/// How a snapshot is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SnapshotState {
+    /// It can be loaded.
+    Sound,
+    /// Every key can be read, and the checksum at the end is another one.
+    ChecksumWrong,
+    /// It cannot be read to its end.
+    Damaged(String),
+}
+
+/// Keys of a file.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Keys {
+    /// All of them.
+    pub all: u64,
+    /// Those that end by themselves.
+    pub expiring: u64,
+}
+
+impl Keys {
+    /// Those that are there at any later time.
+    #[must_use]
+    pub fn lasting(self) -> u64 {
+        self.all.saturating_sub(self.expiring)
+    }
+}
+
+/// An append-only file, all parts of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct AppendFacts {
+    /// Bytes of all files.
+    pub bytes: u64,
+    /// What its manifest and `redis-check-aof` say.
+    pub state: AppendState,
+    /// Keys of its base, where that could be read: what comes behind it changes them.
+    pub base_keys: Option<Keys>,
+}
+
+/// How an append-only file is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AppendState {
+    /// It can be loaded.
+    Sound,
+    /// Its files are there, and the list of them is not, or cannot be read.
+    #[serde(rename_all = "kebab-case")]
+    Manifest {
+        /// The list as it must be; or why that is not certain.
+        rebuilt: Result<Vec<String>, String>,
+    },
+    /// A command cannot be read; the server stops there.
+    #[serde(rename_all = "kebab-case")]
+    Cut {
+        /// The file.
+        file: String,
+        /// Bytes up to the damage.
+        good: u64,
+        /// Bytes of the file.
+        bytes: u64,
+        /// Commands behind it, as far as they can be told.
+        behind: u64,
+    },
+    /// Its base or something else cannot be read, in words.
+    Damaged(String),
+}
+
+impl RedisFileFacts {
+    /// Whether what the server loads has something that keeps it from starting.
+    #[must_use]
+    pub fn is_damaged(&self) -> bool {
+        if self.files.append_only {
+            self.append
+                .as_ref()
+                .is_some_and(|a| a.state != AppendState::Sound)
+        } else {
+            self.snapshot
+                .as_ref()
+                .is_some_and(|s| s.state != SnapshotState::Sound)
+        }
+    }
+
+    /// Bytes of what the server loads.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        if self.files.append_only {
+            self.append.as_ref().map_or(0, |a| a.bytes)
+        } else {
+            self.snapshot.as_ref().map_or(0, |s| s.bytes)
+        }
+    }
+
+    /// What is wrong, in words.
+    #[must_use]
+    pub fn in_words(&self) -> String {
+        let directory = &self.files.directory;
+        if self.files.append_only {
+            match self.append.as_ref().map(|a| &a.state) {
+                None => format!("there is no append-only file in {directory}"),
+                Some(AppendState::Sound) => "its append-only file can be read".into(),
+                Some(AppendState::Manifest { rebuilt: Ok(_) }) => {
+                    "the files of its append-only file are there, and their list (the manifest) cannot be read".into()
+                }
+                Some(AppendState::Manifest { rebuilt: Err(why) }) => {
+                    format!("the manifest of its append-only file cannot be read, and {why}")
+                }
+                Some(AppendState::Cut {
+                    file,
+                    good,
+                    bytes,
+                    behind,
+                }) => format!(
+                    "{file} cannot be read from byte {good} of {bytes} on; about {behind} commands stand behind that"
+                ),
+                Some(AppendState::Damaged(why)) => format!("its append-only file cannot be read: {why}"),
+            }
+        } else {
+            let name = &self.files.snapshot;
+            match self.snapshot.as_ref().map(|s| (&s.state, s.keys.all)) {
+                None => format!("there is no {name} in {directory}"),
+                Some((SnapshotState::Sound, keys)) => format!("{name} can be read: {keys} keys"),
+                Some((SnapshotState::ChecksumWrong, keys)) => {
+                    format!("all {keys} keys of {name} can be read, and its checksum is wrong")
+                }
+                Some((SnapshotState::Damaged(why), keys)) => {
+                    format!("{name} cannot be read behind its first {keys} keys: {why}")
+                }
+            }
+        }
+    }
+}
+
+/// Looks at the files of a container.
+///
+/// # Errors
+/// In words: the engine's trouble, an image without the tools, longer than `deadline`.
+pub async fn look(
+    system: &System,
+    container: &ContainerInfo,
+    run: &str,
+    deadline: Duration,
+) -> Result<RedisFileFacts, String> {
+    let argv = ["/bin/sh", "-c", LOOK, "redis-files"];
+    let mut spec = HelperSpec::new(
+        system.deployment(),
+        run,
+        "redis-files",
+        &container.image_id,
+        &argv,
+    );
+    spec.volumes_from = Some((container.id.clone(), true));
+    spec.env = environment(container);
+    let output = system
+        .docker
+        .run_helper(&spec, deadline)
+        .await
+        .map_err(|e| e.to_string())?;
+    parse(&output.stdout)
+}
+
+fn environment(container: &ContainerInfo) -> Vec<(String, String)> {
+    let words: Vec<&str> = container
+        .command
+        .iter()
+        .flat_map(|w| w.split_whitespace())
+        .map(|w| w.trim_matches(['"', '\'']))
+        .collect();
+    let option = |name: &str| {
+        let at = words.iter().position(|w| w.eq_ignore_ascii_case(name));
+        let value = at.and_then(|at| words.get(at + 1));
+        value.map_or_else(String::new, |v| (*v).to_owned())
+    };
+    let file = words
+        .iter()
+        .find(|w| !w.starts_with("--") && w.ends_with(".conf"));
+    [
+        ("WORKDIR", container.working_dir.clone()),
+        ("CONF", file.map_or_else(String::new, |f| (*f).to_owned())),
+        ("ARG_DIR", option("--dir")),
+        ("ARG_SNAPSHOT", option("--dbfilename")),
+        ("ARG_APPENDONLY", option("--appendonly")),
+        ("ARG_LOGS", option("--appenddirname")),
+        ("ARG_NAME", option("--appendfilename")),
+    ]
+    .map(|(name, value)| (name.to_owned(), value))
+    .into()
+}
+
+fn parse(text: &str) -> Result<RedisFileFacts, String> {
+    let all = |key: &str| -> Vec<&str> {
+        text.lines()
+            .filter_map(|l| l.strip_prefix(key)?.strip_prefix('='))
+            .collect()
+    };
+    let one = |key: &str| all(key).first().copied();
+    if let Some(error) = one("error") {
+        return Err(error.to_owned());
+    }
+    let need = |key: &str| one(key).ok_or_else(|| format!("the look at its files told no {key}"));
+    let append_entry = one("append-entry");
+    let name = need("append-name")?;
+    Ok(RedisFileFacts {
+        files: RedisFiles {
+            directory: need("directory")?.to_owned(),
+            snapshot: need("snapshot-name")?.to_owned(),
+            append_only: need("append-only")?.eq_ignore_ascii_case("yes"),
+            append_entry: append_entry.unwrap_or("appendonlydir").to_owned(),
+            append_name: name.to_owned(),
+        },
+        free: need("free")?.trim().parse::<u64>().unwrap_or_default() << 10,
+        snapshot: one("snapshot").map(|s| snapshot(s, &all("check-snapshot"))),
+        append: append_entry.map(|entry| {
+            let sizes = all("append-file");
+            let files: Vec<(u64, &str)> = sizes.iter().filter_map(|l| size_and_name(l)).collect();
+            append(
+                entry,
+                name,
+                &files,
+                &all("manifest"),
+                &all("check-append"),
+                one("behind"),
+            )
+        }),
+    })
+}
+
+fn size_and_name(line: &str) -> Option<(u64, &str)> {
+    let (size, path) = line.split_once(' ')?;
+    let name = path.rsplit_once('/').map_or(path, |(_, name)| name);
+    Some((size.parse().ok()?, name))
+}
+
+fn snapshot(line: &str, said: &[&str]) -> SnapshotFacts {
+    let mut words = line.split_whitespace();
+    let mut number = || words.next().and_then(|w| w.parse::<i64>().ok());
+    let bytes = number().and_then(|n| n.try_into().ok()).unwrap_or_default();
+    let modified = number().and_then(|n| Timestamp::from_second(n).ok());
+    let state = if said.iter().any(|l| l.contains("RDB looks OK")) {
+        SnapshotState::Sound
+    } else if said.iter().any(|l| l.contains("RDB CRC error")) {
+        SnapshotState::ChecksumWrong
+    } else {
+        SnapshotState::Damaged(first_trouble(said))
+    };
+    SnapshotFacts {
+        bytes,
+        modified,
+        state,
+        keys: keys(said),
+    }
+}
+
+/// The first line behind the mark of `redis-check-rdb`.
+fn first_trouble(said: &[&str]) -> String {
+    let behind = said.iter().skip_while(|l| !l.contains("ERROR DETECTED")).nth(1);
+    let line = behind
+        .or(said.last())
+        .copied()
+        .unwrap_or("its check said nothing");
+    // Without the offset in the tool's own brackets.
+    line.split_once("] ").map_or(line, |(_, text)| text).to_owned()
+}
+
+/// The last counts that a check printed.
+fn keys(said: &[&str]) -> Keys {
+    let count = |end: &str| {
+        let line = said
+            .iter()
+            .rev()
+            .find_map(|l| l.strip_prefix("[info] ")?.strip_suffix(end));
+        line.and_then(|n| n.trim().parse().ok()).unwrap_or_default()
+    };
+    Keys {
+        all: count(" keys read"),
+        expiring: count(" expires"),
+    }
+}
+
+fn append(
+    entry: &str,
+    name: &str,
+    files: &[(u64, &str)],
+    manifest: &[&str],
+    said: &[&str],
+    behind: Option<&str>,
+) -> AppendFacts {
+    let single = entry == name;
+    let base_keys = said
+        .iter()
+        .any(|l| l.contains("RDB looks OK"))
+        .then(|| keys(said));
+    let state = if !single && !is_manifest(manifest) {
+        AppendState::Manifest {
+            rebuilt: rebuilt(name, files),
+        }
+    } else if said.iter().any(|l| is_verdict_good(l)) {
+        AppendState::Sound
+    } else {
+        let cut = said.iter().find_map(|l| cut(l, name));
+        match cut {
+            // What stands behind a damaged file was written after it: it cannot stay either.
+            Some((file, good, bytes)) if (good > 0 || !single) && is_last(&file, manifest, single) => {
+                AppendState::Cut {
+                    file,
+                    good,
+                    bytes,
+                    behind: behind.and_then(|n| n.trim().parse().ok()).unwrap_or_default(),
+                }
+            }
+            Some((file, good, _)) => AppendState::Damaged(format!("{file} from byte {good} on")),
+            None => AppendState::Damaged(first_trouble(said)),
+        }
+    };
+    AppendFacts {
+        bytes: files.iter().map(|(size, _)| size).sum(),
+        state,
+        base_keys,
+    }
+}
+
+/// `All AOF files and manifest are valid`; of a single file `AOF … is valid`.
+fn is_verdict_good(line: &str) -> bool {
+    line.starts_with("All AOF files and manifest are valid")
+        || line.starts_with("AOF ") && line.ends_with(" is valid")
+}
+
+/// The file, the bytes that are good, all bytes, of a line about a damaged one.
+fn cut(line: &str, name: &str) -> Option<(String, u64, u64)> {
+    let rest = line.strip_prefix("AOF analyzed: ")?;
+    let field = |key: &str| {
+        let (_, value) = rest.split_once(key)?;
+        Some(value.split(',').next().unwrap_or(value))
+    };
+    let file = field("filename=").map_or(name, |f| f.rsplit_once('/').map_or(f, |(_, n)| n));
+    let number = |key: &str| field(key)?.trim().parse::<u64>().ok();
+    let (bytes, good, diff) = (number("size=")?, number("ok_up_to=")?, number("diff=")?);
+    // A base that is a snapshot cannot be cut.
+    (diff > 0 && !file.ends_with(".rdb")).then(|| (file.to_owned(), good, bytes))
+}
+
+/// The words of a line of a manifest: `file NAME seq N type T` (Redis 7, aof.c).
+fn entry_of(line: &str) -> Option<(&str, &str)> {
+    let words: Vec<&str> = line.split_whitespace().collect();
+    let value = |key: &str| {
+        let at = words.iter().position(|w| *w == key)?;
+        words.get(at + 1).copied()
+    };
+    value("seq")?.parse::<u64>().ok()?;
+    let kind = value("type").filter(|t| ["b", "h", "i"].contains(t))?;
+    Some((value("file")?, kind))
+}
+
+fn is_manifest(lines: &[&str]) -> bool {
+    let lines: Vec<&&str> = lines
+        .iter()
+        .filter(|l| !l.trim().is_empty() && !l.starts_with('#'))
+        .collect();
+    !lines.is_empty() && lines.iter().all(|l| entry_of(l).is_some())
+}
+
+fn is_last(file: &str, manifest: &[&str], single: bool) -> bool {
+    let parts = manifest.iter().filter_map(|l| entry_of(l));
+    single
+        || parts
+            .filter(|(_, kind)| *kind != "h")
+            .last()
+            .is_some_and(|(name, _)| name == file)
+}
+
+/// The manifest that belongs to the files. Only where it is certain: one base and one file of
+/// changes. Of several it is not known which are leftovers of a rewrite, and a change that is
+/// replayed twice is another state.
+fn rebuilt(name: &str, files: &[(u64, &str)]) -> Result<Vec<String>, String> {
+    let (mut bases, mut changes) = (Vec::new(), Vec::new());
+    for (_, file) in files.iter().take(MOST_FILES) {
+        let Some(rest) = file.strip_prefix(name).and_then(|r| r.strip_prefix('.')) else {
+            continue;
+        };
+        let Some((sequence, kind)) = rest.split_once('.') else {
+            continue;
+        };
+        let Ok(sequence) = sequence.parse::<u64>() else {
+            continue;
+        };
+        match kind {
+            "base.rdb" | "base.aof" => bases.push(format!("file {file} seq {sequence} type b")),
+            "incr.aof" => changes.push(format!("file {file} seq {sequence} type i")),
+            _ => {}
+        }
+    }
+    match (bases.len(), changes.len()) {
+        (1, 1) => Ok([bases, changes].concat()),
+        (0, 0) => Err("none of its files is there".into()),
+        (b, c) => Err(format!(
+            "it is not certain which of its files belong together: {b} are a base, {c} hold changes"
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The beginning of what every look tells.
+    const HEAD: &str =
+        "directory=/data\nsnapshot-name=dump.rdb\nappend-name=appendonly.aof\nowner=999:999\nfree=1000\n";
+
+    fn look(append_only: &str, rest: &str) -> RedisFileFacts {
+        parse(&format!("{HEAD}append-only={append_only}\n{rest}")).unwrap()
+    }
+
+    // Each as redis-check-rdb and redis-check-aof 7.0.15 print it.
+    const CRC: &str = "snapshot=106805 1795663293
+check-snapshot=[offset 0] Checking RDB file dump.rdb
+check-snapshot=--- RDB ERROR DETECTED ---
+check-snapshot=[offset 106805] RDB CRC error
+check-snapshot=[additional info] While doing: check-sum
+check-snapshot=[info] 5506 keys read
+check-snapshot=[info] 50 expires
+check-snapshot=[info] 0 already expired
+";
+    const SHORT: &str = "snapshot=20000 1795663293
+check-snapshot=--- RDB ERROR DETECTED ---
+check-snapshot=[offset 19997] Unexpected EOF reading RDB file
+check-snapshot=[info] 1027 keys read
+check-snapshot=[info] 0 expires
+";
+    const BASE: &str = "append-entry=appendonlydir
+append-file=103668 appendonlydir/appendonly.aof.2.base.rdb
+append-file=16203 appendonlydir/appendonly.aof.2.incr.aof
+append-file=88 appendonlydir/appendonly.aof.manifest
+";
+    const MANIFEST: &str = "manifest=file appendonly.aof.2.base.rdb seq 2 type b
+manifest=file appendonly.aof.2.incr.aof seq 2 type i
+";
+
+    #[test]
+    fn a_wrong_checksum_is_not_a_damaged_snapshot() {
+        let seen = look("no", CRC);
+        let snapshot = seen.snapshot.as_ref().unwrap();
+        assert_eq!(snapshot.state, SnapshotState::ChecksumWrong);
+        assert_eq!((snapshot.keys.all, snapshot.keys.lasting()), (5506, 5456));
+        assert!(seen.is_damaged());
+        let seen = look("no", SHORT);
+        assert_eq!(
+            seen.snapshot.as_ref().unwrap().state,
+            SnapshotState::Damaged("Unexpected EOF reading RDB file".into())
+        );
+        // With an append-only file the snapshot is not what is loaded.
+        assert!(!look("yes", SHORT).is_damaged());
+    }
+
+    #[test]
+    fn the_place_of_a_damaged_command_is_told() {
+        let seen = look(
+            "yes",
+            &format!(
+                "{BASE}{MANIFEST}check-append=[offset 103668] \\o/ RDB looks OK! \\o/
+check-append=[info] 5050 keys read
+check-append=[info] 50 expires
+check-append=AOF analyzed: filename=appendonly.aof.2.base.rdb, size=103668, ok_up_to=103668, ok_up_to_line=1, diff=0
+check-append=BASE AOF appendonly.aof.2.base.rdb is valid
+check-append=AOF analyzed: filename=appendonly.aof.2.incr.aof, size=16203, ok_up_to=983, ok_up_to_line=230, diff=15220
+check-append=AOF appendonly.aof.2.incr.aof is not valid. Use the --fix option to try fixing it.
+behind=530
+"
+            ),
+        );
+        let append = seen.append.as_ref().unwrap();
+        assert_eq!(
+            append.state,
+            AppendState::Cut {
+                file: "appendonly.aof.2.incr.aof".into(),
+                good: 983,
+                bytes: 16203,
+                behind: 530
+            }
+        );
+        assert_eq!(append.base_keys.map(Keys::lasting), Some(5000));
+        assert_eq!(append.bytes, 103_668 + 16_203 + 88);
+    }
+
+    #[test]
+    fn a_damaged_base_cannot_be_cut() {
+        let seen = look(
+            "yes",
+            &format!(
+                "{BASE}{MANIFEST}check-append=--- RDB ERROR DETECTED ---
+check-append=[offset 9011] Internal error in RDB reading offset 0, function at rdb.c:413 -> Invalid LZF compressed string
+check-append=[info] 436 keys read
+"
+            ),
+        );
+        let append = seen.append.unwrap();
+        assert!(
+            matches!(&append.state, AppendState::Damaged(why) if why.contains("LZF")),
+            "{append:?}"
+        );
+        assert_eq!(append.base_keys, None);
+    }
+
+    #[test]
+    fn a_manifest_is_rebuilt_only_where_it_is_certain() {
+        let rebuilt = |files: &str, manifest: &str| {
+            let seen = look("yes", &format!("append-entry=appendonlydir\n{files}{manifest}"));
+            match seen.append.unwrap().state {
+                AppendState::Manifest { rebuilt } => rebuilt,
+                other => panic!("{other:?}"),
+            }
+        };
+        let garbage = "manifest=garbage\n";
+        assert_eq!(
+            rebuilt(BASE, garbage),
+            Ok(vec![
+                "file appendonly.aof.2.base.rdb seq 2 type b".to_owned(),
+                "file appendonly.aof.2.incr.aof seq 2 type i".to_owned()
+            ])
+        );
+        let second = "append-file=5 appendonlydir/appendonly.aof.3.incr.aof\n";
+        assert!(rebuilt(&format!("{BASE}{second}"), garbage).is_err());
+        // A manifest that is not there is none.
+        assert!(rebuilt("append-file=5 appendonlydir/appendonly.aof.1.incr.aof\n", "").is_err());
+    }
+
+    #[test]
+    fn one_file_of_before_version_7_is_judged_too() {
+        let seen = look(
+            "yes",
+            "append-entry=appendonly.aof
+append-file=16203 appendonly.aof
+check-append=AOF analyzed: size=16203, ok_up_to=983, diff=15220
+check-append=AOF is not valid. Use the --fix option to try fixing it.
+behind=12
+",
+        );
+        assert!(matches!(
+            seen.append.unwrap().state,
+            AppendState::Cut {
+                good: 983,
+                behind: 12,
+                ..
+            }
+        ));
+        assert_eq!(seen.files.append_entry, "appendonly.aof");
+    }
+
+    #[test]
+    fn what_could_not_be_looked_at_is_no_verdict() {
+        assert!(parse("error=there is no directory /x\n").is_err());
+        assert!(parse("").is_err());
+    }
+}

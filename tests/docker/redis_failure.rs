@@ -1,0 +1,263 @@
+//! A Redis whose files cannot be loaded: each kind of damage is named, mended on a copy with no more loss than it has to
+//! cost, and can be taken back.
+
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::crash::{close, newest};
+use crate::stack::{Stack, docker};
+use crate::sweep::Sweep;
+
+/// Keys that each fault writes before it damages.
+const KEYS: u64 = 200;
+
+fn inject(stack: &Stack, fault: &str) {
+    let fault = format!("redis-failure/{fault}");
+    stack.agreed(&["drill", "inject", &fault, "--ttl", "15m"]).ok();
+}
+
+/// Keys of a pattern; `None` where it does not answer.
+fn keys(stack: &Stack, pattern: &str) -> Option<u64> {
+    let container = stack.container("redis");
+    let count = format!("return #redis.call('keys', '{pattern}')");
+    let out = docker(&["exec", &container, "redis-cli", "eval", &count, "0"]);
+    (out.code == Some(0))
+        .then(|| out.stdout.trim().parse().ok())
+        .flatten()
+}
+
+fn faults_keys(stack: &Stack) -> Option<u64> {
+    keys(stack, "drctl:*")
+}
+
+fn kept(stack: &Stack) -> String {
+    stack.beside("redis", "ls -A /data/.drctl 2>/dev/null; true")
+}
+
+/// Recovers, and gives the plan that was carried out.
+fn recover(stack: &Stack, expected: &str) -> Value {
+    let out = stack.agreed(&["recover", "redis-failure"]);
+    assert_eq!(out.code, Some(0), "{}{}", out.stdout, out.stderr);
+    let plan = out.event("plan")["plan"].clone();
+    assert_eq!(plan["remedy"], expected, "{}", out.stdout);
+    let report = &out.event("report")["report"];
+    assert_eq!(report["outcome"], "verified", "{report}");
+    plan
+}
+
+fn end_incident(stack: &Stack) {
+    let (id, _) = newest(stack);
+    close(stack, &id).unwrap();
+    assert_eq!(kept(stack), "");
+}
+
+fn undo(stack: &Stack) {
+    let (id, _) = newest(stack);
+    stack.agreed(&["incident", "undo", &id]).ok();
+}
+
+fn heal(stack: &Stack) {
+    stack.agreed(&["drill", "heal"]).ok();
+    stack.wait_healthy();
+    assert_eq!(stack.beside("redis", "ls -A /data | grep '^.drctl'; true"), "");
+}
+
+fn until(what: &str, done: impl Fn() -> bool) {
+    let end = Instant::now() + Duration::from_secs(20);
+    while !done() {
+        assert!(Instant::now() < end, "{what}");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
+
+/// Puts an address that fills the cache into the runbook, and gives what is asked there.
+fn warm_url(stack: &Stack) -> Receiver<String> {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/warm", listener.local_addr().unwrap());
+    let text = std::fs::read_to_string(stack.runbook()).unwrap();
+    let with = text.replace("      sessions: {", &format!("      warm-url: {url}\n      sessions: {{"));
+    assert_ne!(with, text);
+    std::fs::write(stack.runbook(), with).unwrap();
+    let (send, asked) = channel();
+    std::thread::spawn(move || {
+        let (mut client, _) = listener.accept().unwrap();
+        let mut bytes = [0; 1024];
+        let n = client.read(&mut bytes).unwrap();
+        client
+            .write_all(b"HTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n")
+            .unwrap();
+        send.send(String::from_utf8_lossy(&bytes[..n]).into_owned()).unwrap();
+    });
+    asked
+}
+
+#[test]
+fn a_damaged_snapshot_is_loaded_as_far_as_it_can_be() {
+    let Some(stack) = Stack::up("redisrdb") else {
+        return;
+    };
+
+    inject(&stack, "rdb-checksum");
+    let plan = recover(&stack, "repair");
+    assert!(
+        plan["data-loss"]["summary"]
+            .to_string()
+            .contains("values may be wrong"),
+        "{plan}"
+    );
+    assert_eq!(faults_keys(&stack), Some(KEYS));
+    undo(&stack);
+    until("it loads the old file after all", || {
+        faults_keys(&stack).is_none()
+    });
+    end_incident(&stack);
+    heal(&stack);
+
+    // With nothing that could be kept it starts empty, and the file stays.
+    let warmed = warm_url(&stack);
+    inject(&stack, "rdb-damaged");
+    let refused = stack.drctl(&["recover", "redis-failure", "--yes", "--json"]);
+    assert_eq!(refused.code, Some(4), "without the name: {}", refused.stdout);
+    let plan = recover(&stack, "start-empty");
+    assert!(
+        plan["data-loss"]["summary"].to_string().contains("all keys"),
+        "{plan}"
+    );
+    assert_eq!(faults_keys(&stack), Some(0));
+    let asked = warmed.recv_timeout(Duration::from_secs(5)).unwrap();
+    assert!(asked.starts_with("POST /warm "), "{asked}");
+    assert_eq!(stack.beside("redis", "ls /data/.drctl/*/old"), "dump.rdb");
+    docker(&[
+        "exec",
+        &stack.container("redis"),
+        "redis-cli",
+        "set",
+        "later",
+        "1",
+    ])
+    .ok();
+    undo(&stack);
+    until("it loads the old file after all", || {
+        faults_keys(&stack).is_none()
+    });
+    // What was written to the empty one went with its stop into a file of its own.
+    assert_eq!(stack.beside("redis", "ls /data/.drctl/*/undone"), "dump.rdb");
+    end_incident(&stack);
+    heal(&stack);
+}
+
+#[test]
+fn a_damaged_append_only_file_loses_what_stands_behind_the_damage_and_no_more() {
+    let Some(stack) = Stack::up_with("redisaof", &[("SIMGEN_REDIS_APPENDONLY", "yes")]) else {
+        return;
+    };
+
+    inject(&stack, "aof-manifest");
+    let plan = recover(&stack, "repair");
+    assert_eq!(plan["data-loss"]["none"], true, "{plan}");
+    assert_eq!(faults_keys(&stack), Some(KEYS));
+    end_incident(&stack);
+    heal(&stack);
+
+    inject(&stack, "aof-damaged");
+    let plan = recover(&stack, "repair");
+    assert!(
+        plan["data-loss"]["summary"]
+            .to_string()
+            .contains("about 5 commands"),
+        "{plan}"
+    );
+    assert_eq!(
+        (faults_keys(&stack), keys(&stack, "lost:*")),
+        (Some(KEYS), Some(0))
+    );
+    end_incident(&stack);
+    heal(&stack);
+
+    // Its base cannot be cut: the snapshot is next, where there is one, and then nothing.
+    inject(&stack, "aof-base");
+    let plan = recover(&stack, "start-empty");
+    assert!(
+        plan["alternatives"].to_string().contains("there is no snapshot"),
+        "{plan}"
+    );
+    undo(&stack);
+    end_incident(&stack);
+    heal(&stack);
+    docker(&[
+        "exec",
+        &stack.container("redis"),
+        "redis-cli",
+        "set",
+        "saved",
+        "1",
+    ])
+    .ok();
+    docker(&["exec", &stack.container("redis"), "redis-cli", "save"]).ok();
+    inject(&stack, "aof-base");
+    let plan = recover(&stack, "load-snapshot");
+    assert!(
+        plan["data-loss"]["summary"]
+            .to_string()
+            .contains("since the snapshot of"),
+        "{plan}"
+    );
+    assert_eq!(keys(&stack, "saved"), Some(1));
+    end_incident(&stack);
+    heal(&stack);
+
+    // Somebody restores a snapshot as they know it from before: it is not loaded, and the next save would write over it.
+    let redis = stack.container("redis");
+    docker(&["stop", &redis]).ok();
+    stack.change_files_of("redis", "rm -rf /data/appendonlydir");
+    docker(&["start", &redis]).ok();
+    until("it is not up", || keys(&stack, "saved") == Some(0));
+    let looked = stack.drctl(&["diagnose", "redis-failure", "--json"]);
+    let opinion = looked.event("opinion");
+    assert_eq!(opinion["certainty"], "suspected", "{}", looked.stdout);
+    let plan = recover(&stack, "load-snapshot");
+    assert_eq!(plan["data-loss"]["none"], true, "{plan}");
+    assert_eq!(keys(&stack, "saved"), Some(1));
+    end_incident(&stack);
+    stack.wait_healthy();
+}
+
+/// How the append-only file is: with the garbage in it and nobody served, or without it and served.
+fn end(stack: &Stack) -> Result<&'static str, String> {
+    let limit = Instant::now() + Duration::from_secs(20);
+    loop {
+        let damaged = stack.beside(
+            "redis",
+            "grep -c '^no command' /data/appendonlydir/*.incr.aof; true",
+        );
+        match (damaged.as_str(), faults_keys(stack)) {
+            ("1", None) => return Ok("old"),
+            ("0", Some(KEYS)) => return Ok("new"),
+            (damaged, keys) if Instant::now() > limit => {
+                return Err(format!("damaged: {damaged}, keys: {keys:?}"));
+            }
+            _ => std::thread::sleep(Duration::from_millis(200)),
+        }
+    }
+}
+
+#[test]
+fn killed_while_it_mends_the_files_it_ends_old_or_new() {
+    let Some(stack) = Stack::up_with("rediscrash", &[("SIMGEN_REDIS_APPENDONLY", "yes")]) else {
+        return;
+    };
+    inject(&stack, "aof-damaged");
+    let failures = Sweep {
+        stack: &stack,
+        recover: &["recover", "redis-failure"],
+        end,
+        kept,
+    }
+    .run();
+    heal(&stack);
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
