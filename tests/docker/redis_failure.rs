@@ -79,7 +79,10 @@ fn warm_url(stack: &Stack) -> Receiver<String> {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}/warm", listener.local_addr().unwrap());
     let text = std::fs::read_to_string(stack.runbook()).unwrap();
-    let with = text.replace("      sessions: {", &format!("      warm-url: {url}\n      sessions: {{"));
+    let with = text.replace(
+        "      sessions: {",
+        &format!("      warm-url: {url}\n      sessions: {{"),
+    );
     assert_ne!(with, text);
     std::fs::write(stack.runbook(), with).unwrap();
     let (send, asked) = channel();
@@ -90,7 +93,8 @@ fn warm_url(stack: &Stack) -> Receiver<String> {
         client
             .write_all(b"HTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n")
             .unwrap();
-        send.send(String::from_utf8_lossy(&bytes[..n]).into_owned()).unwrap();
+        send.send(String::from_utf8_lossy(&bytes[..n]).into_owned())
+            .unwrap();
     });
     asked
 }
