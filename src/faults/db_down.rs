@@ -91,6 +91,16 @@ pub const FAULTS: &[Fault] = &[
         "the server runs and reads, every write is 25006",
     ),
     fault(
+        "db-down/missing-directory",
+        "pg_notify is gone, as after a copy that left empty directories out",
+        "FATAL `could not open directory \"pg_notify\"`, exit 1, a crash loop",
+    ),
+    fault(
+        "db-down/missing-version",
+        "PG_VERSION is gone",
+        "the image takes the directory for an empty one and cannot initialise it, a crash loop",
+    ),
+    fault(
         "db-down/slots-full",
         "look-alike: idle sessions hold every ordinary connection",
         "53300 for the application; the administrator gets in",
@@ -243,6 +253,23 @@ fn files(variant: &str) -> Option<(&'static str, Damage, Halt, After)> {
             "postmaster.pid",
             Damage::Plant {
                 path: "postmaster.pid".into(),
+            },
+            Halt::Clean,
+            After::Fails,
+        ),
+        // The dot: what is removed needs a directory around it.
+        "missing-directory" => (
+            "the directory pg_notify",
+            Damage::Remove {
+                path: "./pg_notify".into(),
+            },
+            Halt::Clean,
+            After::Fails,
+        ),
+        "missing-version" => (
+            "PG_VERSION",
+            Damage::Remove {
+                path: "./PG_VERSION".into(),
             },
             Halt::Clean,
             After::Fails,

@@ -77,6 +77,21 @@ pub enum ServerAction {
         /// Run.
         run: String,
     },
+    /// Makes directories that begin empty, and `PG_VERSION`, where they are not there. Again: they
+    /// are.
+    #[serde(rename_all = "kebab-case")]
+    MakeMissing {
+        /// Service.
+        service: String,
+        /// Run.
+        run: String,
+        /// `uid:gid` of the server's user.
+        owner: String,
+        /// The directories.
+        directories: Vec<String>,
+        /// Content of `PG_VERSION`, if it is missing.
+        version: Option<String>,
+    },
     /// Moves files out of the data directory of a server that does not run, into the run's
     /// directory. Fails where any container that runs has the same data. Again: what is moved
     /// is moved.
@@ -114,6 +129,8 @@ impl ServerAction {
             Self::PutLinesBack { .. } => "put the lines of the configuration back".into(),
             Self::FixPermissions { owner, .. } => format!("give the files to {owner}"),
             Self::RestorePermissions { .. } => "give the files the owner and mode that they had".into(),
+            Self::MakeMissing { directories, .. } if directories.is_empty() => "write PG_VERSION".into(),
+            Self::MakeMissing { directories, .. } => format!("make {}", directories.join(", ")),
             Self::MoveAside { files, .. } => format!("move {} aside", files.join(", ")),
             Self::MoveBack { files, .. } => format!("move {} back", files.join(", ")),
         }

@@ -20,6 +20,9 @@ pub struct FileFacts {
     pub mode: String,
     /// Content of `PG_VERSION`.
     pub version: Option<String>,
+    /// The same of the database `template1`, which every cluster has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inner_version: Option<String>,
     /// Major version of the server program in the image.
     pub program_version: Option<String>,
     /// Files and directories that are owned by someone else than the majority, or that
@@ -100,6 +103,7 @@ cd "$PGDATA" || { echo "error=no data directory at $PGDATA"; exit 0; }
 stat -c 'owner=%u:%g
 mode=%a' .
 [ -f PG_VERSION ] && printf 'version=%s\n' "$(head -n 1 PG_VERSION)"
+[ -f base/1/PG_VERSION ] && printf 'inner-version=%s\n' "$(head -n 1 base/1/PG_VERSION)"
 printf 'program=%s\n' "$(postgres --version 2>/dev/null)"
 most=$(stat -c '%u:%g' -- * | sort | uniq -c | sort -rn | head -n 1 | sed 's/^ *[0-9]* *//')
 case $most in 0:*|'') most=$(id -u postgres 2>/dev/null):$(id -g postgres 2>/dev/null) ;; esac
@@ -248,6 +252,7 @@ pub fn parse(output: &str) -> Look {
             owner,
             mode: one("mode").unwrap_or_default(),
             version: one("version").map(|v| v.trim().to_owned()),
+            inner_version: one("inner-version").map(|v| v.trim().to_owned()),
             program_version: one("program").as_deref().and_then(major),
             foreign: all("foreign")
                 .into_iter()
@@ -298,7 +303,7 @@ mod tests {
     #[test]
     fn lines_of_the_helper() {
         let look = parse(
-            "owner=0:0\nmode=755\nversion=15\nprogram=postgres (PostgreSQL) 15.20 (Debian 15.20-0+deb12u1)\nuser=999:999\n\
+            "owner=0:0\nmode=755\nversion=15\ninner-version=15\nprogram=postgres (PostgreSQL) 15.20 (Debian 15.20-0+deb12u1)\nuser=999:999\n\
              foreign=. (0:0, mode 755)\nforeign=./base (0:0, mode 700)\nmissing=pg_notify\nsignal=standby.signal\nlock-file=there\nlock=1\nlock=/d\nlock=17\nlock=5433\nlock=/run\nlock=localhost\n\
              wal=000000010000000000000002\n\
              wal=000000010000000000000001\nxact=0000\nkib=2048\nkib-aside=1024\ndisk=100 50\nwal-free=7\n\
@@ -307,6 +312,7 @@ mod tests {
         let files = look.files.unwrap();
         assert_eq!((files.owner.as_str(), files.mode.as_str()), ("0:0", "755"));
         assert_eq!(files.version.as_deref(), Some("15"));
+        assert_eq!(files.inner_version.as_deref(), Some("15"));
         assert_eq!(files.program_version.as_deref(), Some("15"));
         assert_eq!(files.foreign, [". (0:0, mode 755)", "base (0:0, mode 700)"]);
         assert_eq!(files.missing_directories, ["pg_notify"]);

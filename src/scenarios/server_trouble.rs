@@ -23,6 +23,8 @@ pub(crate) struct Traces<'a> {
 pub(crate) enum Kind {
     /// The data is another major version's, or its `PG_VERSION` says so.
     WrongMajor,
+    /// What a server needs and can be made anew without loss is not there.
+    Lost,
     /// Files that the server's user may not use.
     Permissions,
     /// No room on the disk of the data or of the WAL.
@@ -37,6 +39,37 @@ pub(crate) enum Kind {
     RecoverySource,
     /// Damage: positive evidence of it in log, control data or files.
     Damage(&'static str),
+}
+
+/// Directories whose content a base backup leaves out, and the server makes anew (PostgreSQL manual,
+/// 26.3.4.3, "Backing Up the Data Directory"), and that of the statistics, which a crash drops as
+/// well. Without the directory itself it does not start. `pg_replslot` is none of them: what
+/// standbys still need of the log is in it.
+const EMPTY_AT_START: [&str; 7] = [
+    "pg_dynshmem",
+    "pg_notify",
+    "pg_serial",
+    "pg_snapshots",
+    "pg_stat",
+    "pg_stat_tmp",
+    "pg_subtrans",
+];
+
+/// What is gone and can be made anew.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Lost {
+    /// Directories that begin empty.
+    pub directories: Vec<String>,
+    /// Content of the file `PG_VERSION`.
+    pub version: Option<String>,
+}
+
+impl Lost {
+    pub(crate) fn in_words(&self) -> String {
+        let mut all = self.directories.clone();
+        all.extend(self.version.iter().map(|_| "PG_VERSION".to_owned()));
+        all.join(", ")
+    }
 }
 
 /// The trouble, and the facts that tell of it.
@@ -129,6 +162,23 @@ impl<'a> Traces<'a> {
         (majors.0 != majors.1).then_some(majors)
     }
 
+    /// What is gone and can be made anew, if that is all that is gone and the rest of the cluster
+    /// speaks for itself: its control file is whole, and of the version of the program.
+    pub(crate) fn lost(&self) -> Option<Lost> {
+        let files = self.files()?;
+        let program = files.program_version.as_deref()?;
+        self.control.as_ref().ok().filter(|c| !c.checksum_mismatch)?;
+        let (directories, others): (Vec<_>, Vec<_>) = files
+            .missing_directories
+            .iter()
+            .cloned()
+            .partition(|d| EMPTY_AT_START.contains(&d.as_str()));
+        let inner = files.inner_version.as_deref() == Some(program);
+        let version = (files.version.is_none() && inner).then(|| program.to_owned());
+        let complete = others.is_empty() && (files.version.is_some() || version.is_some());
+        (complete && !(directories.is_empty() && version.is_none())).then_some(Lost { directories, version })
+    }
+
     /// Which disk has too little room, and how much.
     pub(crate) fn disk_in_words(&self) -> String {
         let free = self.files().map_or(0, FileFacts::least_free);
@@ -152,6 +202,12 @@ pub(crate) fn of(traces: Traces<'_>) -> Option<Trouble> {
         return said(
             Kind::WrongMajor,
             line(LogPattern::WrongVersion).into_iter().collect(),
+        );
+    }
+    if let Some(lost) = traces.lost() {
+        return said(
+            Kind::Lost,
+            vec![format!("not there, and empty at each start: {}", lost.in_words())],
         );
     }
     // A line may be left from an earlier start; what is on the disk now, or the last word,

@@ -23,6 +23,8 @@ const CASES: &[(&str, &str, &str)] = &[
     ("wrong-owner", "fix-permissions", "wrong owner or mode"),
     ("wrong-mode", "fix-permissions", "wrong owner or mode"),
     ("stale-lock", "clear-stale", "postmaster.pid"),
+    ("missing-directory", "repair", "pg_notify is gone"),
+    ("missing-version", "repair", "PG_VERSION is gone"),
     ("standby-signal", "clear-stale", "standby of nobody"),
     ("recovering", "wait", "replaying its log"),
 ];

@@ -209,7 +209,7 @@ pub(super) async fn prove_side(
                 .map(|(_, f)| f.as_slice())
                 .unwrap_or_default();
             let spec = side.admin.to_database(database.as_str());
-            checks.extend(prove::database(cx, &spec, Some(config), floors).await?);
+            checks.extend(prove::database(cx, &spec, Some(config), floors, prove::Indexes::Copied).await?);
         }
         Ok::<_, ActionError>(())
     }

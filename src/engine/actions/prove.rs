@@ -11,14 +11,25 @@ use crate::runbook::Database;
 /// Sessions that check at the same time.
 const WORKERS: usize = 2;
 
+/// Where the indexes of a database come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Indexes {
+    /// Copied as files: each row is looked for in them.
+    Copied,
+    /// Built by this server from these tables a moment ago: that a row is in them needs no
+    /// proof, that their pages are sound does.
+    Built,
+}
+
 /// Checks one database: structure of heap and indexes, rows, the runbook's questions.
 pub(super) async fn database(
     cx: &ActionContext<'_>,
     spec: &ConnectSpec,
     config: Option<&Database>,
     floors: &[RowFloor],
+    indexes: Indexes,
 ) -> Result<Vec<Checked>, ActionError> {
-    let structure = structure(cx, spec);
+    let structure = structure(cx, spec, indexes);
     let content = async {
         let client = Client::connect(spec)
             .await
@@ -36,10 +47,14 @@ pub(super) async fn database(
     Ok(checks)
 }
 
-async fn structure(cx: &ActionContext<'_>, spec: &ConnectSpec) -> Result<Checked, ActionError> {
+async fn structure(
+    cx: &ActionContext<'_>,
+    spec: &ConnectSpec,
+    indexes: Indexes,
+) -> Result<Checked, ActionError> {
     let options = AmcheckOptions {
         relations: None,
-        heap_all_indexed: true,
+        heap_all_indexed: indexes == Indexes::Copied,
         parent_check: false,
         borrow_pageinspect: true,
         deadline: cx.deadline,

@@ -47,6 +47,28 @@ pub(super) async fn apply(cx: &ActionContext<'_>, action: &ServerAction) -> Resu
             let files = counted(count(&output));
             Ok(Outcome::new(format!("{files} as before")))
         }
+        A::MakeMissing {
+            service,
+            run,
+            owner,
+            directories,
+            version,
+        } => {
+            let server = cx.system.postgres(service).await?;
+            must_be_stopped(&server)?;
+            let mut argv = vec!["make-missing", owner, version.as_deref().unwrap_or_default()];
+            argv.extend(directories.iter().map(String::as_str));
+            let output = script(cx, &server, run, None, &argv).await?;
+            let made: Vec<&str> = output
+                .stdout
+                .lines()
+                .filter_map(|l| l.strip_prefix("made "))
+                .collect();
+            Ok(Outcome::new(match made.as_slice() {
+                [] => "nothing was missing".to_owned(),
+                made => format!("made: {}", made.join(", ")),
+            }))
+        }
         A::MoveAside { service, run, files } => move_aside(cx, service, run, files).await,
         A::MoveBack { service, run, files } => {
             let server = cx.system.postgres(service).await?;

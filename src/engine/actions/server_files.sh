@@ -6,6 +6,7 @@
 #   put-lines-back                     makes lines of those comments again
 #   fix-permissions UID:GID            gives files back to their server
 #   restore-permissions                gives them the owner and mode that they had
+#   make-missing UID:GID VERSION DIR …  makes directories, and PG_VERSION where VERSION is not empty
 #   move-aside FILE …                  moves files out of the data directory
 #   move-back FILE …
 cd "$D" || exit
@@ -120,6 +121,25 @@ restore_permissions() {
     echo "files $(wc -l <"$W/permissions")"
 }
 
+make_missing() {
+    owner=$1 version=$2
+    shift 2
+    for name; do
+        [ ! -d "$name" ] || continue
+        mkdir -m 700 "$name"
+        chown "$owner" "$name"
+        echo "made $name"
+    done
+    if [ -n "$version" ] && [ ! -s PG_VERSION ]; then
+        echo "$version" >PG_VERSION.drctl-new
+        chown "$owner" PG_VERSION.drctl-new
+        chmod 600 PG_VERSION.drctl-new
+        mv PG_VERSION.drctl-new PG_VERSION
+        echo 'made PG_VERSION'
+    fi
+    sync
+}
+
 move_aside() {
     make_dir aside
     for name; do
@@ -147,6 +167,7 @@ set-aside) set_aside "$@" ;;
 put-lines-back) put_lines_back ;;
 fix-permissions) fix_permissions "$@" ;;
 restore-permissions) restore_permissions ;;
+make-missing) make_missing "$@" ;;
 move-aside) move_aside "$@" ;;
 move-back) move_back "$@" ;;
 *) fail "unknown verb $verb" ;;

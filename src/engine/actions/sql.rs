@@ -199,7 +199,8 @@ pub(super) async fn prove_side(
             .await
             .map_err(pg(format!("analyzing {side}")))
     };
-    let proof = prove::database(cx, &spec, config.map(|(_, c)| c), floors);
+    let config = config.map(|(_, c)| c);
+    let proof = prove::database(cx, &spec, config, floors, prove::Indexes::Built);
     let (checks, analyzed) = tokio::join!(proof, analyze);
     analyzed?;
     prove::outcome(cx, side, &checks?)

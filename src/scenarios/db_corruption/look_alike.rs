@@ -70,6 +70,11 @@ pub(super) fn from_log(ev: &Evidence) -> Option<Finding> {
                 format!("the data is of PostgreSQL {data} and the image is PostgreSQL {program}");
             down("wrong-major", explanation, reasons)
         }
+        Kind::Lost => down(
+            "missing-directory",
+            "a directory that the server needs, and that holds nothing, is gone".into(),
+            reasons,
+        ),
         Kind::Permissions => down("permissions", PERMISSIONS.into(), reasons),
         Kind::DiskFull => Some(disk_full(ev, "the server stops to protect the data", reasons)),
         Kind::Configuration => down("config", "the server refuses its configuration".into(), reasons),

@@ -1,6 +1,7 @@
 //! What the evidence means: why nobody gets a connection. What only looks so, or is another
 //! scenario's, is named and left alone.
 
+use super::super::server_trouble::Lost;
 use super::super::{Certainty, Diagnosis, LookAlike};
 use super::Evidence;
 use super::detect::traces;
@@ -34,6 +35,8 @@ pub(super) enum Cause {
     OutOfMemory,
     /// Files of it are not its own.
     Permissions,
+    /// Empty directories that it needs, or its `PG_VERSION`, are gone.
+    Lost(Lost),
     /// It refuses its configuration.
     Configuration,
     /// It serves, at another port or only inside its container.
@@ -97,6 +100,7 @@ fn in_words(ev: &Evidence, cause: &Cause) -> String {
         }),
         Cause::OutOfMemory => "it was killed for want of memory".into(),
         Cause::Permissions => "files of its data directory have the wrong owner or mode".into(),
+        Cause::Lost(lost) => format!("{} is gone, and it does not start without", lost.in_words()),
         Cause::Configuration => "it refuses its configuration".into(),
         Cause::Elsewhere(listens) if listens.port != ev.port => {
             format!("it listens on port {} and not on {}", listens.port, ev.port)

@@ -105,6 +105,7 @@ impl Scenario for DbDown {
         Remedy::Start,
         Remedy::RaiseLimit,
         Remedy::FixPermissions,
+        Remedy::Repair,
         Remedy::Reconfigure,
         Remedy::ClearStale,
         Remedy::Restart,

@@ -1,6 +1,6 @@
 //! Which remedy the cause gets, and the steps of it.
 
-use super::super::{PlanRequest, Refusal, Scenario, ladder, limits};
+use super::super::{PlanRequest, Refusal, Scenario, ladder, limits, server_trouble};
 use super::diagnose::{Cause, classify, diagnose};
 use super::{DbDown, Evidence};
 use crate::plan::{
@@ -33,6 +33,7 @@ fn helps(cause: &Cause, facts: &ContainerFacts) -> &'static [Remedy] {
         Cause::OutOfMemory if facts.info.restart_count >= OFTEN => &[Remedy::RaiseLimit],
         Cause::OutOfMemory => &[Remedy::Start, Remedy::RaiseLimit],
         Cause::Permissions => &[Remedy::FixPermissions],
+        Cause::Lost(_) => &[Remedy::Repair],
         Cause::Configuration | Cause::Elsewhere(_) => &[Remedy::Reconfigure],
         Cause::LockFile | Cause::SignalFile(_) => &[Remedy::ClearStale],
         Cause::ShuttingDown => &[Remedy::Restart],
@@ -272,6 +273,7 @@ impl Ground<'_> {
                     self.while_stopped(vec![fix], "it may use its files now")
                 }
             }
+            Remedy::Repair => self.while_stopped(vec![self.make_missing(cause)], "it has what it needs"),
             Remedy::Reconfigure => self.while_stopped(
                 vec![self.set_aside(cause)],
                 "it reads its configuration at its start",
@@ -397,6 +399,27 @@ impl Ground<'_> {
                 run: self.run.to_owned(),
             })),
             timeout_seconds: 600,
+        }
+    }
+
+    fn make_missing(&self, cause: &Cause) -> Step {
+        let lost = match cause {
+            Cause::Lost(lost) => lost.clone(),
+            _ => server_trouble::Lost::default(),
+        };
+        Step {
+            title: format!("Make {} anew", lost.in_words()),
+            why: "the server fills it by itself, and does not start without".into(),
+            risk: Risk::Reversible,
+            action: Action::Server(ServerAction::MakeMissing {
+                service: self.service(),
+                run: self.run.to_owned(),
+                owner: self.ev.server_user.clone().unwrap_or_default(),
+                directories: lost.directories,
+                version: lost.version,
+            }),
+            undo: Undo::NotNeeded("nothing was there".into()),
+            timeout_seconds: 60,
         }
     }
 

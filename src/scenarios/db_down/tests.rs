@@ -551,3 +551,69 @@ fn saved_evidence_is_read_again() {
     let again: Evidence = serde_json::from_value(serde_json::to_value(&ev).unwrap()).unwrap();
     assert_eq!(plan(&again), plan(&ev));
 }
+
+fn sound_control() -> Result<crate::probe::control::ControlData, String> {
+    Ok(serde_json::from_value(json!({
+        "state": "shut down", "system-identifier": "7", "redo": null, "timeline": 1, "next-xid": 700,
+        "checksum-version": 1, "wal-segment-size": 16_777_216, "checksum-mismatch": false
+    }))
+    .unwrap())
+}
+
+#[test]
+fn what_is_empty_at_each_start_is_made_anew_and_nothing_else() {
+    let gone = |missing: &[&str], version: Option<&str>, inner: Option<&str>, control| {
+        evidence(|facts, ev| {
+            looping(
+                facts,
+                ev,
+                LogPattern::OtherFatal,
+                "FATAL:  could not open directory",
+            );
+            let files = ev.files.as_mut().unwrap();
+            files.missing_directories = missing.iter().map(ToString::to_string).collect();
+            files.version = version.map(str::to_owned);
+            files.inner_version = inner.map(str::to_owned);
+            ev.control = control;
+        })
+    };
+    let made = |ev: &Evidence| {
+        let plan = DbDown::plan(ev, &runbook(), &request()).ok()?;
+        lint(&plan).unwrap();
+        plan.steps.into_iter().find_map(|s| match s.action {
+            Action::Server(ServerAction::MakeMissing {
+                directories, version, ..
+            }) => Some((directories, version)),
+            _ => None,
+        })
+    };
+    let notify = vec!["pg_notify".to_owned()];
+    assert_eq!(
+        made(&gone(&["pg_notify"], Some("15"), Some("15"), sound_control())),
+        Some((notify, None))
+    );
+    assert_eq!(
+        made(&gone(&[], None, Some("15"), sound_control())),
+        Some((vec![], Some("15".to_owned())))
+    );
+    // What holds data is lost with its directory, and an empty one in its place would hide that.
+    for others in [
+        &["pg_notify", "pg_twophase"][..],
+        &["pg_notify", "pg_replslot"],
+        &["pg_wal"],
+    ] {
+        assert_eq!(made(&gone(others, Some("15"), Some("15"), sound_control())), None);
+    }
+    // Of another version, or of none that could be read.
+    assert_eq!(made(&gone(&[], None, Some("14"), sound_control())), None);
+    assert_eq!(made(&gone(&[], None, None, sound_control())), None);
+    assert_eq!(
+        made(&gone(
+            &["pg_notify"],
+            Some("15"),
+            Some("15"),
+            Err("garbled".into())
+        )),
+        None
+    );
+}

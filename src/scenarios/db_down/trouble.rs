@@ -19,7 +19,12 @@ pub(super) fn trouble(ev: &Evidence, facts: &ContainerFacts) -> Option<Finding> 
     // What one that was stopped had complained of has not ended it; damage, another version and a
     // full disk are there all the same.
     let stopped = info.status == Status::Exited && !traces(ev, info).ended_by_itself();
-    let lasting = |kind| matches!(kind, Kind::WrongMajor | Kind::DiskFull | Kind::Damage(_));
+    let lasting = |kind| {
+        matches!(
+            kind,
+            Kind::WrongMajor | Kind::Lost | Kind::DiskFull | Kind::Damage(_)
+        )
+    };
     let trouble = server_trouble::of(traces(ev, info)).filter(|t| !stopped || lasting(t.kind));
     let Some(Trouble { kind, reasons }) = trouble else {
         // The next start would fail.
@@ -28,6 +33,16 @@ pub(super) fn trouble(ev: &Evidence, facts: &ContainerFacts) -> Option<Finding> 
     };
     let name = &info.name;
     Some(match kind {
+        Kind::Lost => match traces(ev, info).lost() {
+            Some(lost) if ev.server_user.is_some() => found(Cause::Lost(lost), reasons),
+            _ => found(
+                Cause::ByHand(
+                    "a directory that it needs is gone, and whose it was is not known",
+                    vec![format!("docker logs --tail 5 {name}    # which")],
+                ),
+                reasons,
+            ),
+        },
         Kind::Permissions => permissions(ev, facts, reasons),
         Kind::DiskFull => disk_full(ev, facts, reasons),
         Kind::Damage(what) => other(

@@ -1,0 +1,246 @@
+//! What the engine tells of containers: which there are, how they are, what they said.
+
+use std::collections::{BTreeMap, HashMap};
+
+use bollard::models::{ContainerInspectResponse, ContainerStateStatusEnum, EndpointSettings, PortMap};
+use bollard::query_parameters as q;
+use futures_util::StreamExt;
+use jiff::Timestamp;
+
+use super::docker::Docker;
+use super::{Attachment, ContainerInfo, LogLine, MountInfo, Status, WorkloadError};
+
+impl Docker {
+    /// Everything `inspect` says of a container, by name or identifier.
+    ///
+    /// # Errors
+    /// `NotFound`, or the engine's trouble.
+    pub async fn inspect(&self, container: &str) -> Result<ContainerInfo, WorkloadError> {
+        let what = format!("container {container}");
+        let raw = self
+            .call(
+                &what,
+                self.deadline,
+                self.api
+                    .inspect_container(container, None::<q::InspectContainerOptions>),
+            )
+            .await?;
+        Ok(container_info(raw))
+    }
+
+    /// The container of a Compose service: the first by name that carries the project's
+    /// and the service's labels. One-off containers (`compose run`) are left out.
+    ///
+    /// # Errors
+    /// `NotFound` when there is none, or the engine's trouble.
+    pub async fn find_service(&self, project: &str, service: &str) -> Result<ContainerInfo, WorkloadError> {
+        let mut found = self
+            .list(&[
+                format!("com.docker.compose.project={project}"),
+                format!("com.docker.compose.service={service}"),
+                "com.docker.compose.oneoff=False".to_owned(),
+            ])
+            .await?;
+        // What a recovery has set aside still has the labels that it was created with.
+        found.retain(|(_, name)| !name.contains(crate::plan::SET_ASIDE));
+        found.sort_by(|a, b| a.1.cmp(&b.1));
+        match found.first() {
+            Some((id, _)) => self.inspect(id).await,
+            None => Err(WorkloadError::NotFound {
+                what: format!("a container of service {service} in Compose project {project}"),
+            }),
+        }
+    }
+
+    /// Identifier and name of every container, running or not, with all of `labels`
+    /// (`key=value`).
+    ///
+    /// # Errors
+    /// The engine's trouble.
+    pub async fn list(&self, labels: &[String]) -> Result<Vec<(String, String)>, WorkloadError> {
+        let filters = HashMap::from([("label".to_owned(), labels.to_vec())]);
+        let options = q::ListContainersOptionsBuilder::default()
+            .all(true)
+            .filters(&filters)
+            .build();
+        let found = self
+            .call(
+                "the list of containers",
+                self.deadline,
+                self.api.list_containers(Some(options)),
+            )
+            .await?;
+        Ok(found
+            .into_iter()
+            .filter_map(|c| {
+                let name = c
+                    .names
+                    .unwrap_or_default()
+                    .first()
+                    .map(|n| n.trim_start_matches('/').to_owned())
+                    .unwrap_or_default();
+                Some((c.id?, name))
+            })
+            .collect())
+    }
+
+    /// The last `tail` log lines that are not older than `since`. Engine options count
+    /// whole seconds, which would bring back the previous run's last words; so lines are
+    /// filtered here by their own time stamps.
+    ///
+    /// # Errors
+    /// The engine's trouble.
+    pub async fn logs(
+        &self,
+        container: &str,
+        since: Option<Timestamp>,
+        tail: usize,
+    ) -> Result<Vec<LogLine>, WorkloadError> {
+        let options = q::LogsOptionsBuilder::default()
+            .stdout(true)
+            .stderr(true)
+            .timestamps(true)
+            .tail(&tail.to_string())
+            .build();
+        let mut stream = self.api.logs(container, Some(options));
+        let what = format!("the log of container {container}");
+        let read = async {
+            let mut lines = Vec::new();
+            while let Some(chunk) = stream.next().await {
+                let text = String::from_utf8_lossy(&chunk?.into_bytes()).into_owned();
+                for line in text.lines() {
+                    let (at, text) = match line.split_once(' ') {
+                        Some((stamp, rest)) => match stamp.parse::<Timestamp>() {
+                            Ok(at) => (Some(at), rest),
+                            Err(_) => (None, line),
+                        },
+                        None => (None, line),
+                    };
+                    lines.push(LogLine {
+                        at,
+                        text: text.to_owned(),
+                    });
+                }
+            }
+            Ok(lines)
+        };
+        let mut lines = self.call(&what, self.deadline, read).await?;
+        if let Some(since) = since {
+            lines.retain(|l| l.at.is_none_or(|at| at >= since));
+        }
+        Ok(lines)
+    }
+}
+
+fn stamp(text: Option<&String>) -> Option<Timestamp> {
+    // "0001-01-01T00:00:00Z" is the engine's way to say never.
+    let at: Timestamp = text?.parse().ok()?;
+    (at > Timestamp::UNIX_EPOCH).then_some(at)
+}
+
+/// The first host address and port of each published port.
+fn first_bindings(ports: PortMap) -> BTreeMap<String, String> {
+    ports
+        .into_iter()
+        .filter_map(|(port, bindings)| {
+            let b = bindings?.into_iter().next()?;
+            let ip = match b.host_ip.as_deref() {
+                None | Some("" | "0.0.0.0" | "::") => "127.0.0.1".to_owned(),
+                Some(ip) => ip.to_owned(),
+            };
+            Some((port, format!("{ip}:{}", b.host_port?)))
+        })
+        .collect()
+}
+
+fn attachment(e: EndpointSettings) -> Attachment {
+    let fixed = e.ipam_config.and_then(|c| c.ipv4_address.or(c.ipv6_address));
+    let mut aliases = e.aliases.unwrap_or_default();
+    // Newer engines list the names that they made themselves apart.
+    aliases.extend(e.dns_names.unwrap_or_default());
+    aliases.sort_unstable();
+    aliases.dedup();
+    Attachment {
+        network_id: e.network_id.unwrap_or_default(),
+        address: e.ip_address.unwrap_or_default(),
+        aliases,
+        fixed_address: fixed.filter(|a| !a.is_empty()),
+    }
+}
+
+fn container_info(raw: ContainerInspectResponse) -> ContainerInfo {
+    let state = raw.state.unwrap_or_default();
+    let config = raw.config.unwrap_or_default();
+    let host = raw.host_config.unwrap_or_default();
+    let network = raw.network_settings.unwrap_or_default();
+    let status = match state.status {
+        _ if state.restarting == Some(true) => Status::Restarting,
+        _ if state.paused == Some(true) => Status::Paused,
+        Some(ContainerStateStatusEnum::RUNNING | ContainerStateStatusEnum::STOPPING) => Status::Running,
+        Some(ContainerStateStatusEnum::CREATED) => Status::Created,
+        Some(ContainerStateStatusEnum::EXITED) => Status::Exited,
+        _ => Status::Dead,
+    };
+    let published = first_bindings(network.ports.unwrap_or_default());
+    let to_publish = first_bindings(host.port_bindings.unwrap_or_default());
+    let attachments: BTreeMap<String, Attachment> = network
+        .networks
+        .unwrap_or_default()
+        .into_iter()
+        .map(|(name, e)| (name, attachment(e)))
+        .collect();
+    ContainerInfo {
+        id: raw.id.unwrap_or_default(),
+        name: raw.name.unwrap_or_default().trim_start_matches('/').to_owned(),
+        image: config.image.unwrap_or_default(),
+        image_id: raw.image.unwrap_or_default(),
+        status,
+        exit_code: state.exit_code.unwrap_or_default(),
+        oom_killed: state.oom_killed.unwrap_or_default(),
+        error: state.error.unwrap_or_default(),
+        health: state
+            .health
+            .and_then(|h| h.status)
+            .map(|s| s.to_string())
+            .filter(|s| !s.is_empty() && s != "none"),
+        started_at: stamp(state.started_at.as_ref()),
+        finished_at: stamp(state.finished_at.as_ref()),
+        restart_count: raw.restart_count.unwrap_or_default(),
+        restart_policy: host
+            .restart_policy
+            .and_then(|p| p.name)
+            .map(|n| n.to_string())
+            .filter(|n| !n.is_empty())
+            .unwrap_or_else(|| "no".into()),
+        stop_signal: config.stop_signal.unwrap_or_else(|| "SIGTERM".into()),
+        shm_size: u64::try_from(host.shm_size.unwrap_or_default()).unwrap_or_default(),
+        memory_limit: u64::try_from(host.memory.unwrap_or_default()).unwrap_or_default(),
+        memory_swap: host.memory_swap.unwrap_or_default(),
+        nano_cpus: host.nano_cpus.unwrap_or_default(),
+        cpu_quota: host.cpu_quota.unwrap_or_default(),
+        cpu_period: host.cpu_period.unwrap_or_default(),
+        networks: attachments
+            .iter()
+            .map(|(name, a)| (name.clone(), a.address.clone()))
+            .collect(),
+        attachments,
+        network_mode: host.network_mode.unwrap_or_default(),
+        published,
+        to_publish,
+        mounts: raw
+            .mounts
+            .unwrap_or_default()
+            .into_iter()
+            .map(|m| MountInfo {
+                volume: m.name.filter(|n| !n.is_empty()),
+                source: m.source.unwrap_or_default(),
+                destination: m.destination.unwrap_or_default(),
+                writable: m.rw.unwrap_or(true),
+            })
+            .collect(),
+        labels: config.labels.unwrap_or_default().into_iter().collect(),
+        env: config.env.unwrap_or_default(),
+        command: config.cmd.unwrap_or_default(),
+        working_dir: config.working_dir.unwrap_or_default(),
+    }
+}
