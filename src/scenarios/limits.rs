@@ -43,6 +43,23 @@ pub(super) fn set(service: &str, limits: Limits, words: &str) -> Action {
     })
 }
 
+/// Ends for want of memory after which one more start as it is is not tried first.
+pub(super) const OFTEN: i64 = 2;
+
+/// What stands in the way of doubling a container's memory, when the engine's machine has so much
+/// left.
+pub(super) fn obstacle(info: &ContainerInfo, available: Option<u64>) -> Option<String> {
+    match (info.memory_limit, available) {
+        (0, _) => Some("it has no memory limit: the machine itself ran out".into()),
+        (_, None) => Some("how much memory the engine's machine has left is not known".into()),
+        (limit, Some(left)) if left < limit => Some(format!(
+            "the machine has {} of memory left",
+            crate::event::bytes(left)
+        )),
+        _ => None,
+    }
+}
+
 /// The step that gives a service `new` bytes of memory.
 pub(super) fn raise_memory(service: &str, info: &ContainerInfo, new: u64, why: String) -> Step {
     let ((new, words), (old, was)) = memory(info, new);

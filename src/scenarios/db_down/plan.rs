@@ -12,9 +12,6 @@ use crate::probe::logs::may_loop;
 use crate::runbook::Runbook;
 use crate::workload::Status;
 
-/// Ends for want of memory after which one more start as it is is not tried first.
-const OFTEN: i64 = 2;
-
 /// What the steps are made of.
 struct Ground<'a> {
     ev: &'a Evidence,
@@ -30,7 +27,7 @@ fn helps(cause: &Cause, facts: &ContainerFacts) -> &'static [Remedy] {
         Cause::Replaying => &[Remedy::Wait],
         Cause::Frozen => &[Remedy::Thaw, Remedy::Restart],
         Cause::Stopped => &[Remedy::Start],
-        Cause::OutOfMemory if facts.info.restart_count >= OFTEN => &[Remedy::RaiseLimit],
+        Cause::OutOfMemory if facts.info.restart_count >= limits::OFTEN => &[Remedy::RaiseLimit],
         Cause::OutOfMemory => &[Remedy::Start, Remedy::RaiseLimit],
         Cause::Permissions => &[Remedy::FixPermissions],
         Cause::Lost(_) => &[Remedy::Repair],
@@ -46,15 +43,7 @@ fn helps(cause: &Cause, facts: &ContainerFacts) -> &'static [Remedy] {
 /// What stands in the way of a remedy, if anything.
 fn obstacle(ev: &Evidence, facts: &ContainerFacts, cause: &Cause, remedy: Remedy) -> Option<String> {
     match (remedy, cause) {
-        (Remedy::RaiseLimit, _) => match (facts.info.memory_limit, ev.memory_available) {
-            (0, _) => Some("it has no memory limit: the machine itself ran out".into()),
-            (_, None) => Some("how much memory the engine's machine has left is not known".into()),
-            (limit, Some(left)) if left < limit => Some(format!(
-                "the machine has {} of memory left",
-                crate::event::bytes(left)
-            )),
-            _ => None,
-        },
+        (Remedy::RaiseLimit, _) => limits::obstacle(&facts.info, ev.memory_available),
         (Remedy::Reconfigure, _) => {
             let lines = lines(ev, cause);
             if lines.is_empty() {

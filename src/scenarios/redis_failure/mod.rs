@@ -45,6 +45,10 @@ pub struct Evidence {
     pub taken_at: Timestamp,
     /// Per Redis service.
     pub servers: BTreeMap<String, Server>,
+    /// Bytes of memory that the engine's machine can still give; looked at only where a server was
+    /// killed for want of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_available: Option<u64>,
 }
 
 /// One Redis server.
@@ -68,6 +72,8 @@ const FILES_LIMIT: Duration = Duration::from_secs(60);
 enum Trouble {
     Frozen,
     Stopped,
+    /// The kernel killed it for want of memory.
+    OutOfMemory,
     /// It ends as soon as it is started; the line of its log that tells why.
     Damaged(String),
     /// It runs and is empty, and beside it lies a snapshot that it did not load.
@@ -98,6 +104,7 @@ impl Scenario for RedisFailing {
     const REMEDIES: &'static [Remedy] = &[
         Remedy::Thaw,
         Remedy::Start,
+        Remedy::RaiseLimit,
         Remedy::Save,
         Remedy::Unblock,
         Remedy::Repair,
@@ -128,10 +135,16 @@ impl Scenario for RedisFailing {
                 }
                 (name.clone(), server)
             });
-        Ok(Evidence {
+        let mut ev = Evidence {
             taken_at: Timestamp::now(),
             servers: join_all(servers).await.into_iter().collect(),
-        })
+            memory_available: None,
+        };
+        let killed = |s: &Server| matches!(trouble(s), Some(Trouble::OutOfMemory));
+        if ev.servers.values().any(killed) {
+            ev.memory_available = world.host().await.as_ref().map(|h| h.memory_available);
+        }
+        Ok(ev)
     }
 
     fn diagnose(ev: &Evidence, _: &Runbook) -> Diagnosis {
@@ -182,6 +195,10 @@ fn trouble(server: &Server) -> Option<Trouble> {
         Status::Paused => return Some(Trouble::Frozen),
         Status::Running if facts.is_stopped_by_signal() => return Some(Trouble::Frozen),
         Status::Running => {}
+        // The flag of the last end; it stays up after a start that went well.
+        Status::Restarting | Status::Exited if facts.info.oom_killed && facts.info.exit_code == 137 => {
+            return Some(Trouble::OutOfMemory);
+        }
         Status::Restarting => return Some(telling(facts).map_or(Trouble::Loops, Trouble::Damaged)),
         Status::Created | Status::Exited | Status::Dead => {
             let by_itself = facts.info.exit_code == 1;
@@ -314,6 +331,12 @@ fn diagnose(ev: &Evidence) -> Diagnosis {
             Certainty::Confirmed,
             format!("{name} does not run"),
             vec![ended],
+            None,
+        ),
+        Trouble::OutOfMemory => (
+            Certainty::Confirmed,
+            format!("{name} was killed for want of memory"),
+            last_words(facts, ended),
             None,
         ),
         Trouble::Loops => (

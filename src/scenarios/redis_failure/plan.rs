@@ -1,6 +1,6 @@
 //! Which remedy the trouble gets, and the steps of it.
 
-use super::super::{PlanRequest, Refusal, Scenario, ladder};
+use super::super::{PlanRequest, Refusal, Scenario, ladder, limits};
 use super::{Evidence, RedisFailing, Server, Trouble, diagnose, first};
 use crate::event::bytes;
 use crate::plan::{
@@ -9,6 +9,7 @@ use crate::plan::{
 };
 use crate::probe::redis_files::{AppendState, RedisFileFacts, SnapshotState};
 use crate::runbook::Runbook;
+use crate::workload::ContainerInfo;
 
 /// Room beside the copy that is mended.
 const MARGIN: u64 = 16 << 20;
@@ -30,8 +31,12 @@ struct Ground<'a> {
     keep_first: bool,
 }
 
-fn helps(trouble: &Trouble) -> &'static [Remedy] {
+fn helps(trouble: &Trouble, info: Option<&ContainerInfo>) -> &'static [Remedy] {
     match trouble {
+        Trouble::OutOfMemory if info.is_some_and(|i| i.restart_count >= limits::OFTEN) => {
+            &[Remedy::RaiseLimit]
+        }
+        Trouble::OutOfMemory => &[Remedy::Start, Remedy::RaiseLimit],
         Trouble::Frozen => &[Remedy::Thaw],
         Trouble::Stopped => &[Remedy::Start],
         Trouble::CannotSave => &[Remedy::Save, Remedy::Unblock],
@@ -158,9 +163,15 @@ pub(super) fn plan(ev: &Evidence, rb: &Runbook, request: &PlanRequest) -> Result
         Some(files) => mend_of(files, remedy, request.remedy),
         None => Err("its files could not be looked at".to_owned()),
     };
-    let rungs: Vec<ladder::Rung> = helps(&trouble)
+    let info = server.container.found().map(|f| &f.info);
+    let obstacle = |remedy: Remedy| match remedy {
+        Remedy::RaiseLimit => info.and_then(|i| limits::obstacle(i, ev.memory_available)),
+        _ if of_files => mend(remedy).err(),
+        _ => None,
+    };
+    let rungs: Vec<ladder::Rung> = helps(&trouble, info)
         .iter()
-        .map(|r| ladder::rung(request, *r, of_files.then(|| mend(*r).err()).flatten()))
+        .map(|r| ladder::rung(request, *r, obstacle(*r)))
         .collect();
     let chosen = ladder::choose(
         RedisFailing::NAME,
@@ -209,6 +220,16 @@ pub(super) fn plan(ev: &Evidence, rb: &Runbook, request: &PlanRequest) -> Result
 
 impl Ground<'_> {
     fn steps(&self) -> Vec<Step> {
+        if self.chosen == Remedy::RaiseLimit
+            && let Some(facts) = self.server.container.found()
+        {
+            let why = "with what it has it is killed while it loads its data".to_owned();
+            let memory = facts.info.memory_limit * 2;
+            return vec![
+                limits::raise_memory(self.name, &facts.info, memory, why),
+                step(self.name, Remedy::Start, self.rb),
+            ];
+        }
         let (Some(mend), Some(files)) = (&self.mend, self.files) else {
             return vec![step(self.name, self.chosen, self.rb)];
         };
@@ -463,7 +484,8 @@ fn loss(server: &Server, remedy: Remedy) -> DataLoss {
         .and_then(|s| s.info.as_ref())
         .map(|i| i.persistence.changes_since_save);
     match (remedy, unsaved) {
-        (Remedy::Restart, Some(0)) | (Remedy::Thaw | Remedy::Start | Remedy::Save | Remedy::Unblock, _) => {
+        (Remedy::Restart, Some(0))
+        | (Remedy::Thaw | Remedy::Start | Remedy::RaiseLimit | Remedy::Save | Remedy::Unblock, _) => {
             DataLoss {
                 summary: "nothing is lost: no data is touched".into(),
                 none: true,

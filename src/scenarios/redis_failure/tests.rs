@@ -47,6 +47,7 @@ fn evidence(files: RedisFileFacts) -> Evidence {
                 files: Some(Ok(files)),
             },
         )]),
+        memory_available: None,
     }
 }
 
@@ -174,4 +175,33 @@ fn sound_files_are_never_given_up() {
     unseen.servers.get_mut("redis").unwrap().files = Some(Err("no helper".into()));
     let refused = plan::plan(&unseen, &rb(), &request(Some(Remedy::StartEmpty))).unwrap_err();
     assert!(refused.message.contains("could not be looked at"), "{refused:?}");
+}
+
+#[test]
+fn killed_for_want_of_memory_again_and_again_it_gets_more() {
+    let ev = |restarts: i64, available: Option<u64>| {
+        let mut ev = evidence(files(false));
+        ev.memory_available = available;
+        let server = ev.servers.get_mut("redis").unwrap();
+        server.files = None;
+        let ContainerState::Found(facts) = &mut server.container else {
+            unreachable!()
+        };
+        facts.last_words.clear();
+        facts.info.oom_killed = true;
+        facts.info.exit_code = 137;
+        facts.info.memory_limit = 256 << 20;
+        facts.info.restart_count = restarts;
+        ev
+    };
+    let remedy = |ev: &Evidence| plan::plan(ev, &rb(), &request(None)).map(|p| p.remedy);
+    assert_eq!(remedy(&ev(0, Some(8 << 30))), Ok(Remedy::Start));
+    let often = ev(5, Some(8 << 30));
+    assert_eq!(remedy(&often), Ok(Remedy::RaiseLimit));
+    lint(&plan::plan(&often, &rb(), &request(None)).unwrap()).unwrap();
+    let refused = remedy(&ev(5, Some(1 << 20))).unwrap_err();
+    assert!(
+        refused.reasons.iter().any(|r| r.contains("of memory left")),
+        "{refused:?}"
+    );
 }
