@@ -220,7 +220,7 @@ fn environment(container: &ContainerInfo) -> Vec<(String, String)> {
     };
     let file = words
         .iter()
-        .find(|w| !w.starts_with("--") && w.ends_with(".conf"));
+        .find(|w| !w.starts_with("--") && has_extension(w, "conf"));
     [
         ("WORKDIR", container.working_dir.clone()),
         ("CONF", file.map_or_else(String::new, |f| (*f).to_owned())),
@@ -372,6 +372,12 @@ fn is_verdict_good(line: &str) -> bool {
         || line.starts_with("AOF ") && line.ends_with(" is valid")
 }
 
+fn has_extension(path: &str, wanted: &str) -> bool {
+    std::path::Path::new(path)
+        .extension()
+        .is_some_and(|e| e.eq_ignore_ascii_case(wanted))
+}
+
 /// The file, the bytes that are good, all bytes, of a line about a damaged one.
 fn cut(line: &str, name: &str) -> Option<(String, u64, u64)> {
     let rest = line.strip_prefix("AOF analyzed: ")?;
@@ -383,7 +389,7 @@ fn cut(line: &str, name: &str) -> Option<(String, u64, u64)> {
     let number = |key: &str| field(key)?.trim().parse::<u64>().ok();
     let (bytes, good, diff) = (number("size=")?, number("ok_up_to=")?, number("diff=")?);
     // A base that is a snapshot cannot be cut.
-    (diff > 0 && !file.ends_with(".rdb")).then(|| (file.to_owned(), good, bytes))
+    (diff > 0 && !has_extension(file, "rdb")).then(|| (file.to_owned(), good, bytes))
 }
 
 /// The words of a line of a manifest: `file NAME seq N type T` (Redis 7, aof.c).
@@ -407,11 +413,10 @@ fn is_manifest(lines: &[&str]) -> bool {
 }
 
 fn is_last(file: &str, manifest: &[&str], single: bool) -> bool {
-    let parts = manifest.iter().filter_map(|l| entry_of(l));
+    let mut parts = manifest.iter().filter_map(|l| entry_of(l));
     single
         || parts
-            .filter(|(_, kind)| *kind != "h")
-            .last()
+            .rfind(|(_, kind)| *kind != "h")
             .is_some_and(|(name, _)| name == file)
 }
 

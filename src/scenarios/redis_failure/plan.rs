@@ -424,23 +424,12 @@ impl Ground<'_> {
                     snapshot.map_or(0, |s| s.keys.all)
                 ),
             ),
-            FileMend::Empty => (false, format!("all keys: {}", self.keys_in_words(files))),
+            FileMend::Empty => (false, format!("all keys: {}", keys_in_words(files))),
         };
         DataLoss {
             summary,
             none,
             ..DataLoss::default()
-        }
-    }
-
-    fn keys_in_words(&self, files: &RedisFileFacts) -> String {
-        match (&files.snapshot, files.files.append_only) {
-            (Some(snapshot), false) => format!(
-                "{}, of which the first {} can be read; the file is kept",
-                bytes(snapshot.bytes),
-                snapshot.keys.all
-            ),
-            _ => format!("{}; the files are kept", bytes(files.bytes())),
         }
     }
 
@@ -473,6 +462,17 @@ impl Ground<'_> {
             })],
             _ => Vec::new(),
         }
+    }
+}
+
+fn keys_in_words(files: &RedisFileFacts) -> String {
+    match (&files.snapshot, files.files.append_only) {
+        (Some(snapshot), false) => format!(
+            "{}, of which the first {} can be read; the file is kept",
+            bytes(snapshot.bytes),
+            snapshot.keys.all
+        ),
+        _ => format!("{}; the files are kept", bytes(files.bytes())),
     }
 }
 
