@@ -106,6 +106,7 @@ pub struct Stack {
     pub dir: TempDir,
     example: &'static str,
     lab_env: Vec<(String, String)>,
+    began: Instant,
     _turn: MutexGuard<'static, ()>,
 }
 
@@ -152,6 +153,7 @@ impl Stack {
             dir: tempfile::tempdir().unwrap(),
             example,
             lab_env,
+            began: Instant::now(),
             _turn: turn,
         };
         stack.lab(&["up", example], Duration::from_secs(900)).ok();
@@ -450,6 +452,7 @@ impl Drop for Stack {
             let _ = docker(&["rm", "-f", line.split(' ').next().unwrap_or_default()]);
         }
         let down = self.lab(&["down", self.example], Duration::from_secs(120));
+        eprintln!("{}: {} s", self.name, self.began.elapsed().as_secs());
         if !std::thread::panicking() {
             assert_eq!(left, "", "drctl left these behind");
             assert_eq!(down.code, Some(0), "{}", down.stderr);
