@@ -129,7 +129,7 @@ const fn fault(name: &'static str, summary: &'static str, leaves: &'static str) 
 /// Log that a start has to replay, in MiB.
 const LOG_TO_REPLAY: u32 = 384;
 /// Microseconds of processor time in 100 ms while it does.
-const SLOW: i64 = 12_000;
+const SLOW: i64 = 6_000;
 /// How long the server may take to come to the state that a fault wants.
 const SETTLE: Duration = Duration::from_secs(60);
 

@@ -25,6 +25,8 @@ return -1";
 const BATCH: u64 = 500;
 /// How long filling a server or a failing save may take.
 const LIMIT: Duration = Duration::from_secs(60);
+/// How long a server that was started a moment ago may take to answer.
+const STARTING: Duration = Duration::from_secs(10);
 /// Bytes of a value that fills memory.
 const VALUE: usize = 16 << 10;
 
@@ -136,10 +138,24 @@ fn failed(what: &str) -> impl FnOnce(RedisError) -> Error {
 }
 
 async fn client(system: &System, service: &str, database: u32) -> Result<Client> {
-    let server = system.redis(service).await?;
-    Client::connect(&server.spec.to_database(database))
-        .await
-        .map_err(failed(&format!("connecting to {service}")))
+    let end = Instant::now() + STARTING;
+    loop {
+        // Resolved anew each time: a container gets a new address when it is started.
+        let server = system.redis(service).await?;
+        let ready = async {
+            let client = Client::connect(&server.spec.to_database(database)).await?;
+            client.ask::<u64>(&::redis::cmd("DBSIZE")).await?;
+            Ok::<_, RedisError>(client)
+        };
+        match ready.await {
+            Ok(client) => return Ok(client),
+            // It was started a moment ago, or is loading.
+            Err(e) if Instant::now() < end && (e.kind().is_unreachable() || e.is(ErrorKind::Loading)) => {
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+            Err(e) => return Err(failed(&format!("connecting to {service}"))(e)),
+        }
+    }
 }
 
 /// `uid:gid` of a container's data directory.

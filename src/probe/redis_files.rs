@@ -196,7 +196,9 @@ pub async fn look(
         &container.image_id,
         &argv,
     );
-    spec.volumes_from = Some((container.id.clone(), true));
+    // Not read-only: redis-check-aof opens what it checks for writing, and does not write without
+    // --fix.
+    spec.volumes_from = Some((container.id.clone(), false));
     spec.env = environment(container);
     let output = system
         .docker

@@ -1,5 +1,5 @@
 # shellcheck shell=sh
-# What a Redis server would load at its start, looked at by its own check tools. Reads only; runs in a helper of the
+# What a Redis server would load at its start, looked at by its own check tools. It changes nothing; runs in a helper of the
 # server's image that sees the server's mounts. One `key=value` line per fact.
 #
 # From the command line, or empty: $CONF the configuration file, $ARG_DIR, $ARG_SNAPSHOT, $ARG_APPENDONLY, $ARG_LOGS,

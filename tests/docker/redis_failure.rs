@@ -80,8 +80,8 @@ fn warm_url(stack: &Stack) -> Receiver<String> {
     let url = format!("http://{}/warm", listener.local_addr().unwrap());
     let text = std::fs::read_to_string(stack.runbook()).unwrap();
     let with = text.replace(
-        "      sessions: {",
-        &format!("      warm-url: {url}\n      sessions: {{"),
+        "      sessions: { index:",
+        &format!("      warm-url: {url}\n      sessions: {{ index:"),
     );
     assert_ne!(with, text);
     std::fs::write(stack.runbook(), with).unwrap();
@@ -184,6 +184,7 @@ fn a_damaged_append_only_file_loses_what_stands_behind_the_damage_and_no_more() 
 
     // Its base cannot be cut: the snapshot is next, where there is one, and then nothing.
     inject(&stack, "aof-base");
+    stack.change_files_of("redis", "rm /data/dump.rdb");
     let plan = recover(&stack, "start-empty");
     assert!(
         plan["alternatives"].to_string().contains("there is no snapshot"),

@@ -305,7 +305,7 @@ fn what_hangs_later_is_an_answer_too() {
         "the container is paused",
         &mut run_with(&sound),
         &[4],
-        &["paused", "docker unpause"],
+        &["paused", "drctl recover db-down"],
     );
     docker(&["unpause", &container]).ok();
     stack.wait_healthy();

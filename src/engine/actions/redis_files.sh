@@ -39,11 +39,13 @@ keep() {
 
 # What its own tool says of the new files decides, not what was done to them.
 accepted() {
-    if [ -d "$1" ]; then set -- "$1/$NAME.manifest"; fi
+    file=$1
+    [ ! -d "$file" ] || file=$file/$NAME.manifest
     case $2 in
-    snapshot) redis-check-rdb "$1" ;;
-    *) redis-check-aof "$1" ;;
-    esac </dev/null >"$W/said" 2>&1 || fail "the mended $1 is not accepted: $(tail -n 3 "$W/said" | tr '\n' ' ')"
+    snapshot) tool=redis-check-rdb ;;
+    *) tool=redis-check-aof ;;
+    esac
+    $tool "$file" </dev/null >"$W/said" 2>&1 || fail "the mended $1 is not accepted: $(tail -n 3 "$W/said" | tr '\n' ' ')"
 }
 
 build() {

@@ -138,11 +138,13 @@ async fn configuration(
     let user = ev.server_user.as_ref()?;
     let docker = &world.system.docker;
     let trouble = server_trouble::of(traces(ev, &server.container)).map(|t| t.kind);
-    // A damaged or a full one has other worries, and one that is let start may say more.
-    if !matches!(
+    // A damaged or a full one has other worries, and one that is let start may say more. One that
+    // runs may listen elsewhere, whatever else its log complains of.
+    let asks = matches!(
         trouble,
         None | Some(Kind::Configuration | Kind::RecoverySource | Kind::LockFile)
-    ) {
+    );
+    if !asks && !server.container.is_running() {
         return None;
     }
     let log = match trouble {

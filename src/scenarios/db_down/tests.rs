@@ -620,3 +620,24 @@ fn what_is_empty_at_each_start_is_made_anew_and_nothing_else() {
         None
     );
 }
+
+#[test]
+fn a_configuration_that_was_mended_since_is_tried_by_a_start() {
+    let last_words = "FATAL:  could not load pg_hba.conf";
+    let mended = |status, configuration: Option<Configuration>| {
+        evidence(|facts, ev| {
+            looping(facts, ev, LogPattern::Configuration, last_words);
+            facts.info.status = status;
+            ev.configuration = configuration;
+        })
+    };
+    let remedy = |ev: &Evidence| DbDown::plan(ev, &runbook(), &request()).ok().map(|p| p.remedy);
+    let sound = Some(Configuration::default());
+    assert_eq!(
+        remedy(&mended(Status::Exited, sound.clone())),
+        Some(Remedy::Start)
+    );
+    // The engine is trying already, and it does not help; or nothing is known of it.
+    assert_eq!(remedy(&mended(Status::Restarting, sound)), None);
+    assert_eq!(remedy(&mended(Status::Exited, None)), None);
+}

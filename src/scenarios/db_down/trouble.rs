@@ -50,6 +50,19 @@ pub(super) fn trouble(ev: &Evidence, facts: &ContainerFacts) -> Option<Finding> 
             format!("{} is damaged: {what}", ev.service),
             reasons,
         ),
+        // Mended since its last start, and nobody starts it: the next start tells.
+        Kind::Configuration
+            if info.status == Status::Exited
+                && ev
+                    .configuration
+                    .as_ref()
+                    .is_some_and(|c| c.problem.is_none() && !broken) =>
+        {
+            let mut reasons = reasons;
+            reasons
+                .push("that was its last start; its program accepts the configuration as it is now".into());
+            found(Cause::Stopped, reasons)
+        }
         Kind::Configuration => match &ev.configuration {
             Some(said) => configuration(said, facts, reasons),
             None => by_hand_configuration(name, reasons),

@@ -19,18 +19,19 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use super::{Certainty, DetectOptions, Diagnosis, LookAlike, PlanRequest, Refusal, Scenario};
 use crate::error::Result;
 use crate::plan::{Plan, Remedy};
-use crate::probe::containers::{ContainerFacts, ContainerState, end_in_words};
+use crate::probe::containers::{self, ContainerFacts, ContainerState, end_in_words};
 use crate::probe::observer::Observer;
-use crate::probe::redis::RedisState;
+use crate::probe::redis::{self, RedisState};
 use crate::probe::redis_files::{self, RedisFileFacts, SnapshotState};
 use crate::redis::ErrorKind;
 use crate::runbook::Runbook;
+use crate::system::System;
 use crate::workload::Status;
 
 /// The scenario.
@@ -65,6 +66,10 @@ pub struct Server {
     pub files: Option<Result<RedisFileFacts, String>>,
 }
 
+/// How long after its start a container may be one that is about to end again.
+const FRESH: SignedDuration = SignedDuration::from_secs(10);
+/// How long such a one is watched.
+const SECOND_LOOK: Duration = Duration::from_millis(2500);
 /// The check tools read the files from end to end: tens of MiB per second on a slow disk.
 const FILES_LIMIT: Duration = Duration::from_secs(60);
 
@@ -126,6 +131,9 @@ impl Scenario for RedisFailing {
                     state: state.clone(),
                     files: None,
                 };
+                if is_fresh_and_silent(&server) {
+                    second_look(world.system, name, &mut server).await;
+                }
                 if let Some(facts) = server.container.found()
                     && needs_files(&server)
                 {
@@ -153,6 +161,27 @@ impl Scenario for RedisFailing {
 
     fn plan(ev: &Evidence, rb: &Runbook, request: &PlanRequest) -> Result<Plan, Refusal> {
         plan::plan(ev, rb, request)
+    }
+}
+
+/// Whether it was started a moment ago and does not answer: between two crashes of a loop a
+/// container runs for the blink of an eye.
+fn is_fresh_and_silent(server: &Server) -> bool {
+    let started = server.container.found().and_then(|f| f.info.started_at);
+    let fresh = started.is_some_and(|at| Timestamp::now().duration_since(at) < FRESH);
+    fresh && matches!(trouble(server), Some(Trouble::Silent(_)))
+}
+
+/// Watches one that was started a moment ago until it answers, has ended, or for a while.
+async fn second_look(system: &System, name: &str, server: &mut Server) {
+    let end = tokio::time::Instant::now() + SECOND_LOOK;
+    while tokio::time::Instant::now() < end && matches!(trouble(server), Some(Trouble::Silent(_))) {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        server.container = containers::one(system, name).await;
+        server.state = match system.redis(name).await {
+            Ok(resolved) => Ok(redis::observe(&resolved, false).await),
+            Err(e) => Err(e.to_string()),
+        };
     }
 }
 

@@ -106,19 +106,7 @@ fn mend_of(files: &RedisFileFacts, remedy: Remedy, wanted: Option<Remedy>) -> Re
         }
         _ if !files.is_damaged() => Err("its check tool finds nothing wrong with its files".into()),
         // Want of room is no reason to give up what could be kept: a person decides that.
-        _ if wanted != Some(Remedy::StartEmpty)
-            && [Remedy::Repair, Remedy::LoadSnapshot].into_iter().any(|r| {
-                mend_of(
-                    &RedisFileFacts {
-                        free: u64::MAX,
-                        ..files.clone()
-                    },
-                    r,
-                    None,
-                )
-                .is_ok()
-            }) =>
-        {
+        _ if wanted != Some(Remedy::StartEmpty) && only_room_is_missing(files) => {
             Err("its data can be kept, once there is room: drctl recover disk-full".into())
         }
         _ => Ok(FileMend::Empty),
@@ -145,6 +133,20 @@ fn by_hand(trouble: &Trouble, files: Option<&RedisFileFacts>, container: &str) -
         "redis-check-rdb dump.rdb; redis-check-aof appendonlydir/appendonly.aof.manifest    # on the copy: what is damaged".into(),
         "# an append-only file: redis-check-aof --fix on the copy cuts everything behind the damage".into(),
     ]
+}
+
+/// Whether a gentler remedy is impossible now, and would not be with room for it.
+fn only_room_is_missing(files: &RedisFileFacts) -> bool {
+    let with_room = RedisFileFacts {
+        free: u64::MAX,
+        ..files.clone()
+    };
+    let possible = |f: &RedisFileFacts| {
+        [Remedy::Repair, Remedy::LoadSnapshot]
+            .iter()
+            .any(|r| mend_of(f, *r, None).is_ok())
+    };
+    possible(&with_room) && !possible(files)
 }
 
 pub(super) fn plan(ev: &Evidence, rb: &Runbook, request: &PlanRequest) -> Result<Plan, Refusal> {
