@@ -104,7 +104,7 @@ pub async fn prepare(
                         container: container.clone(),
                         marker: id.to_owned(),
                         seconds,
-                        rest: "0.02",
+                        rest: "0.05",
                     },
                     Harm::Limits {
                         container: container.clone(),

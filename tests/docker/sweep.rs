@@ -18,7 +18,7 @@ pub struct Sweep<'a> {
 }
 
 impl Sweep<'_> {
-    /// Lets it run to its end once, then kills it after every step that has begun or ended; after every record with
+    /// Lets it run to its end once, then kills it after every step that has begun, and at its end; after every record with
     /// `DRCTL_FULL_SWEEP=1`. Gives what went wrong.
     pub fn run(&self) -> Vec<String> {
         let records = match self.whole() {
@@ -27,12 +27,13 @@ impl Sweep<'_> {
         };
         let full = std::env::var("DRCTL_FULL_SWEEP").as_deref() == Ok("1");
         let mut failures = Vec::new();
-        for (i, kind) in records.iter().enumerate() {
-            let wanted = kind.starts_with("step-started") || kind.starts_with("step-finished");
-            if !(full || wanted) {
-                continue;
-            }
-            let resume = i % 2 == 0;
+        let chosen: Vec<(usize, &String)> = records
+            .iter()
+            .enumerate()
+            .filter(|(_, kind)| full || kind.starts_with("step-started") || *kind == "verified")
+            .collect();
+        for (n, (i, kind)) in chosen.into_iter().enumerate() {
+            let resume = n % 2 == 0;
             match self.killed(i + 1, resume) {
                 Ok(seen) => eprintln!(
                     "{:>3} {kind:<18} {:<7} {seen}",
