@@ -5,14 +5,18 @@ use std::time::Duration;
 use super::server::{end_sessions, session, session_beside};
 use super::{ActionContext, ActionError, Outcome, pg, prove, salvage, succeeded};
 use crate::plan::{RowFloor, SalvageTable};
-use crate::postgres::{quote_ident, quote_literal, quote_qualified};
+use crate::postgres::{Client, quote_ident, quote_literal, quote_qualified};
 use crate::system::PostgresServer;
 
 /// How long writers may take to end after the fence went up.
 const FENCE_LIMIT: Duration = Duration::from_secs(15);
-/// Mebibytes for the build of an index in a restore: where nothing is known about the
-/// machine, at least (PostgreSQL's own default), and at most (more is no faster).
-const INDEX_MEMORY: u64 = 256;
+/// Mebibytes for the build of an index in a restore that the page cache holds as a whole. What is
+/// gathered in memory is flushed into the index, and flushing into cached pages costs less than a
+/// tree that does not fit into the processor's caches: a GIN index of 1.4 million JSON documents
+/// takes 10 s with 16 MiB, 13 s with 128 MiB and 15 s with 256 MiB.
+const INDEX_MEMORY_CACHED: u64 = 12;
+/// Where the index is larger than what can be cached, each flush reads and writes the disk:
+/// at least (PostgreSQL's own default), and at most.
 const INDEX_MEMORY_LEAST: u64 = 64;
 const INDEX_MEMORY_MOST: u64 = 1024;
 
@@ -127,13 +131,9 @@ pub(super) async fn restore_side(
     );
     let staging = cx.staged(&server, "pg-restore", dump, 1).await?;
     helper.mounts.push(staging.mount("/drctl/dump", true));
-    // Commits need not wait for the disk: the last one does, once for all.
     helper.env.push((
         "PGOPTIONS".into(),
-        format!(
-            "-c synchronous_commit=off -c maintenance_work_mem={}MB -c statement_timeout=0",
-            index_memory(cx, &server, jobs)
-        ),
+        settings(cx, &server, &client, database, jobs).await,
     ));
     let begun = tokio::time::Instant::now();
     let output = cx.system.docker.run_helper(&helper, cx.deadline).await?;
@@ -153,10 +153,44 @@ pub(super) async fn restore_side(
         .fact("restore-seconds", begun.elapsed().as_secs_f64()))
 }
 
-/// Mebibytes that one session of a restore may take to build an index: what the server's
-/// machine has free, or a part of its container's limit, shared by the sessions.
-fn index_memory(cx: &ActionContext<'_>, server: &PostgresServer, jobs: u32) -> u64 {
-    let spare = match server.container.memory_limit {
+/// Settings of the sessions of a restore.
+async fn settings(
+    cx: &ActionContext<'_>,
+    server: &PostgresServer,
+    client: &Client,
+    database: &str,
+    jobs: u32,
+) -> String {
+    // Commits need not wait for the disk: the last one does, once for all.
+    let mut options = "-c synchronous_commit=off -c statement_timeout=0".to_owned();
+    let size = client
+        .value(&format!(
+            "select pg_catalog.pg_database_size({})",
+            quote_literal(database)
+        ))
+        .await;
+    let size = size.ok().flatten().and_then(|s| s.parse::<u64>().ok());
+    if let Some(mib) = index_memory(spare_memory(cx, server), size, jobs) {
+        options.push_str(&format!(" -c maintenance_work_mem={mib}MB"));
+    }
+    // New pages go to the log as a whole. A session that asks for what its server cannot do is
+    // refused: since version 15, where it is built in, and for superusers.
+    let compresses = client
+        .value(
+            "select 'lz4' = any (enumvals) and current_setting('is_superuser') = 'on' \
+             from pg_catalog.pg_settings where name = 'wal_compression'",
+        )
+        .await;
+    if compresses.is_ok_and(|c| c.as_deref() == Some("t")) {
+        options.push_str(" -c wal_compression=lz4");
+    }
+    options
+}
+
+/// Bytes that the server's machine can spare, or a part of its container's limit; `None` where
+/// nothing is known of it.
+fn spare_memory(cx: &ActionContext<'_>, server: &PostgresServer) -> Option<u64> {
+    match server.container.memory_limit {
         // Its caches and the users' sessions need the larger part.
         limit if limit > 0 => Some(limit / 4),
         _ if cx.system.docker.is_local() => std::fs::read_to_string("/proc/meminfo")
@@ -164,10 +198,18 @@ fn index_memory(cx: &ActionContext<'_>, server: &PostgresServer, jobs: u32) -> u
             .and_then(|text| available(&text))
             .map(|bytes| bytes / 4),
         _ => None,
-    };
-    let each = spare.map(|bytes| (bytes >> 20) / u64::from(jobs.max(1)));
-    each.unwrap_or(INDEX_MEMORY)
-        .clamp(INDEX_MEMORY_LEAST, INDEX_MEMORY_MOST)
+    }
+}
+
+/// Mebibytes that one session of a restore may take to build an index; `None` for the server's
+/// own setting.
+fn index_memory(spare: Option<u64>, database: Option<u64>, jobs: u32) -> Option<u64> {
+    let spare = spare?;
+    if database.is_some_and(|size| size <= spare) {
+        return Some(INDEX_MEMORY_CACHED);
+    }
+    let each = (spare >> 20) / u64::from(jobs.max(1));
+    Some(each.clamp(INDEX_MEMORY_LEAST, INDEX_MEMORY_MOST))
 }
 
 /// `MemAvailable` of `/proc/meminfo` in bytes.
@@ -312,6 +354,15 @@ pub(super) async fn salvage_rows(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_the_cache_holds_is_built_in_small_portions() {
+        assert_eq!(index_memory(Some(4 << 30), Some(1 << 30), 2), Some(12));
+        assert_eq!(index_memory(Some(4 << 30), Some(100 << 30), 2), Some(1024));
+        assert_eq!(index_memory(Some(1 << 30), None, 4), Some(256));
+        assert_eq!(index_memory(Some(100 << 20), Some(1 << 30), 4), Some(64));
+        assert_eq!(index_memory(None, Some(1 << 30), 2), None);
+    }
 
     #[test]
     fn available_memory_is_read() {
