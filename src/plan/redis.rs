@@ -82,6 +82,17 @@ pub enum RedisAction {
         /// Where the files are.
         files: RedisFiles,
     },
+    /// Puts that copy back into its place; what is there stays in the run's directory. Again: it
+    /// is there.
+    #[serde(rename_all = "kebab-case")]
+    PutSnapshotBack {
+        /// Service.
+        service: String,
+        /// Run.
+        run: String,
+        /// Where the files are.
+        files: RedisFiles,
+    },
     /// Makes the files of a server that does not run loadable: on a copy in the run's directory,
     /// which its check tool must accept before it takes the place of the old ones. Those stay in
     /// the run's directory. Fails where any container that runs has the same data. Again: goes on
@@ -148,6 +159,7 @@ impl RedisAction {
             }
             Self::Save { service } => format!("save the data of {service}"),
             Self::KeepSnapshot { files, .. } => format!("keep a copy of {}", files.snapshot),
+            Self::PutSnapshotBack { files, .. } => format!("put the copy of {} back", files.snapshot),
             Self::MendFiles { service, mend, .. } => match mend {
                 FileMend::Manifest(_) => format!("write the manifest of {service} anew"),
                 FileMend::Checksum => format!("take the checksum out of the snapshot of {service}"),

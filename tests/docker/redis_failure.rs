@@ -219,6 +219,7 @@ fn a_damaged_append_only_file_loses_what_stands_behind_the_damage_and_no_more() 
     let redis = stack.container("redis");
     docker(&["stop", &redis]).ok();
     stack.change_files_of("redis", "rm -rf /data/appendonlydir");
+    let before = stack.beside("redis", "cksum < /data/dump.rdb");
     docker(&["start", &redis]).ok();
     until("it is not up", || keys(&stack, "saved") == Some(0));
     let looked = stack.drctl(&["diagnose", "redis-failure", "--json"]);
@@ -227,7 +228,12 @@ fn a_damaged_append_only_file_loses_what_stands_behind_the_damage_and_no_more() 
     let plan = recover(&stack, "load-snapshot");
     assert_eq!(plan["data-loss"]["none"], true, "{plan}");
     assert_eq!(keys(&stack, "saved"), Some(1));
+    // The stop has saved an empty server over the snapshot: an undo must bring back what was there, and closing must not
+    // drop the only copy of it.
+    let snapshot = "redis-check-rdb /data/dump.rdb | grep -c \"looks OK\"; cksum < /data/dump.rdb";
+    undo(&stack);
     end_incident(&stack);
+    assert_eq!(stack.beside("redis", snapshot), format!("1\n{before}"));
     stack.wait_healthy();
 }
 

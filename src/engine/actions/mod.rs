@@ -218,6 +218,9 @@ async fn on_redis(cx: &ActionContext<'_>, action: &RedisAction) -> Result<Outcom
         } => redis::clear_stale_members(cx, service, *database, index, owner_prefix).await,
         A::Save { service } => redis::save(cx, service).await,
         A::KeepSnapshot { service, run, files } => redis_files::keep_snapshot(cx, service, run, files).await,
+        A::PutSnapshotBack { service, run, files } => {
+            redis_files::put_snapshot_back(cx, service, run, files).await
+        }
         A::MendFiles {
             service,
             run,

@@ -93,6 +93,17 @@ pub(super) async fn keep_snapshot(
     )))
 }
 
+pub(super) async fn put_snapshot_back(
+    cx: &ActionContext<'_>,
+    service: &str,
+    run: &str,
+    files: &RedisFiles,
+) -> Result<Outcome, ActionError> {
+    let server = cx.system.redis(service).await?;
+    script(cx, &server, run, files, &[], &["keep-back"]).await?;
+    Ok(Outcome::new(format!("{} is the one of before", files.snapshot)))
+}
+
 pub(super) async fn mend(
     cx: &ActionContext<'_>,
     service: &str,

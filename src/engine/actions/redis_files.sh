@@ -4,6 +4,7 @@
 # append-only file in it, $NAME what the files of that are called; $ENTRIES what changes place, one name per line.
 #
 #   keep                        keeps a copy of the snapshot
+#   keep-back                   puts that copy back into its place, also while the server runs: it does not read it
 #   mend KIND [LINE …]          manifest, checksum, cut, from-snapshot, empty
 #   back                        puts the old files back
 #   drop                        removes the run's directory
@@ -35,6 +36,17 @@ keep() {
     cp -p "$SNAPSHOT" "$W/snapshot.new"
     sync
     mv "$W/snapshot.new" "$W/snapshot"
+}
+
+# Else the only copy of what somebody had put there would go with the run's directory.
+keep_back() {
+    [ -e "$W/snapshot" ] || return 0
+    mkdir -p "$W/undone"
+    [ ! -e "$SNAPSHOT" ] || [ -e "$W/undone/$SNAPSHOT" ] || cp -p "$SNAPSHOT" "$W/undone/"
+    sync
+    mv "$W/snapshot" "$SNAPSHOT"
+    sync
+    give "$W"
 }
 
 # What its own tool says of the new files decides, not what was done to them.
@@ -137,6 +149,7 @@ verb=$1
 shift
 case $verb in
 keep) keep ;;
+keep-back) keep_back ;;
 mend) mend "$@" ;;
 back) back ;;
 drop)

@@ -249,7 +249,11 @@ impl Ground<'_> {
                     run: run(),
                     files: files.files.clone(),
                 }),
-                undo: Undo::NotNeeded("a copy more; it goes when the incident is closed".into()),
+                undo: Undo::Action(Action::Redis(RedisAction::PutSnapshotBack {
+                    service: service(),
+                    run: run(),
+                    files: files.files.clone(),
+                })),
                 timeout_seconds,
             });
         }
