@@ -76,12 +76,17 @@ impl Docker {
             DockerHost::Unix(path) => {
                 let path = path.display().to_string();
                 // bollard opens the socket late and words its errors vaguely: look first.
-                if let Err(e) = std::os::unix::net::UnixStream::connect(&path) {
+                // Not the standard library's: with a full queue of an engine that hangs it waits for ever.
+                let opened = tokio::time::timeout(deadline, tokio::net::UnixStream::connect(&path)).await;
+                if let Err(e) = opened.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into())) {
                     return Err(unreachable(match e.kind() {
                         std::io::ErrorKind::NotFound => format!("there is no socket at {path}"),
                         std::io::ErrorKind::PermissionDenied => format!(
                             "permission denied on {path}: run as root or as a member of the group that owns it"
                         ),
+                        std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut => {
+                            format!("{path} takes no more connections: the engine hangs")
+                        }
                         std::io::ErrorKind::ConnectionRefused => {
                             format!("nothing listens on {path}: the engine is not running")
                         }

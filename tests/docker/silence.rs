@@ -185,6 +185,35 @@ fn an_engine_that_is_not_there_is_an_answer() {
     refusing_permission(dir.path());
 }
 
+/// `status` and `check` show what is known without the engine, in time, and their exit codes say that the rest is not.
+#[test]
+fn what_is_known_without_an_engine_is_shown() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    silent_socket(&at("silent.sock"));
+    for socket in ["absent.sock", "silent.sock"] {
+        let rb = runbook(dir.path(), &format!("unix://{}", at(socket).display()));
+        // The monitoring plugins' UNKNOWN is 3, CRITICAL 2: an engine that does not answer is no less than that.
+        for (verb, code) in [("status", 7), ("check", 2)] {
+            let started = Instant::now();
+            let mut command = Command::new(env!("CARGO_BIN_EXE_drctl"));
+            command
+                .env_remove("DOCKER_HOST")
+                .env("DRCTL_RUNBOOK", &rb)
+                .env("DRCTL_STATE_DIR", at("state"))
+                .arg(verb);
+            let out = run(&mut command, None, ANSWER + Duration::from_secs(15));
+            let said = format!("{verb} with {socket}: {:?}\n{}{}", out.code, out.stdout, out.stderr);
+            assert_eq!(out.code, Some(code), "{said}");
+            assert!(started.elapsed() < ANSWER, "{said}");
+            assert!(out.stdout.contains("engine"), "{said}");
+            // There is no set, which needs no engine to be known.
+            assert!(out.stdout.contains("backup"), "{said}");
+            eprintln!("{said}");
+        }
+    }
+}
+
 /// As somebody who may not use the engine.
 fn refusing_permission(dir: &Path) {
     if run(
