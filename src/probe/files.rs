@@ -50,6 +50,10 @@ pub struct FileFacts {
     /// Which of `standby.signal`, `recovery.signal` and `backup_label` are there.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub signals: Vec<String>,
+    /// What leads out of the data directory: tablespaces, and `pg_wal` where the cluster was made
+    /// with `--waldir`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub links: Vec<String>,
     /// `postmaster.pid`, line by line; `None` when there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lock_file: Option<Vec<String>>,
@@ -117,6 +121,9 @@ for d in base global pg_wal pg_xact pg_multixact pg_notify pg_replslot pg_stat p
 done
 for f in standby.signal recovery.signal backup_label; do [ -e "$f" ] && echo "signal=$f"; done
 if [ -e postmaster.pid ]; then echo 'lock-file=there'; sed 's/^/lock=/' postmaster.pid; fi
+for f in base global pg_* base/* pg_tblspc/*; do
+  case $f in *.conf) ;; *) [ -L "$f" ] && echo "link=$f" ;; esac
+done
 for f in pg_wal/*; do [ -f "$f" ] && echo "wal=${f#pg_wal/}"; done
 for f in pg_xact/*; do [ -f "$f" ] && echo "xact=${f#pg_xact/}"; done
 echo "kib=$(timeout 2 du -sk . 2>/dev/null | cut -f 1)"
@@ -275,6 +282,7 @@ pub fn parse(output: &str) -> Look {
                 .map(|f| f << 10),
             shm: None,
             signals: all("signal"),
+            links: all("link"),
             lock_file: one("lock-file").map(|_| all("lock")),
         }),
         control: control::parse(&all("control").join("\n")),

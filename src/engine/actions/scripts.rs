@@ -98,7 +98,19 @@ pub(super) const COPY_DAMAGED: &str = r#"
 owner=$(stat -c %u:%g "$D")
 mkdir -p "$W"; chmod 700 "$D/.drctl" "$W"
 rm -rf "$W/$TO"; mkdir "$W/$TO"
-entries "$D" | while read -r e; do cp -a "$D/$e" "$W/$TO/"; done
+# The copy is started, mended and reset: what a link in it leads to would be the original.
+[ -z "$(ls -A "$D/pg_tblspc" 2>/dev/null)" ] ||
+  fail "the server has tablespaces outside its data directory: a copy would share them with the original"
+entries "$D" | while read -r e; do
+  case "$e" in pg_wal) ;; *) cp -a "$D/$e" "$W/$TO/" ;; esac
+done
+# A directory elsewhere when the cluster was made with --waldir (POSTGRES_INITDB_WALDIR of the official image).
+if [ -d "$D/pg_wal" ]; then
+  mkdir "$W/$TO/pg_wal"; chmod 700 "$W/$TO/pg_wal"
+  cp -a "$D/pg_wal/." "$W/$TO/pg_wal/"
+fi
+foreign=$(find "$W/$TO/base" "$W/$TO/global" "$W/$TO"/pg_* -type l ! -name '*.conf' 2>/dev/null | head -n 1)
+[ -z "$foreign" ] || fail "${foreign#"$W/$TO/"} is a link: what is changed in a copy would be changed in the original"
 rm -f "$W/$TO/postmaster.pid"
 chown -R "$owner" "$D/.drctl"
 chmod 700 "$W/$TO"

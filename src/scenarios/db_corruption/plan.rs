@@ -162,11 +162,13 @@ fn obstacle(remedy: Rung, ground: &Ground<'_>) -> Option<String> {
             None => Some(no_backup()),
             Some(b) => base_obstacle(b, ev),
         },
-        Rung::Salvage => ev
-            .files
-            .as_ref()
-            .err()
-            .map(|e| format!("the data directory cannot be looked at: {e}")),
+        Rung::Salvage => match &ev.files {
+            Err(e) => Some(format!("the data directory cannot be looked at: {e}")),
+            // The log's directory is copied whole; what else lies elsewhere is not.
+            Ok(files) => files.links.iter().find(|l| *l != "pg_wal").map(|link| {
+                format!("{link} leads out of the data directory: a copy would share it with the original")
+            }),
+        },
     };
     obstacle.or_else(|| disk_obstacle(remedy, ground))
 }
