@@ -79,7 +79,9 @@ pub fn server_error(service: &str, doing: &str, e: &PgError) -> Error {
         {
             Error::new(Kind::Unreachable, format!("{doing} on {service}: {e}")).next("drctl diagnose")
         }
-        PgError::Server { .. } => Error::new(Kind::FailedUndone, format!("{doing} on {service}: {e}")),
+        PgError::Server { .. } | PgError::TooLong { .. } => {
+            Error::new(Kind::FailedUndone, format!("{doing} on {service}: {e}"))
+        }
     };
     error.untouched("the server and every older backup")
 }

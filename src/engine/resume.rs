@@ -1,13 +1,14 @@
 //! From an approved plan, or from wherever a journal ends, to a proven recovery.
 
 use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde_json::Value;
 
 use super::actions::{self, ActionContext, ActionError, Checked, Outcome};
 use super::execute::{Hands, Run, Stop};
-use super::interrupt::{Interrupts, Signal};
+use super::interrupt::Interrupts;
 use super::{acknowledged, verify};
 use crate::error::{Error, Kind, Result};
 use crate::event::{Event, Phase, SharedReporter, Verdict};
@@ -27,6 +28,14 @@ pub struct Live<'a> {
     pub run: &'a str,
     /// Where progress goes.
     pub reporter: &'a SharedReporter,
+    /// What the steps so far found out, those of an earlier run of this incident too.
+    pub facts: Mutex<BTreeMap<String, Value>>,
+}
+
+impl Live<'_> {
+    fn facts(&self) -> MutexGuard<'_, BTreeMap<String, Value>> {
+        self.facts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Hands for Live<'_> {
@@ -36,8 +45,11 @@ impl Hands for Live<'_> {
             run: self.run,
             reporter: self.reporter,
             deadline,
+            facts: self.facts().clone(),
         };
-        actions::apply(&context, action).await
+        let outcome = actions::apply(&context, action).await?;
+        self.facts().extend(outcome.facts.clone());
+        Ok(outcome)
     }
 }
 
@@ -55,7 +67,8 @@ pub fn lock(state: &StateDir, deployment: &str, command: &str) -> Result<Lock> {
             Kind::Locked,
             format!("{deployment} is being recovered by another run: {held}"),
         )
-        .untouched("everything"),
+        .untouched("everything")
+        .next("drctl incident list    # how far it has come")
     })
 }
 
@@ -88,6 +101,7 @@ pub async fn carry_out(
         system,
         run: &id,
         reporter,
+        facts: Mutex::new(incident.facts()),
     };
     let mut run = Run {
         plan: &plan,
@@ -187,10 +201,7 @@ fn explain(incident: &Incident, first: Option<&Stop>, second: Option<&Stop>) -> 
         }
         (Some(Stop::Interrupted(signal)), _) => {
             message.push_str("; every step was taken back");
-            match signal {
-                Signal::Interrupt => Kind::Interrupted,
-                Signal::Terminate => Kind::Terminated,
-            }
+            signal.kind()
         }
         _ => {
             message.push_str("; every step was taken back");
@@ -250,6 +261,7 @@ pub async fn prove(
             "the recovery was carried out, and its journal cannot be written",
         )
         .because(e)
+        .untouched("the recovery itself: every step is done, the old data is kept")
         .next(format!("drctl incident resume {id}    # verify again"))
     };
     let checks = tokio::select! {
@@ -270,10 +282,7 @@ pub async fn prove(
             let _ = journal.append(Record::Interrupted {
                 signal: which.name().into(),
             });
-            let kind = match which {
-                Signal::Interrupt => Kind::Interrupted,
-                Signal::Terminate => Kind::Terminated,
-            };
+            let kind = which.kind();
             return Err(Error::new(
                 kind,
                 format!("stopped by {} before the proof was complete", which.name()),

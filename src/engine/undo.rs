@@ -156,6 +156,7 @@ pub async fn close(
             run: &id,
             reporter,
             deadline: DISCARD_DEADLINE,
+            facts: incident.facts(),
         };
         for action in &incident.plan.discard {
             let limit = tokio::time::timeout(DISCARD_DEADLINE, actions::apply(&context, action));

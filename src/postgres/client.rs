@@ -115,6 +115,14 @@ pub enum PgError {
         /// How long we waited.
         deadline: Duration,
     },
+    /// An answer without end, or nearly: it was not read further.
+    #[error("{address} answers {what} with more than {}", crate::event::bytes(LONGEST_ANSWER))]
+    TooLong {
+        /// `host:port`.
+        address: String,
+        /// What was asked.
+        what: String,
+    },
     /// The connection broke.
     #[error("the connection to {address} broke: {cause}")]
     Broken {
@@ -141,6 +149,24 @@ impl PgError {
         self.sqlstate() == Some(code)
     }
 }
+
+/// Why rows could not be copied from one session to another, and whose fault it is: what cannot be
+/// read is damage, what cannot be written is not.
+#[derive(Debug, thiserror::Error)]
+pub enum CopyError {
+    /// The session that is read.
+    #[error(transparent)]
+    Source(PgError),
+    /// The session that is written.
+    #[error(transparent)]
+    Target(PgError),
+}
+
+/// Bytes of one answer, at most: drctl's own questions have short ones, a runbook's validation
+/// query may turn out not to.
+const LONGEST_ANSWER: u64 = 64 << 20;
+/// What a row takes beside its values, about.
+const ROW: u64 = 48;
 
 /// An open session.
 #[derive(Debug)]
@@ -274,67 +300,75 @@ impl Client {
     async fn send(&self, deadline: Duration, sql: &str) -> Result<Vec<Row>, PgError> {
         // The server's own limit fires first and leaves a usable session behind.
         let patience = deadline + Duration::from_millis(500);
-        match tokio::time::timeout(patience, self.inner.simple_query(sql)).await {
-            Err(_) => Err(PgError::Timeout {
-                address: self.address.clone(),
-                what: first_words(sql),
-                deadline: patience,
-            }),
-            Ok(Err(e)) => Err(statement_error(&e, &self.address)),
-            Ok(Ok(messages)) => Ok(messages
-                .into_iter()
-                .filter_map(|m| match m {
-                    SimpleQueryMessage::Row(r) => {
-                        Some(Row((0..r.len()).map(|i| r.get(i).map(str::to_owned)).collect()))
-                    }
-                    _ => None,
+        tokio::time::timeout(patience, self.answer(sql))
+            .await
+            .unwrap_or_else(|_| {
+                Err(PgError::Timeout {
+                    address: self.address.clone(),
+                    what: first_words(sql),
+                    deadline: patience,
                 })
-                .collect()),
+            })
+    }
+
+    async fn answer(&self, sql: &str) -> Result<Vec<Row>, PgError> {
+        let failed = |e| statement_error(&e, &self.address);
+        let messages = self.inner.simple_query_raw(sql).await.map_err(failed)?;
+        let mut messages = std::pin::pin!(messages);
+        let (mut rows, mut bytes) = (Vec::new(), 0_u64);
+        while let Some(message) = messages.next().await {
+            let SimpleQueryMessage::Row(row) = message.map_err(failed)? else {
+                continue;
+            };
+            let row = Row((0..row.len()).map(|i| row.get(i).map(str::to_owned)).collect());
+            bytes += row.0.iter().flatten().map(|v| v.len() as u64).sum::<u64>() + ROW;
+            if bytes > LONGEST_ANSWER {
+                return Err(PgError::TooLong {
+                    address: self.address.clone(),
+                    what: first_words(sql),
+                });
+            }
+            rows.push(row);
         }
+        Ok(rows)
     }
 
     /// Streams `COPY (query) TO STDOUT` of this session into `COPY table FROM STDIN` of
-    /// another; memory stays constant. Returns the number of rows copied.
+    /// another; memory stays constant. The sessions' own limits for statements hold, too. Returns
+    /// the number of rows copied.
     ///
     /// # Errors
-    /// [`PgError`] of either side; the target's copy is then rolled back.
+    /// [`CopyError`], which tells whose it is; the target's copy is then rolled back.
     pub async fn copy_to(
         &self,
         copy_out: &str,
         target: &Self,
         copy_in: &str,
         deadline: Duration,
-    ) -> Result<u64, PgError> {
+    ) -> Result<u64, CopyError> {
+        let of_source = |e| CopyError::Source(statement_error(&e, &self.address));
+        let of_target = |e| CopyError::Target(statement_error(&e, &target.address));
         let work = async {
-            let out = self
-                .inner
-                .copy_out(copy_out)
-                .await
-                .map_err(|e| statement_error(&e, &self.address))?;
+            let out = self.inner.copy_out(copy_out).await.map_err(of_source)?;
             let sink = target
                 .inner
                 .copy_in::<_, Bytes>(copy_in)
                 .await
-                .map_err(|e| statement_error(&e, &target.address))?;
+                .map_err(of_target)?;
             let mut out = std::pin::pin!(out);
             let mut sink = std::pin::pin!(sink);
             while let Some(chunk) = out.next().await {
                 // Dropping the sink on this error makes the target abort its copy.
-                let chunk = chunk.map_err(|e| statement_error(&e, &self.address))?;
-                sink.send(chunk)
-                    .await
-                    .map_err(|e| statement_error(&e, &target.address))?;
+                sink.send(chunk.map_err(of_source)?).await.map_err(of_target)?;
             }
-            sink.finish()
-                .await
-                .map_err(|e| statement_error(&e, &target.address))
+            sink.finish().await.map_err(of_target)
         };
         tokio::time::timeout(deadline, work).await.unwrap_or_else(|_| {
-            Err(PgError::Timeout {
+            Err(CopyError::Source(PgError::Timeout {
                 address: self.address.clone(),
                 what: "the copy of rows".into(),
                 deadline,
-            })
+            }))
         })
     }
 }

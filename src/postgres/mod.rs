@@ -4,7 +4,7 @@
 mod client;
 mod lsn;
 
-pub use client::{Client, ConnectSpec, PgError, Row};
+pub use client::{Client, ConnectSpec, CopyError, PgError, Row};
 pub use lsn::Lsn;
 
 /// Quotes an identifier (PostgreSQL manual, 4.1.1): always quoted, quotes doubled.
@@ -55,6 +55,8 @@ pub mod sqlstate {
     pub const INVALID_PASSWORD: &str = "28P01";
     /// No matching `pg_hba.conf` line, or no such role.
     pub const INVALID_AUTHORIZATION: &str = "28000";
+    /// The server does not do this in this case.
+    pub const FEATURE_NOT_SUPPORTED: &str = "0A000";
     /// No such database.
     pub const INVALID_CATALOG: &str = "3D000";
 }

@@ -46,6 +46,8 @@ impl From<&PgError> for Connection {
                 message: e.to_string(),
             },
             PgError::Timeout { .. } => Self::Silent,
+            // No server answers so to a short question.
+            PgError::TooLong { .. } => Self::Closed { cause: e.to_string() },
             PgError::NoConnection { cause, .. } | PgError::Broken { cause, .. } => {
                 Self::Closed { cause: cause.clone() }
             }

@@ -505,7 +505,10 @@ fn newest_of(column: String, row: Option<&Row>, at: usize) -> Newest {
 /// table would fare no better.
 fn survivable(e: PgError) -> Result<PgError, PgError> {
     match e {
-        PgError::NoConnection { .. } | PgError::Timeout { .. } | PgError::Broken { .. } => Err(e),
+        PgError::NoConnection { .. }
+        | PgError::Timeout { .. }
+        | PgError::Broken { .. }
+        | PgError::TooLong { .. } => Err(e),
         e @ PgError::Server { .. } if e.is(sqlstate::CANNOT_CONNECT_NOW) => Err(e),
         e @ PgError::Server { .. } => Ok(e),
     }

@@ -45,6 +45,8 @@ pub struct ActionContext<'a> {
     pub reporter: &'a SharedReporter,
     /// Longest acceptable duration.
     pub deadline: Duration,
+    /// What the steps before it found out, by the names of [`Outcome::facts`].
+    pub facts: BTreeMap<String, Value>,
 }
 
 impl ActionContext<'_> {

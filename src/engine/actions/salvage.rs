@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::{ActionContext, ActionError, Outcome, pg};
 use crate::plan::SalvageTable;
-use crate::postgres::{Client, ConnectSpec, PgError, Row, quote_ident, quote_literal, quote_qualified};
+use crate::postgres::{Client, ConnectSpec, CopyError, PgError, Row, quote_ident, quote_literal, quote_qualified};
 
 /// Blocks read in one statement at first: 64 MiB.
 const RANGE: u64 = 8192;
@@ -286,15 +286,25 @@ impl Reader<'_> {
             low += RANGE;
         }
         ranges.reverse();
+        for session in [self.source, self.target] {
+            session
+                .execute(&format!(
+                    "set statement_timeout = {}",
+                    self.cx.deadline.as_millis()
+                ))
+                .await
+                .map_err(pg("preparing the copy of rows"))?;
+        }
         while let Some((low, high)) = ranges.pop() {
             match self
                 .copy(&format!("ctid >= '({low},0)' and ctid < '({high},0)'"))
                 .await
             {
                 Ok(rows) => result.readable += rows,
-                Err(
+                Err(CopyError::Target(e)) => return Err(cannot_be_written(e)),
+                Err(CopyError::Source(
                     e @ (PgError::Broken { .. } | PgError::Timeout { .. } | PgError::NoConnection { .. }),
-                ) => {
+                )) => {
                     // Garbage can take a backend, and with it every session, down. Once is
                     // enough: no second user of a production server shall pay for it.
                     result.remark = Some(format!("reading stopped at block {low}: {e}"));
@@ -305,7 +315,7 @@ impl Reader<'_> {
                     ranges.push((middle, high));
                     ranges.push((low, middle));
                 }
-                Err(e) => {
+                Err(CopyError::Source(e)) => {
                     result.bad_blocks.push(low);
                     // A page that fails its checksum fails for every row alike.
                     if !whole_page(&e) {
@@ -321,8 +331,9 @@ impl Reader<'_> {
         for pointer in 1..=MAX_LINE_POINTERS {
             match self.copy(&format!("ctid = '({block},{pointer})'")).await {
                 Ok(rows) => result.readable += rows,
-                Err(PgError::Server { .. }) => {}
-                Err(e) => {
+                Err(CopyError::Source(PgError::Server { .. })) => {}
+                Err(CopyError::Target(e)) => return Err(cannot_be_written(e)),
+                Err(CopyError::Source(e)) => {
                     result.remark = Some(format!("reading stopped at row ({block},{pointer}): {e}"));
                     return Ok(());
                 }
@@ -331,7 +342,7 @@ impl Reader<'_> {
         Ok(())
     }
 
-    async fn copy(&self, range: &str) -> Result<u64, PgError> {
+    async fn copy(&self, range: &str) -> Result<u64, CopyError> {
         self.source
             .copy_to(
                 &format!("copy ({} where {range}{}) to stdout", self.select, self.filter),
@@ -341,6 +352,11 @@ impl Reader<'_> {
             )
             .await
     }
+}
+
+/// The restored database does not take the rows: no damage, and nothing to go on without.
+fn cannot_be_written(e: PgError) -> ActionError {
+    pg("writing the rows that are brought over")(e)
 }
 
 fn whole_page(e: &PgError) -> bool {

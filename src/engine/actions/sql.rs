@@ -5,9 +5,12 @@ use std::time::Duration;
 use super::server::{end_sessions, session, session_beside};
 use super::{ActionContext, ActionError, Outcome, pg, prove, salvage, succeeded};
 use crate::plan::{RowFloor, SalvageTable};
-use crate::postgres::{Client, quote_ident, quote_literal, quote_qualified};
+use crate::postgres::{Client, quote_ident, quote_literal, quote_qualified, sqlstate};
 use crate::system::PostgresServer;
 
+/// How long the rebuilding of an index that locks its table may wait for the lock: whoever comes
+/// after it waits, too.
+const LOCK_WAIT: Duration = Duration::from_secs(5);
 /// How long writers may take to end after the fence went up.
 const FENCE_LIMIT: Duration = Duration::from_secs(15);
 /// Mebibytes for the build of an index in a restore that the page cache holds as a whole. What is
@@ -50,22 +53,29 @@ pub(super) async fn reindex(
     }
     let name = quote_qualified(index);
     let begun = tokio::time::Instant::now();
+    // It waits for transactions that are older than itself and turns nobody away meanwhile; the
+    // limit for the statement is the step's.
+    client.execute("set lock_timeout = 0").await.map_err(what())?;
     let how = match client
         .within(cx.deadline, &format!("reindex index concurrently {name}"))
         .await
     {
         Ok(_) => "concurrently",
-        // System catalogues and exclusion constraints cannot be rebuilt concurrently. A
-        // failed concurrent build on other grounds is worth the plain form too, but a
-        // duplicate key is not: the heap itself holds what the index forbids.
-        Err(e) if e.is("23505") => return Err(what()(e)),
-        Err(_) => {
+        // Indexes of system catalogues and of exclusion constraints cannot be rebuilt
+        // concurrently, and say so (manual, REINDEX). On no other ground the table is locked: the
+        // operator agreed to a rebuilding beside readers and writers.
+        Err(e) if e.is(sqlstate::FEATURE_NOT_SUPPORTED) => {
+            client
+                .execute(&format!("set lock_timeout = {}", LOCK_WAIT.as_millis()))
+                .await
+                .map_err(what())?;
             client
                 .within(cx.deadline, &format!("reindex index {name}"))
                 .await
                 .map_err(what())?;
             "with the table locked"
         }
+        Err(e) => return Err(what()(e)),
     };
     Ok(Outcome::new(format!("{index} is rebuilt {how}"))
         .fact("reindex-seconds", begun.elapsed().as_secs_f64()))
@@ -309,9 +319,14 @@ pub(super) async fn fence_writers(
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    Ok(Outcome::new(format!(
+    let outcome = Outcome::new(format!(
         "{database} is read-only; no session from before is left"
-    )))
+    ));
+    // Rows are brought over after this: what is written later is what the swap must not lose.
+    Ok(match super::swap::writes(cx, &server, database).await {
+        Some(writes) => outcome.fact(super::swap::WRITES, writes),
+        None => outcome,
+    })
 }
 
 pub(super) async fn unfence_writers(

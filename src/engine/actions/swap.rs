@@ -4,12 +4,14 @@
 
 use std::time::Duration;
 
-use super::server::{end_sessions, session_beside, wait_empty};
+use super::server::{end_sessions, session, session_beside, wait_empty};
 use super::{ActionContext, ActionError, Outcome, pg};
 use crate::postgres::{Client, quote_ident, quote_literal, sqlstate};
+use crate::system::PostgresServer;
 
-/// Settings whose value is a list of quoted names: written as they are stored, not as one
-/// string (`variable_is_guc_list_quote` in pg_dump's sources).
+/// Settings whose value is a list of names, stored with each name quoted where it needs to be
+/// (`variable_is_guc_list_quote` in pg_dump's sources). They are set name by name: the stored text
+/// pasted into a statement would be whatever somebody with a role of his own had put there.
 const LIST_SETTINGS: [&str; 6] = [
     "local_preload_libraries",
     "search_path",
@@ -67,12 +69,75 @@ pub(super) async fn swap(
         }
     }
     carry_over(&client, database, side).await?;
+    still_fenced(cx, &server, &client, database).await?;
     let begun = tokio::time::Instant::now();
     rename(&client, (database, kept), (side, database)).await?;
     Ok(Outcome::new(format!(
         "{side} is {database} now; the damaged one is kept as {kept}"
     ))
     .fact("swap-seconds", begun.elapsed().as_secs_f64()))
+}
+
+/// A fact: rows inserted, changed and deleted in all tables of the fenced database.
+pub(super) const WRITES: &str = "writes-at-the-fence";
+
+/// Rows inserted, changed and deleted in the tables of `database` since its counters began. `None`
+/// where that cannot be read. Tables of the system are left out: the server writes them itself.
+pub(super) async fn writes(
+    cx: &ActionContext<'_>,
+    server: &PostgresServer,
+    database: &str,
+) -> Option<i64> {
+    const COUNT: &str = "select coalesce(sum(n_tup_ins + n_tup_upd + n_tup_del), 0)::bigint \
+        from pg_catalog.pg_stat_user_tables";
+    let client = session(cx, server, database).await.ok()?;
+    client.value(COUNT).await.ok()??.parse().ok()
+}
+
+/// Whether the fence held. It makes new sessions read-only, and a session may say otherwise: a role
+/// with a setting of its own, a driver that asks for `READ WRITE`. What such a one wrote since the
+/// rows were brought over would be in the kept database only, acknowledged and out of service.
+async fn still_fenced(
+    cx: &ActionContext<'_>,
+    server: &PostgresServer,
+    client: &Client,
+    database: &str,
+) -> Result<(), ActionError> {
+    let Some(before) = cx.facts.get(WRITES).and_then(serde_json::Value::as_i64) else {
+        return Ok(());
+    };
+    // A session reports what it wrote when it ends, at the latest.
+    end_sessions(client, Some(database)).await?;
+    wait_empty(client, database, SESSIONS_END).await?;
+    let Some(now) = writes(cx, server, database).await else {
+        return Ok(());
+    };
+    if now <= before {
+        return Ok(());
+    }
+    let overriding = client
+        .rows(&format!(
+            "select r.rolname from pg_catalog.pg_db_role_setting s join pg_catalog.pg_roles r on r.oid = s.setrole \
+             left join pg_catalog.pg_database d on d.oid = s.setdatabase \
+             where (d.datname is null or d.datname = {}) \
+             and 'default_transaction_read_only=off' = any (s.setconfig)",
+            quote_literal(database)
+        ))
+        .await
+        .map_err(pg("looking for roles with a setting of their own"))?;
+    let who = match overriding.first() {
+        Some(row) => format!(
+            "role {0} has default_transaction_read_only = off of its own (alter role {1} reset default_transaction_read_only)",
+            row.text(0),
+            quote_ident(row.text(0))
+        ),
+        None => "an application asks for READ WRITE by itself: stop it meanwhile".to_owned(),
+    };
+    Err(ActionError::Other(format!(
+        "{database} was written although it is read-only: {} rows since the fence, which the restored one does not have; {who}; \
+         nothing was renamed",
+        now - before
+    )))
 }
 
 pub(super) async fn swap_back(
@@ -153,6 +218,49 @@ async fn rename(client: &Client, first: (&str, &str), second: (&str, &str)) -> R
     }
 }
 
+/// The value of a setting that is a list, as `SET` takes it: every name a string of its own, none
+/// at all an empty one (`search_path = ''`).
+fn list_value(stored: &str) -> String {
+    let names = list_names(stored);
+    if names.is_empty() {
+        return "''".to_owned();
+    }
+    let quoted: Vec<String> = names.iter().map(|n| quote_literal(n)).collect();
+    quoted.join(", ")
+}
+
+/// The names of a list as the server stores it: separated by commas, in double quotes where a name
+/// needs them, with a double quote inside written twice (`SplitGUCList`).
+fn list_names(stored: &str) -> Vec<String> {
+    let mut names = Vec::new();
+    let mut rest = stored.trim();
+    while !rest.is_empty() {
+        let mut name = String::new();
+        if let Some(quoted) = rest.strip_prefix('"') {
+            let mut chars = quoted.char_indices().peekable();
+            let mut end = quoted.len();
+            while let Some((at, c)) = chars.next() {
+                if c != '"' {
+                    name.push(c);
+                } else if chars.next_if(|(_, next)| *next == '"').is_some() {
+                    name.push('"');
+                } else {
+                    end = at + 1;
+                    break;
+                }
+            }
+            rest = quoted[end..].trim_start();
+        } else {
+            let end = rest.find(',').unwrap_or(rest.len());
+            rest[..end].trim_end().clone_into(&mut name);
+            rest = &rest[end..];
+        }
+        names.push(name);
+        rest = rest.strip_prefix(',').unwrap_or(rest).trim_start();
+    }
+    names
+}
+
 /// Settings, grants, comment and connection limit of `from` for `to`.
 async fn carry_over(client: &Client, from: &str, to: &str) -> Result<(), ActionError> {
     let what = || pg(format!("carrying settings of {from} over to {to}"));
@@ -175,7 +283,7 @@ async fn carry_over(client: &Client, from: &str, to: &str) -> Result<(), ActionE
             continue;
         }
         let value = if LIST_SETTINGS.contains(&name) {
-            value.to_owned()
+            list_value(value)
         } else {
             quote_literal(value)
         };
@@ -280,5 +388,30 @@ pub(super) async fn drop_database(
         Ok(_) => Ok(Outcome::new(format!("{database} is dropped"))),
         Err(e) if e.is(sqlstate::INVALID_CATALOG) => Ok(Outcome::new(format!("{database} was gone"))),
         Err(e) => Err(pg(format!("dropping {database}"))(e)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stored_list_is_set_name_by_name() {
+        for (stored, set) in [
+            ("", "''"),
+            (r#""""#, "''"),
+            ("public", "'public'"),
+            (r#""$user", public"#, "'$user', 'public'"),
+            (r#""a,b", "say ""x""" , c"#, r#"'a,b', 'say "x"', 'c'"#),
+            ("it's", "'it''s'"),
+            // What an ordinary role can have stored: one name for the server, a statement if pasted.
+            (
+                "a;alter/**/role/**/evil/**/superuser",
+                "'a;alter/**/role/**/evil/**/superuser'",
+            ),
+            (r#""unclosed"#, "'unclosed'"),
+        ] {
+            assert_eq!(list_value(stored), set, "{stored}");
+        }
     }
 }
