@@ -440,7 +440,9 @@ pub(super) fn locked(e: &LockError) -> Error {
         LockError::State(_) => Error::new(Kind::Internal, e.to_string())
             .untouched("everything: nothing was written")
             .next("drctl --state-dir DIR backup    # a directory that can be written"),
-        _ => Error::new(Kind::Locked, e.to_string()).untouched("everything: the other run goes on"),
+        _ => Error::new(Kind::Locked, e.to_string())
+            .untouched("everything: the other run goes on")
+            .next("drctl backup list    # when it has ended"),
     }
 }
 

@@ -43,22 +43,26 @@ impl Run<'_> {
     /// Runs a helper; meanwhile reports how the bytes that `written` tells approach `expected`.
     ///
     /// # Errors
-    /// The engine's trouble, or the deadline's. A non-zero exit code is not an error here.
+    /// The engine's trouble; [`Kind::FailedUndone`] for the deadline's. A non-zero exit code is not
+    /// an error here.
     pub async fn helper(
         &self,
         spec: &HelperSpec,
         what: &str,
         written: impl Fn() -> u64 + Clone + Send + 'static,
         expected: u64,
-    ) -> Result<HelperOutput, WorkloadError> {
+    ) -> Result<HelperOutput, Error> {
         let deadline = self.system.runbook.deadlines.step;
-        self.watched(
-            what,
-            written,
-            expected,
-            self.system.docker.run_helper(spec, deadline),
-        )
-        .await
+        let helper = self.system.docker.run_helper(spec, deadline);
+        match self.watched(what, written, expected, helper).await {
+            Err(e @ WorkloadError::HelperDeadline { .. }) => Err(Error::new(
+                Kind::FailedUndone,
+                format!("the {what} takes longer than `deadlines.step` allows: {e}"),
+            )
+            .untouched("the server and every older backup; what this run had written was removed")
+            .next("drctl runbook show    # `deadlines.step`; a larger one in the runbook gives it time")),
+            other => Ok(other?),
+        }
     }
 
     /// Where a helper of the server's image writes what is to end up in `directory`.

@@ -128,10 +128,13 @@ pub fn open(state: &StateDir, deployment: &str) -> Opened {
 #[must_use]
 pub fn peek(state: &StateDir, deployment: &str) -> Option<Memory> {
     let of = |dir: &Path| dir.join("check").join(format!("{deployment}.json"));
-    let fallback = crate::incident::fallback_path();
-    [state.path(), fallback.as_path()]
-        .into_iter()
-        .map(of)
+    let fallback = match crate::incident::away() {
+        crate::incident::Away::Ours(directory) => Some(directory),
+        _ => None,
+    };
+    std::iter::once(state)
+        .chain(&fallback)
+        .map(|dir| of(dir.path()))
         .filter(|path| path.exists())
         .find_map(|path| read(&path).ok())
 }

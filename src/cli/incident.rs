@@ -143,10 +143,15 @@ pub async fn run(cx: &Context, args: IncidentArgs) -> Result<ExitCode> {
 
 fn list(cx: &Context) {
     let listing = Listing::read(&cx.state);
-    for (name, cause) in &listing.unreadable {
-        cx.reporter.event(&crate::event::Event::Warning {
-            text: format!("incident {name} cannot be read: {cause}"),
-        });
+    let warn = |text: String| cx.reporter.event(&crate::event::Event::Warning { text });
+    for found in &listing.unreadable {
+        warn(format!("{} cannot be read: {}", found.path.display(), found.cause));
+    }
+    if let Some(path) = &listing.foreign {
+        warn(format!(
+            "{} is somebody else's: nothing in it was read",
+            path.display()
+        ));
     }
     if cx.global.json {
         for i in &listing.incidents {

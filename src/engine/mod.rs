@@ -11,6 +11,10 @@ mod interrupt;
 mod load;
 #[cfg(test)]
 mod model;
+#[cfg(test)]
+pub(crate) fn a_plan() -> crate::plan::Plan {
+    model::plan(1)
+}
 mod reaches;
 mod redis;
 mod resume;

@@ -120,7 +120,7 @@ impl Log for Paper {
     }
 }
 
-fn plan(steps: usize) -> Plan {
+pub(super) fn plan(steps: usize) -> Plan {
     let action = |verb: &str, n: usize| {
         Action::Workload(WorkloadAction::Stop {
             service: format!("{verb}-{n}"),

@@ -2,12 +2,13 @@
 //! the journal and the report. The journal is made last: without it there is no incident.
 
 use std::fs;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::away::{Away, away};
 use super::journal::{Entry, JOURNAL_FILE, Journal, JournalError, Record};
 use super::progress::{Progress, Stage};
 use super::state::{StateDir, StateError, write_atomically};
@@ -122,6 +123,15 @@ impl Incident {
     /// [`IncidentError`].
     pub fn load(directory: &Path) -> Result<Self, IncidentError> {
         let plan: Plan = read_json(&directory.join("plan.json"), PLAN_FORMAT)?;
+        // The run becomes part of paths and of names of databases: it is the directory's, and what
+        // `fresh_id` makes.
+        let named = directory.file_name().and_then(|n| n.to_str()) == Some(plan.run.as_str());
+        if !named || !plan.run.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-') {
+            return Err(IncidentError::File {
+                path: directory.join("plan.json"),
+                cause: format!("it is the plan of incident {:?}", plan.run),
+            });
+        }
         let case: Case = read_json(&directory.join("evidence.json"), CASE_FORMAT)?;
         let entries = Journal::entries(&directory.join(JOURNAL_FILE))?;
         let progress = Progress::of(&entries);
@@ -183,14 +193,51 @@ impl Incident {
     }
 }
 
+/// An incident that cannot be read.
+#[derive(Debug, Clone)]
+pub struct Unreadable {
+    /// Its directory; the state directory's own, where not even a list can be had.
+    pub path: PathBuf,
+    /// Why.
+    pub cause: String,
+    /// Its deployment, where that much of it can be read.
+    pub deployment: Option<String>,
+}
+
+impl Unreadable {
+    fn new(path: PathBuf, cause: String) -> Self {
+        let deployment = fs::read(path.join("plan.json"))
+            .ok()
+            .and_then(|text| serde_json::from_slice::<serde_json::Value>(&text).ok())
+            .and_then(|plan| Some(plan.get("deployment")?.as_str()?.to_owned()));
+        Self {
+            path,
+            cause,
+            deployment,
+        }
+    }
+
+    /// The directory's name, which is the incident's.
+    #[must_use]
+    pub fn name(&self) -> String {
+        self.path
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned()
+    }
+}
+
 /// Every incident that can be found, oldest first, and the directories that hold none
 /// that could be read.
 #[derive(Debug, Default)]
 pub struct Listing {
     /// Those that could be read.
     pub incidents: Vec<Incident>,
-    /// Name and reason of those that could not.
-    pub unreadable: Vec<(String, String)>,
+    /// Those that could not.
+    pub unreadable: Vec<Unreadable>,
+    /// A place that looks like drctl's and is somebody else's: nothing in it was read.
+    pub foreign: Option<PathBuf>,
 }
 
 impl Listing {
@@ -199,47 +246,57 @@ impl Listing {
     #[must_use]
     pub fn read(state: &StateDir) -> Self {
         let mut all = Self::default();
-        let away = StateDir::resolve(Some(&fallback_path()));
-        let roots = if away.path() == state.path() {
-            vec![away]
-        } else {
-            vec![state.clone(), away]
-        };
-        for root in roots {
-            let Ok(directory) = fs::read_dir(root.path().join("incidents")) else {
-                continue;
-            };
-            for path in directory.flatten().map(|e| e.path()) {
-                // A copy that is on its way home.
-                if path
-                    .file_name()
-                    .is_some_and(|n| n.as_encoded_bytes().starts_with(b"."))
-                {
-                    continue;
-                }
-                // Cut off before it began: nothing was done.
-                if !path.join(JOURNAL_FILE).exists() {
-                    continue;
-                }
-                match Incident::load(&path) {
-                    // Brought home, and cut off before the copy in memory went.
-                    Ok(incident) if all.incidents.iter().any(|i| i.id() == incident.id()) => {}
-                    // Cut off before the first record: nothing was done either.
-                    Ok(incident) if incident.entries.is_empty() => {}
-                    Ok(incident) => all.incidents.push(incident),
-                    Err(e) => all.unreadable.push((
-                        path.file_name()
-                            .unwrap_or_default()
-                            .to_string_lossy()
-                            .into_owned(),
-                        e.to_string(),
-                    )),
-                }
-            }
+        all.read_in(state);
+        match away() {
+            Away::Ours(away) if away.path() != state.path() => all.read_in(&away),
+            Away::Foreign(path) => all.foreign = Some(path),
+            _ => {}
         }
         all.incidents
             .sort_by(|a, b| (a.opened_at(), a.id()).cmp(&(b.opened_at(), b.id())));
         all
+    }
+
+    fn read_in(&mut self, root: &StateDir) {
+        let path = root.path().join("incidents");
+        let found = match fs::read_dir(&path) {
+            Ok(found) => found,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return,
+            Err(e) => {
+                self.unreadable.push(Unreadable::new(path, e.to_string()));
+                return;
+            }
+        };
+        for path in found.flatten().map(|e| e.path()) {
+            // A copy that is on its way home.
+            if path
+                .file_name()
+                .is_some_and(|n| n.as_encoded_bytes().starts_with(b"."))
+            {
+                continue;
+            }
+            // Cut off before it began: nothing was done.
+            if !path.join(JOURNAL_FILE).exists() {
+                continue;
+            }
+            match Incident::load(&path) {
+                // Brought home, and cut off before the copy in memory went.
+                Ok(incident) if self.incidents.iter().any(|i| i.id() == incident.id()) => {}
+                // Cut off before the first record: nothing was done either.
+                Ok(incident) if incident.entries.is_empty() => {}
+                Ok(incident) => self.incidents.push(incident),
+                Err(e) => self.unreadable.push(Unreadable::new(path, e.to_string())),
+            }
+        }
+    }
+
+    /// The first that cannot be read and may be `deployment`'s: what it has changed, and whether it
+    /// has come to its end, is not known.
+    #[must_use]
+    pub fn unknown(&self, deployment: &str) -> Option<&Unreadable> {
+        self.unreadable
+            .iter()
+            .find(|u| u.deployment.as_deref().is_none_or(|d| d == deployment))
     }
 
     /// The incident called `id`, or the only one that begins so; without `id`, the latest
@@ -261,10 +318,10 @@ impl Listing {
         if let Some(index) = self.incidents.iter().position(|i| i.id() == id) {
             return Ok(self.incidents.swap_remove(index));
         }
-        if let Some((name, cause)) = self.unreadable.iter().find(|(name, _)| name == id) {
+        if let Some(found) = self.unreadable.iter().find(|u| u.name() == id) {
             return Err(IncidentError::File {
-                path: PathBuf::from(name),
-                cause: cause.clone(),
+                path: found.path.clone(),
+                cause: found.cause.clone(),
             });
         }
         let matching: Vec<usize> = (0..self.incidents.len())
@@ -282,145 +339,6 @@ impl Listing {
             }),
         }
     }
-}
-
-/// Where a run keeps its memory when the state directory cannot be written. Lost at a
-/// reboot, which is said aloud.
-#[must_use]
-pub fn fallback_path() -> PathBuf {
-    PathBuf::from(format!("/dev/shm/drctl-{}", rustix::process::geteuid().as_raw()))
-}
-
-/// The state directory if it can be written, durably and with room for a journal; else
-/// one in memory, with the reason why the first cannot be used.
-///
-/// # Errors
-/// The first one's [`StateError`] when neither can be written.
-pub fn writable(state: &StateDir) -> Result<(StateDir, Option<StateError>), StateError> {
-    let Err(first) = try_write(state) else {
-        return Ok((state.clone(), None));
-    };
-    match private_fallback() {
-        Some(fallback) if try_write(&fallback).is_ok() => Ok((fallback, Some(first))),
-        _ => Err(first),
-    }
-}
-
-/// The directory of [`fallback_path`], made if need be; `None` when it is not ours alone.
-#[must_use]
-pub fn private_fallback() -> Option<StateDir> {
-    let fallback = StateDir::resolve(Some(&fallback_path()));
-    // It may be there from an earlier run.
-    let _ = fs::DirBuilder::new().mode(0o700).create(fallback.path());
-    // /dev/shm is everybody's: a directory that someone else made there is not used.
-    fs::symlink_metadata(fallback.path())
-        .is_ok_and(|m| {
-            m.is_dir() && m.uid() == rustix::process::geteuid().as_raw() && m.mode().trailing_zeros() >= 6
-        })
-        .then_some(fallback)
-}
-
-/// Moves incidents that could not be written at home, and that nobody is half-way with, from
-/// memory to the state directory `home`. Gives those that moved, and why one could not.
-///
-/// If power fails in the middle, the copy has no name yet and the original is still there; after
-/// the rename the original is a second copy, which goes next time. Nothing is copied over what
-/// home has already.
-#[must_use]
-pub fn bring_home(home: &StateDir) -> (Vec<String>, Option<StateError>) {
-    let away = fallback_path().join("incidents");
-    let mut moved = Vec::new();
-    let Ok(found) = fs::read_dir(&away) else {
-        return (moved, None);
-    };
-    for path in found.flatten().map(|e| e.path()) {
-        let Some(name) = path.file_name().and_then(|n| n.to_str()).map(str::to_owned) else {
-            continue;
-        };
-        let settled = Incident::load(&path).is_ok_and(|i| {
-            // Another state directory's run is not ours to move.
-            !i.progress.stage.is_half_way() && belongs(&path, home)
-        });
-        if !settled {
-            continue;
-        }
-        match move_home(&path, home, &name) {
-            Ok(()) => moved.push(name),
-            Err(e) => return (moved, Some(e)),
-        }
-    }
-    (moved, None)
-}
-
-/// Whose it is: the state directory that it could not be written to.
-const HOME_FILE: &str = "home";
-
-/// Remembers in an incident that is kept in memory where it belongs.
-///
-/// # Errors
-/// [`StateError`].
-pub fn remember_home(directory: &Path, home: &StateDir) -> Result<(), StateError> {
-    let path = directory.join(HOME_FILE);
-    write_atomically(&path, home.path().as_os_str().as_encoded_bytes())
-        .map_err(|source| StateError { path, source })
-}
-
-fn belongs(directory: &Path, home: &StateDir) -> bool {
-    fs::read(directory.join(HOME_FILE)).is_ok_and(|h| h == home.path().as_os_str().as_encoded_bytes())
-}
-
-fn move_home(from: &Path, home: &StateDir, name: &str) -> Result<(), StateError> {
-    let incidents = home.subdirectory("incidents")?;
-    let (to, partial) = (incidents.join(name), incidents.join(format!(".{name}.moving")));
-    let fail = |source| StateError {
-        path: to.clone(),
-        source,
-    };
-    let copied = (|| {
-        if to.exists() {
-            return Ok(());
-        }
-        let _ = fs::remove_dir_all(&partial);
-        fs::DirBuilder::new().mode(0o700).create(&partial)?;
-        for entry in fs::read_dir(from)? {
-            let entry = entry?;
-            if entry.file_type()?.is_file() && entry.file_name() != HOME_FILE {
-                let copy = partial.join(entry.file_name());
-                fs::copy(entry.path(), &copy)?;
-                fs::File::open(&copy)?.sync_all()?;
-            }
-        }
-        fs::File::open(&partial)?.sync_all()?;
-        fs::rename(&partial, &to)?;
-        fs::File::open(&incidents)?.sync_all()
-    })();
-    if let Err(e) = copied {
-        let _ = fs::remove_dir_all(&partial);
-        return Err(fail(e));
-    }
-    fs::remove_dir_all(from).map_err(fail)
-}
-
-fn try_write(state: &StateDir) -> Result<(), StateError> {
-    let directory = state.subdirectory("incidents")?;
-    let path = directory.join(format!(".probe-{}", std::process::id()));
-    let tried = (|| {
-        let file = fs::File::create(&path)?;
-        match rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, 1024 * 1024) {
-            Ok(()) => {}
-            // No way to reserve here: writing tells.
-            Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => {
-                fs::write(&path, vec![0_u8; 1024 * 1024])?;
-            }
-            Err(e) => return Err(e.into()),
-        }
-        file.sync_all()
-    })();
-    let _ = fs::remove_file(&path);
-    tried.map_err(|source| StateError {
-        path: directory,
-        source,
-    })
 }
 
 /// Writes a small JSON file so that a reader sees the old content or the new.
@@ -454,4 +372,64 @@ fn read_json<T: serde::de::DeserializeOwned>(path: &Path, known: u32) -> Result<
         )));
     }
     serde_json::from_value(value).map_err(|e| fail(e.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn put(state: &StateDir, name: &str, plan: &str) {
+        let directory = state.subdirectory("incidents").unwrap().join(name);
+        fs::create_dir(&directory).unwrap();
+        fs::write(directory.join("plan.json"), plan).unwrap();
+        fs::write(directory.join(JOURNAL_FILE), "{}\n").unwrap();
+    }
+
+    #[test]
+    fn an_incident_that_cannot_be_read_is_not_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDir::resolve(Some(dir.path()));
+        assert!(Listing::read(&state).unknown("simgen").is_none());
+        // A newer drctl's plan of another deployment: no concern of ours.
+        put(&state, "one", r#"{ "format": 99, "deployment": "other" }"#);
+        assert!(Listing::read(&state).unknown("simgen").is_none());
+        put(&state, "two", r#"{ "format": 99, "deployment": "simgen" }"#);
+        let listing = Listing::read(&state);
+        let unknown = listing.unknown("simgen").unwrap();
+        assert_eq!(unknown.name(), "two");
+        assert!(unknown.cause.contains("format 99"), "{}", unknown.cause);
+        fs::remove_dir_all(dir.path().join("incidents/two")).unwrap();
+        // Nobody can say whose.
+        put(&state, "three", "torn");
+        assert!(Listing::read(&state).unknown("simgen").is_some());
+    }
+
+    #[test]
+    fn a_place_that_cannot_be_listed_is_not_empty() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDir::resolve(Some(dir.path()));
+        fs::write(dir.path().join("incidents"), "").unwrap();
+        assert!(Listing::read(&state).unknown("simgen").is_some());
+    }
+
+    #[test]
+    fn a_plan_belongs_to_the_directory_that_it_lies_in() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDir::resolve(Some(dir.path()));
+        let case = Case {
+            format: CASE_FORMAT,
+            certainty: String::new(),
+            summary: String::new(),
+            reasons: vec![],
+            evidence: serde_json::Value::Null,
+        };
+        let mut plan = crate::engine::a_plan();
+        plan.run = "20261120T183012Z-db-corruption-1f3a".into();
+        let (directory, _journal) = Incident::create(&state, &case, &plan).unwrap();
+        assert!(Incident::load(&directory).is_ok());
+        let elsewhere = directory.with_file_name("other");
+        fs::rename(&directory, &elsewhere).unwrap();
+        let refused = Incident::load(&elsewhere).unwrap_err().to_string();
+        assert!(refused.contains("the plan of incident"), "{refused}");
+    }
 }

@@ -3,8 +3,8 @@
 
 use jiff::Timestamp;
 
-use super::memory::bring_home;
-use super::{Recover, listen, publish, unproven};
+use super::memory::{bring_home, lock_if_writable};
+use super::{Recover, known, listen, publish, unproven};
 use crate::engine;
 use crate::engine::approve::check_rules;
 use crate::error::{Error, Kind, Result};
@@ -23,6 +23,7 @@ struct Continued {
     incident: Incident,
     journal: Journal,
     _lock: Lock,
+    _at_home: Option<Lock>,
 }
 
 fn continue_with(cx: &Recover<'_>, mut incident: Incident, verb: &str) -> Result<Continued> {
@@ -38,12 +39,20 @@ fn continue_with(cx: &Recover<'_>, mut incident: Incident, verb: &str) -> Result
         .untouched("everything")
         .next("-r PATH    # the runbook of that deployment"));
     }
-    let lock = engine::lock(&memory_of(&incident, cx.state), ours, &format!("incident {verb}"))?;
+    let (memory, command) = (memory_of(&incident, cx.state), format!("incident {verb}"));
+    // Whoever takes the lock at home only must not begin, or move the incident, meanwhile.
+    let at_home = if memory.path() == cx.state.path() {
+        None
+    } else {
+        lock_if_writable(cx.state, ours, &command)?
+    };
+    let lock = engine::lock(&memory, ours, &command)?;
     let journal = incident.reopen().map_err(|e| engine::open_journal_error(&e))?;
     Ok(Continued {
         incident,
         journal,
         _lock: lock,
+        _at_home: at_home,
     })
 }
 
@@ -56,7 +65,7 @@ pub async fn resume(cx: &Recover<'_>, incident: Incident) -> Result<Report> {
     let ended = go_on(cx, incident).await;
     // Its lock is free again: nobody may be at it while it moves.
     if let Ok(_lock) = engine::lock(cx.state, cx.system.deployment(), "incident resume") {
-        bring_home(cx.state, cx.reporter);
+        bring_home(cx.state, None, cx.reporter);
     }
     ended
 }
@@ -151,7 +160,9 @@ fn first_disruption(incident: &Incident) -> Option<Timestamp> {
 /// As [`super::recover`].
 pub async fn undo(cx: &Recover<'_>, incident: Incident) -> Result<Report> {
     let mut c = continue_with(cx, incident, "undo")?;
-    if let Some(refused) = engine::cannot_undo(&c.incident, &Listing::read(cx.state).incidents) {
+    let listing = Listing::read(cx.state);
+    known(&listing, cx.system.deployment())?;
+    if let Some(refused) = engine::cannot_undo(&c.incident, &listing.incidents) {
         return Err(refused);
     }
     let id = c.incident.id().to_owned();
@@ -200,7 +211,9 @@ async fn agree(cx: &Recover<'_>, incident: &Incident, question: &str) -> Result<
 /// [`Kind::FailedChanged`].
 pub async fn close(cx: &Recover<'_>, incident: Incident) -> Result<Vec<String>> {
     let mut c = continue_with(cx, incident, "close")?;
-    if let Some(refused) = engine::cannot_close(&c.incident, &Listing::read(cx.state).incidents) {
+    let listing = Listing::read(cx.state);
+    known(&listing, cx.system.deployment())?;
+    if let Some(refused) = engine::cannot_close(&c.incident, &listing.incidents) {
         return Err(refused);
     }
     let dropping = if c.incident.progress.started.is_empty() {

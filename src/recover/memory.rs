@@ -41,10 +41,7 @@ impl Memory {
             });
             // It needs no room when the file is there; when it cannot be made, nobody else makes
             // it either.
-            at_home = match engine::lock(home, deployment, command) {
-                Err(e) if e.kind == Kind::Locked => return Err(e),
-                other => other.ok(),
-            };
+            at_home = lock_if_writable(home, deployment, command)?;
         }
         let memory = Self {
             lock: engine::lock(&state, deployment, command)?,
@@ -52,15 +49,27 @@ impl Memory {
             state,
         };
         if memory.state.path() == home.path() {
-            bring_home(home, reporter);
+            bring_home(home, None, reporter);
         }
         Ok(memory)
     }
 }
 
+/// The lock of a state directory that may not be writable: then nobody else takes it either.
+///
+/// # Errors
+/// [`Kind::Locked`].
+pub(super) fn lock_if_writable(state: &StateDir, deployment: &str, command: &str) -> Result<Option<Lock>> {
+    match engine::lock(state, deployment, command) {
+        Err(e) if e.kind == Kind::Locked => Err(e),
+        other => Ok(other.ok()),
+    }
+}
+
 /// Moves what was remembered elsewhere to where it belongs, as far as it can be written now.
-pub(super) fn bring_home(home: &StateDir, reporter: &SharedReporter) {
-    let (moved, problem) = incident::bring_home(home);
+/// `holding`: the deployment whose lock in memory this run holds.
+pub(super) fn bring_home(home: &StateDir, holding: Option<&str>, reporter: &SharedReporter) {
+    let (moved, problem) = incident::bring_home(home, holding);
     for id in moved {
         reporter.event(&Event::Note {
             text: format!("incident {id} is remembered in {} now", home.path().display()),

@@ -8,7 +8,7 @@ mod memory;
 use jiff::{SignedDuration, Timestamp};
 
 use crate::engine::approve::{approve, check_rules};
-use crate::engine::{self, ApprovedPlan, Consent, Interrupts, Signal};
+use crate::engine::{self, ApprovedPlan, Consent, Interrupts};
 use crate::error::{Error, Kind, Result};
 use crate::event::{Event, Phase, SharedReporter, Verdict};
 use crate::incident::{
@@ -164,7 +164,7 @@ pub async fn recover<S: Scenario>(cx: &Recover<'_>) -> Result<Ended> {
         publish(cx.reporter, &proof.report);
         // Closed before its directory moves.
         drop(journal);
-        memory::bring_home(cx.state, cx.reporter);
+        memory::bring_home(cx.state, Some(deployment), cx.reporter);
         if proof.verdict == Verdict::Pass {
             return Ok(Ended::Recovered(Box::new(proof.report)));
         }
@@ -244,12 +244,11 @@ impl Past {
         tokio::select! {
             approved = approve(plan, environment, &by_person) => approved,
             which = interrupts.more_than(interrupts.seen().0) => Err(Error::new(
-                match which {
-                    Signal::Interrupt => Kind::Interrupted,
-                    Signal::Terminate => Kind::Terminated,
-                },
+                which.kind(),
                 format!("stopped by {} before the next remedy was begun", which.name()),
-            )),
+            )
+            .untouched("what the remedy before has left: its incident can be verified again or taken back")
+            .next("drctl incident list")),
         }
     }
 }
@@ -364,7 +363,9 @@ fn half_way(listing: &Listing, deployment: &str) -> Result<()> {
         .incidents
         .iter()
         .rfind(|i| i.plan.deployment == deployment && i.progress.stage.is_half_way());
-    let Some(incident) = found else { return Ok(()) };
+    let Some(incident) = found else {
+        return known(listing, deployment);
+    };
     let mut error = Error::new(
         Kind::Refused,
         format!(
@@ -376,6 +377,32 @@ fn half_way(listing: &Listing, deployment: &str) -> Result<()> {
     .untouched("everything: nothing is begun on a deployment that is half-way");
     for verb in incident.progress.choices() {
         error = error.next(format!("drctl incident {verb} {}", incident.id()));
+    }
+    Err(error)
+}
+
+/// Refuses while an incident that may be the deployment's cannot be read: whether it is half-way,
+/// and what stands on it, is not known.
+fn known(listing: &Listing, deployment: &str) -> Result<()> {
+    let Some(found) = listing.unknown(deployment) else {
+        return Ok(());
+    };
+    let mut error = Error::new(
+        Kind::Refused,
+        format!(
+            "{} cannot be read, and may be half-way: {}",
+            found.path.display(),
+            found.cause
+        ),
+    )
+    .untouched("everything: nothing is begun on a deployment that may be half-way")
+    .next("drctl incident list    # what else there is; a newer drctl may be able to read it");
+    if let Some(parent) = found.path.parent().and_then(std::path::Path::parent) {
+        error = error.next(format!(
+            "mv {} {}/    # once you know that it has come to its end",
+            found.path.display(),
+            parent.display()
+        ));
     }
     Err(error)
 }
