@@ -45,9 +45,9 @@ pub const FAULTS: &[Fault] = &[
         live: false,
     },
     Fault {
-        name: "service-crash/finished-job",
-        summary: "look-alike: a container without a restart policy has done its work",
-        leaves: "status exited, exit code 0, restart policy no",
+        name: "service-crash/clean-exit",
+        summary: "an application that the engine was told not to start again is stopped, as if its work were done",
+        leaves: "status exited, exit code 0, restart policy no; others depend on it and its health was checked",
         live: false,
     },
 ];
@@ -92,7 +92,7 @@ pub async fn prepare(
         "starting" => vec![Harm::Restart {
             container: container.clone(),
         }],
-        "finished-job" => {
+        "clean-exit" => {
             mends.insert(
                 0,
                 Mend::RestartPolicy {

@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::service_crash::{is_finished_job, job_in_words};
 use super::{Certainty, DetectOptions, Diagnosis, LookAlike, PlanRequest, Refusal, Scenario, ladder};
 use crate::error::Result;
 use crate::plan::{
@@ -25,7 +26,7 @@ use crate::probe::engine::{self, Unreachable};
 use crate::probe::host::{self, Host};
 use crate::probe::observer::Observer;
 use crate::runbook::{Runbook, ServiceKind, ServiceName};
-use crate::workload::Status;
+use crate::workload::{ContainerInfo, Status};
 
 /// The scenario.
 #[derive(Debug, Clone, Copy)]
@@ -201,6 +202,7 @@ fn down<'a>(ev: &'a Evidence, rb: &'a Runbook) -> Vec<(&'a str, Option<&'a Conta
         .filter_map(|name| {
             let name = name.as_str();
             match ev.containers.get(name)? {
+                ContainerState::Found(facts) if is_finished_job(name, &facts.info, rb) => None,
                 ContainerState::Found(facts) if is_down(facts) => Some((name, Some(&**facts))),
                 ContainerState::Missing => Some((name, None)),
                 ContainerState::Found(_) | ContainerState::Unknown(_) => None,
@@ -209,9 +211,20 @@ fn down<'a>(ev: &'a Evidence, rb: &'a Runbook) -> Vec<(&'a str, Option<&'a Conta
         .collect()
 }
 
+/// Jobs that have done their work: they are not started again, which would do it twice, and a
+/// start that "does not stay up" would take back all the others.
+fn finished<'a>(ev: &'a Evidence, rb: &Runbook) -> BTreeMap<&'a str, &'a ContainerInfo> {
+    ev.containers
+        .iter()
+        .filter_map(|(name, state)| Some((name.as_str(), &state.found()?.info)))
+        .filter(|(name, info)| is_finished_job(name, info, rb))
+        .collect()
+}
+
 fn diagnose(ev: &Evidence, rb: &Runbook) -> Diagnosis {
     let down = down(ev, rb);
-    let total = ev.containers.len();
+    let finished = finished(ev, rb);
+    let total = ev.containers.len() - finished.len();
     let store = down.iter().any(|(name, _)| {
         rb.service(name)
             .is_some_and(|s| matches!(s.kind, ServiceKind::Postgres(_) | ServiceKind::Redis(_)))
@@ -223,6 +236,7 @@ fn diagnose(ev: &Evidence, rb: &Runbook) -> Diagnosis {
             None => format!("{name} has no container"),
         })
         .collect();
+    reasons.extend(finished.iter().map(|(name, info)| job_in_words(name, info)));
     let said = |certainty, summary: String, reasons, look_alike| Diagnosis {
         certainty,
         summary,
@@ -326,8 +340,14 @@ fn plan(ev: &Evidence, rb: &Runbook, request: &PlanRequest) -> Result<Plan, Refu
         otherwise,
     )?;
     let steps = steps(&treatable, rb);
+    let finished = finished(ev, rb);
     let mut expect = vec![Expectation::ServicesRun {
-        services: rb.start_order().iter().map(ToString::to_string).collect(),
+        services: rb
+            .start_order()
+            .iter()
+            .filter(|n| !finished.contains_key(n.as_str()))
+            .map(ToString::to_string)
+            .collect(),
     }];
     expect.extend(
         rb.postgres_services()
@@ -547,6 +567,51 @@ mod tests {
         );
         assert!(plan.steps.iter().all(|s| matches!(s.undo, Undo::Action(_))));
         assert_eq!(plan.risk(), Risk::Reversible);
+    }
+
+    #[test]
+    fn a_finished_job_is_not_started_and_not_waited_for() {
+        let all = ["api1", "api2", "cv_service", "nginx", "postgres", "redis"];
+        let mut ev = evidence(&all);
+        let job = |ev: &mut Evidence, health: Option<&str>| {
+            let mut facts = container("cv_service");
+            facts.info.status = Status::Exited;
+            facts.info.restart_policy = "no".into();
+            facts.info.health = health.map(str::to_owned);
+            ev.containers
+                .insert("cv_service".into(), ContainerState::Found(Box::new(facts)));
+        };
+        job(&mut ev, None);
+        let mut rb = runbook();
+        for service in rb.services.values_mut() {
+            service.depends_on.retain(|n| n.as_str() != "cv_service");
+        }
+        let d = diagnose(&ev, &rb);
+        assert_eq!(d.summary, "none of the 5 services runs");
+        assert!(
+            d.reasons
+                .iter()
+                .any(|r| r.contains("docker start simgen_cv_service_1")),
+            "{d:?}"
+        );
+        let waits_for = |plan: &Plan| match &plan.expect[0] {
+            Expectation::ServicesRun { services } => services.clone(),
+            other => panic!("{other:?}"),
+        };
+        let plan_ = plan(&ev, &rb, &request()).unwrap();
+        assert!(
+            plan_.steps.iter().all(|s| !s.title.contains("cv_service")),
+            "{plan_:?}"
+        );
+        assert!(!waits_for(&plan_).contains(&"cv_service".to_owned()));
+        // With a health check it is a service, whatever its policy and its exit code.
+        job(&mut ev, Some("unhealthy"));
+        let plan_ = plan(&ev, &rb, &request()).unwrap();
+        assert!(
+            plan_.steps.iter().any(|s| s.title.contains("cv_service")),
+            "{plan_:?}"
+        );
+        assert!(waits_for(&plan_).contains(&"cv_service".to_owned()));
     }
 
     #[test]

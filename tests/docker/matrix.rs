@@ -40,8 +40,6 @@ const REALLY: &[(&str, &str)] = &[
     ("service-crash/starting", "healthy"),
     ("service-overload/slow-database", "healthy"),
     ("service-overload/busy-but-fine", "healthy"),
-    // Its dependents miss it, and that is what is told: it ended by itself, without an error.
-    ("service-crash/finished-job", "service-crash"),
 ];
 
 /// What `diagnose` names first: a scenario, a look-alike's name, or that all is well or unknown.
@@ -60,6 +58,9 @@ fn named(out: &Output) -> (String, String) {
     }
     if let Some(l) = opinions.iter().map(|o| &o["look-alike"]).find(|l| !l.is_null()) {
         return (text(&l["name"]), text(&l["explanation"]));
+    }
+    if let Some(f) = out.events().into_iter().find(|e| e["event"] == "finding") {
+        return (text(&f["name"]), text(&f["summary"]));
     }
     match opinions.iter().find(|o| o["certainty"] == "unknown") {
         Some(u) => ("unknown".into(), text(&u["summary"]) + &text(&u["error"])),

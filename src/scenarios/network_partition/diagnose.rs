@@ -199,9 +199,42 @@ pub(super) fn findings<'a>(ev: &'a Evidence, rb: &Runbook) -> Vec<Finding<'a>> {
     all
 }
 
+/// Dead ports of services that a restart does not hurt: it publishes them again. A data store
+/// is not restarted for the sake of a port on the host: its neighbours reach it by name, and
+/// every session and every answer in memory would be the price.
+pub(super) fn restartable_ports<'a>(ev: &'a Evidence, rb: &Runbook) -> Vec<&'a Publication> {
+    let mut ports = dead_ports(ev, rb);
+    ports.retain(|p| !is_store(rb, &p.service));
+    ports
+}
+
+fn is_store(rb: &Runbook, service: &str) -> bool {
+    // One that the runbook does not know is not restarted either.
+    rb.service(service)
+        .is_none_or(|s| matches!(s.kind, ServiceKind::Postgres(_) | ServiceKind::Redis(_)))
+}
+
+/// Whether a dead port is known to hurt: the engine itself does not publish it any more, or an
+/// endpoint behind that very port is down. Otherwise a rule of a firewall may be meant so.
+fn is_missed(ev: &Evidence, rb: &Runbook, p: &Publication) -> bool {
+    let number = p
+        .address
+        .rsplit_once(':')
+        .and_then(|(_, n)| n.parse::<u16>().ok());
+    let behind = |name: &String| {
+        let url = rb
+            .endpoints
+            .get(name)
+            .and_then(|e| reqwest::Url::parse(e.url.as_str()).ok());
+        number.is_some() && url.and_then(|u| u.port_or_known_default()) == number
+    };
+    let mut down = ev.endpoints.iter().filter(|(_, a)| a.is_down());
+    !p.published || down.any(|(name, _)| behind(name))
+}
+
 /// Ports that the service listens on and the host does not pass on, though the container has
 /// all its networks.
-pub(super) fn dead_ports<'a>(ev: &'a Evidence, rb: &Runbook) -> Vec<&'a Publication> {
+fn dead_ports<'a>(ev: &'a Evidence, rb: &Runbook) -> Vec<&'a Publication> {
     let lacking: BTreeSet<String> = findings(ev, rb)
         .into_iter()
         .map(|f| f.service.to_owned())
@@ -245,10 +278,17 @@ pub(super) fn diagnose(ev: &Evidence, rb: &Runbook) -> Diagnosis {
             );
         }
     };
-    let (findings, ports) = (findings(ev, rb), dead_ports(ev, rb));
+    let (findings, ports) = (findings(ev, rb), restartable_ports(ev, rb));
+    let closed = dead_ports(ev, rb);
     if !findings.is_empty() || !ports.is_empty() {
         let mut reasons: Vec<String> = findings.iter().map(Finding::in_words).collect();
-        reasons.extend(ports.iter().map(|p| port_in_words(p)));
+        reasons.extend(closed.iter().map(|p| port_in_words(p)));
+        let certain = !findings.is_empty() || ports.iter().any(|p| is_missed(ev, rb, p));
+        if !certain {
+            reasons.push(
+                "no endpoint of the runbook is known to suffer from it: is it closed on purpose?".into(),
+            );
+        }
         reasons.extend(
             ev.reach
                 .edges
@@ -256,7 +296,12 @@ pub(super) fn diagnose(ev: &Evidence, rb: &Runbook) -> Diagnosis {
                 .filter(|e| e.answer.is_bad())
                 .map(Edge::in_words),
         );
-        return said(Certainty::Confirmed, summary(&findings, &ports), reasons, None);
+        let certainty = if certain {
+            Certainty::Confirmed
+        } else {
+            Certainty::Suspected
+        };
+        return said(certainty, summary(&findings, &ports), reasons, None);
     }
     let bad: Vec<&Edge> = ev
         .reach
@@ -271,6 +316,15 @@ pub(super) fn diagnose(ev: &Evidence, rb: &Runbook) -> Diagnosis {
             Certainty::Absent,
             look_alike.explanation.clone(),
             reasons,
+            Some(look_alike),
+        );
+    }
+    if let Some(first) = closed.first() {
+        let look_alike = published_port(ev, first);
+        return said(
+            Certainty::Absent,
+            look_alike.explanation.clone(),
+            closed.iter().map(|p| port_in_words(p)).collect(),
             Some(look_alike),
         );
     }
@@ -403,6 +457,27 @@ fn look_alike(ev: &Evidence, rb: &Runbook, bad: &[&Edge]) -> Option<LookAlike> {
                 "sysctl net.ipv4.ip_forward net.bridge.bridge-nf-call-iptables".into(),
             ],
         })
+}
+
+/// A data store's port on the host that does not answer, while the network is whole.
+fn published_port(ev: &Evidence, p: &Publication) -> LookAlike {
+    let number = p.address.rsplit_once(':').map_or("", |(_, n)| n);
+    let container = container(ev, &p.service);
+    LookAlike {
+        name: "published-port".into(),
+        explanation: format!(
+            "{} on the host is not passed on to {}, which listens; who reaches it by name inside the network is \
+             not concerned, and a data store is not restarted for that",
+            p.address, p.service
+        ),
+        next: vec![
+            format!("ss -ltnp 'sport = :{number}'    # does the engine's proxy, or something else, hold the port?"),
+            "iptables -nvL DOCKER-USER; iptables -nvL INPUT; iptables -t nat -nvL DOCKER    # which rule drops it?"
+                .into(),
+            "systemctl reload firewalld    # where firewalld has dropped the engine's rules".into(),
+            format!("docker port {container}    # what the engine publishes; it does so when the container starts"),
+        ],
+    }
 }
 
 fn scenario_of(rb: &Runbook, service: &str) -> &'static str {

@@ -9,10 +9,11 @@
 //! identifier, so a new network of the same name does not help them.
 //!
 //! What drctl does: put back just the places and names that are missing, and create a network
-//! only where it is gone. A port that the host does not pass on although the service listens
-//! is published again by a restart of that container. What it never does: touch a container
-//! that has its place, prune networks, or restart nginx as a first aid (it does not start
-//! while one of its upstreams has no address).
+//! only where it is gone. A port that the host does not pass on although an application's
+//! service or nginx listens is published again by a restart of that container. What it never
+//! does: touch a container that has its place, restart a data store for the sake of a port,
+//! prune networks, or restart nginx as a first aid (it does not start while one of its
+//! upstreams has no address).
 
 mod diagnose;
 mod plan;
@@ -28,6 +29,7 @@ use super::{DetectOptions, Diagnosis, PlanRequest, Refusal, Scenario, known_serv
 use crate::error::Result;
 use crate::plan::{Plan, Remedy};
 use crate::probe::containers::ContainerState;
+use crate::probe::endpoints::Answers;
 use crate::probe::observer::Observer;
 use crate::probe::reach::Reach;
 use crate::runbook::Runbook;
@@ -51,6 +53,9 @@ pub struct Evidence {
     pub networks: Networks,
     /// Who reaches whom, asked from inside.
     pub reach: Reach,
+    /// How the endpoints answer; only asked where a port of the host does not.
+    #[serde(default)]
+    pub endpoints: BTreeMap<String, Answers>,
 }
 
 /// The engine's networks.
@@ -85,12 +90,18 @@ impl Scenario for NetworkPartition {
             ),
             Err(why) => Networks::Unknown(why.clone()),
         };
+        let endpoints = if reach.published.iter().any(|p| p.host_answers == Some(false)) {
+            world.endpoints().await.clone()
+        } else {
+            BTreeMap::new()
+        };
         Ok(Evidence {
             taken_at: Timestamp::now(),
             service: options.service.clone(),
             containers,
             networks,
             reach: reach.clone(),
+            endpoints,
         })
     }
 

@@ -2,17 +2,18 @@
 
 use std::collections::BTreeSet;
 
-use super::diagnose::{Finding, Lack, dead_ports, diagnose, findings};
+use super::diagnose::{Finding, Lack, diagnose, findings, restartable_ports};
 use super::{Evidence, NetworkPartition};
 use crate::plan::{
     Action, DataLoss, Expectation, NetworkAction, PLAN_FORMAT, Plan, Remedy, Risk, Step, Undo, WorkloadAction,
 };
 use crate::runbook::{Runbook, ServiceKind};
+use crate::scenarios::service_crash::is_finished_job;
 use crate::scenarios::{PlanRequest, Refusal, Scenario, ladder};
 
 pub(super) fn plan(ev: &Evidence, rb: &Runbook, request: &PlanRequest) -> Result<Plan, Refusal> {
     let diagnosis = diagnose(ev, rb);
-    let (mut findings, ports) = (findings(ev, rb), dead_ports(ev, rb));
+    let (mut findings, ports) = (findings(ev, rb), restartable_ports(ev, rb));
     let order: Vec<&str> = rb.start_order().iter().map(|n| n.as_str()).collect();
     let place = |service: &str| order.iter().position(|n| *n == service);
     findings.sort_by_key(|f| (place(f.service), f.network.clone()));
@@ -106,9 +107,7 @@ fn reconnect(ev: &Evidence, rb: &Runbook, findings: &[Finding<'_>]) -> Vec<Step>
         let gone = findings
             .iter()
             .any(|f| f.service == service && matches!(f.lack, Lack::Gone { .. }));
-        // A job that the engine was told not to start again has done its work.
-        let done = info.restart_policy == "no" && info.exit_code == 0 && info.error.is_empty();
-        if info.is_running() || !gone || done {
+        if info.is_running() || !gone || is_finished_job(&service, info, rb) {
             continue;
         }
         steps.push(Step {
@@ -199,7 +198,8 @@ fn connect(ev: &Evidence, rb: &Runbook, f: &Finding<'_>) -> Step {
 fn restart(service: &str, rb: &Runbook) -> Step {
     Step {
         title: format!("Restart {service}"),
-        why: "the engine publishes a container's ports when it starts".into(),
+        why: "the engine publishes a container's ports when it starts; what it serves is interrupted for a moment"
+            .into(),
         risk: Risk::Disruptive,
         action: Action::Workload(WorkloadAction::Restart {
             service: service.to_owned(),

@@ -69,6 +69,7 @@ fn healthy() -> Evidence {
                 listens: Some(true),
             }],
         },
+        endpoints: BTreeMap::new(),
     }
 }
 
@@ -157,8 +158,8 @@ fn each_failure_is_told_from_the_others_and_from_what_only_looks_so() {
         ev
     };
     let port = || {
-        let mut ev = healthy();
-        ev.reach.published[0].host_answers = Some(false);
+        let mut ev = closed_port("nginx");
+        ev.endpoints.insert("health".into(), down());
         ev
     };
     let moved = || {
@@ -212,6 +213,73 @@ fn each_failure_is_told_from_the_others_and_from_what_only_looks_so() {
         );
         assert_eq!(ask(&ev).is_ok(), certainty == Confirmed, "{what}");
     }
+}
+
+/// It listens, the engine says that it publishes, and the host refuses.
+fn closed_port(service: &str) -> Evidence {
+    let mut ev = healthy();
+    ev.reach.published[0].service = service.into();
+    ev.reach.published[0].host_answers = Some(false);
+    ev
+}
+
+fn down() -> Answers {
+    Answers {
+        millis: vec![],
+        failures: vec!["connection refused".into()],
+    }
+}
+
+/// A rule of a firewall is no reason to end every session of a database.
+#[test]
+fn a_data_store_is_never_restarted_for_a_port_of_the_host() {
+    for service in ["postgres", "redis"] {
+        for published in [true, false] {
+            let mut ev = closed_port(service);
+            ev.reach.published[0].published = published;
+            ev.endpoints.insert("health".into(), down());
+            let d = NetworkPartition::diagnose(&ev, &runbook());
+            assert_eq!(d.certainty, Certainty::Absent, "{d:?}");
+            let look_alike = d.look_alike.unwrap();
+            assert_eq!(look_alike.name, "published-port");
+            assert!(
+                look_alike.next.iter().any(|n| n.contains("iptables")),
+                "{look_alike:?}"
+            );
+            ask(&ev).unwrap_err();
+        }
+    }
+    // Beside one of the application's, only that one is restarted.
+    let mut ev = closed_port("nginx");
+    let mut other = ev.reach.published[0].clone();
+    other.service = "postgres".into();
+    ev.reach.published.push(other);
+    let plan = ask(&ev).unwrap();
+    let titles: Vec<&str> = plan.steps.iter().map(|s| s.title.as_str()).collect();
+    assert_eq!(titles, ["Restart nginx"]);
+}
+
+#[test]
+fn a_port_that_may_be_closed_on_purpose_is_only_suspected() {
+    let certainty = |ev: &Evidence| NetworkPartition::diagnose(ev, &runbook()).certainty;
+    let mut ev = closed_port("nginx");
+    assert_eq!(certainty(&ev), Certainty::Suspected);
+    // Another port's endpoint says nothing of this one.
+    ev.reach.published[0].address = "127.0.0.1:9090".into();
+    ev.endpoints.insert("health".into(), down());
+    assert_eq!(certainty(&ev), Certainty::Suspected);
+    ev.reach.published[0].address = "127.0.0.1:8080".into();
+    assert_eq!(certainty(&ev), Certainty::Confirmed);
+    ev.endpoints.clear();
+    ev.reach.published[0].published = false;
+    assert_eq!(certainty(&ev), Certainty::Confirmed);
+}
+
+#[test]
+fn evidence_of_an_older_version_is_read() {
+    let mut value = serde_json::to_value(healthy()).unwrap();
+    value.as_object_mut().unwrap().remove("endpoints");
+    assert!(serde_json::from_value::<Evidence>(value).is_ok());
 }
 
 #[test]
@@ -272,18 +340,36 @@ fn a_network_is_created_only_where_none_has_its_name() {
 #[test]
 fn services_start_after_what_they_need_and_a_finished_job_does_not() {
     let mut ev = gone();
+    let started = |ev: &Evidence, rb: &Runbook| -> Vec<String> {
+        let request = PlanRequest {
+            run: "r".into(),
+            tried: vec![],
+            remedy: None,
+            backup: None,
+            now: ev.taken_at,
+        };
+        let plan = NetworkPartition::plan(ev, rb, &request).unwrap();
+        plan.steps
+            .into_iter()
+            .filter_map(|s| match s.action {
+                Action::Workload(WorkloadAction::Start { service, .. }) => Some(service),
+                _ => None,
+            })
+            .collect()
+    };
+    let all = ["postgres", "redis", "api1", "api2", "cv_service", "nginx"];
     let job = info(&mut ev, "cv_service");
     job.restart_policy = "no".into();
-    let plan = ask(&ev).unwrap();
-    let started: Vec<&str> = plan
-        .steps
-        .iter()
-        .filter_map(|s| match &s.action {
-            Action::Workload(WorkloadAction::Start { service, .. }) => Some(service.as_str()),
-            _ => None,
-        })
-        .collect();
-    assert_eq!(started, ["postgres", "redis", "api1", "api2", "nginx"]);
+    // Its health is checked: it is a service that ended with exit code 0, as a clean stop does.
+    assert_eq!(started(&ev, &runbook()), all);
+    info(&mut ev, "cv_service").health = None;
+    // Nginx needs it.
+    assert_eq!(started(&ev, &runbook()), all);
+    let mut rb = runbook();
+    for service in rb.services.values_mut() {
+        service.depends_on.retain(|n| n.as_str() != "cv_service");
+    }
+    assert_eq!(started(&ev, &rb), ["postgres", "redis", "api1", "api2", "nginx"]);
 }
 
 #[test]

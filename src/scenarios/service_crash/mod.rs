@@ -32,7 +32,7 @@ use crate::probe::containers::{ContainerFacts, ContainerState, end_in_words, one
 use crate::probe::observer::Observer;
 use crate::runbook::{Runbook, ServiceKind};
 use crate::system::System;
-use crate::workload::Status;
+use crate::workload::{ContainerInfo, Status};
 
 /// The scenario.
 #[derive(Debug, Clone, Copy)]
@@ -170,6 +170,36 @@ fn concerned<'a>(ev: &'a Evidence, rb: &'a Runbook) -> impl Iterator<Item = (&'a
     })
 }
 
+/// A container that has ended because its work is done, as that of a migration or an import.
+///
+/// Exit code 0 alone does not say so: `docker stop` of most servers ends in it, and Compose's
+/// policy is `no` where the file names none. So nothing may speak for a service: nobody in the
+/// runbook depends on it, it publishes no port, and nobody checks its health. To take a service
+/// for a job is to leave users without it; to start a job again is to do its work twice.
+pub(super) fn is_finished_job(service: &str, info: &ContainerInfo, rb: &Runbook) -> bool {
+    let ended = info.status == Status::Exited && info.exit_code == 0 && info.error.is_empty();
+    let app = rb
+        .service(service)
+        .is_some_and(|s| matches!(s.kind, ServiceKind::App));
+    ended
+        && app
+        && info.restart_policy == "no"
+        && info.health.is_none()
+        && info.published.is_empty()
+        && info.to_publish.is_empty()
+        && rb.dependents(service).is_empty()
+}
+
+/// What is said of a finished job, so that one that was meant to run is not overlooked.
+pub(super) fn job_in_words(service: &str, info: &ContainerInfo) -> String {
+    format!(
+        "{service} has done its work, by all that can be seen: exit code 0, the engine was told not to start it \
+         again, nobody depends on it, and it has neither a published port nor a health check; it is not started \
+         (if it should run: docker start {})",
+        info.name
+    )
+}
+
 fn trouble(facts: &ContainerFacts) -> Option<Trouble> {
     let info = &facts.info;
     match info.status {
@@ -183,8 +213,6 @@ fn trouble(facts: &ContainerFacts) -> Option<Trouble> {
         Status::Created | Status::Exited | Status::Dead => match info.exit_code {
             126 | 127 => Some(Trouble::Broken),
             _ if info.status == Status::Created && !info.error.is_empty() => Some(Trouble::Broken),
-            // A job that the engine was told not to start again has done its work.
-            0 if info.restart_policy == "no" => None,
             code if code != 0 && migration(facts).is_some() => Some(Trouble::Migration),
             _ => Some(Trouble::Stopped),
         },
@@ -202,6 +230,7 @@ fn patients<'a>(ev: &'a Evidence, rb: &'a Runbook) -> Vec<Patient<'a>> {
             let trouble = match crashed {
                 Some(now) if migration(now).is_some() => Trouble::Migration,
                 Some(_) => Trouble::Loops,
+                None if is_finished_job(service, &first.info, rb) => return None,
                 None => trouble(first)?,
             };
             Some(Patient {
@@ -235,7 +264,7 @@ fn in_words(p: &Patient<'_>) -> String {
 }
 
 /// Whether a line of a log speaks of something that went wrong.
-fn speaks_of_error(text: &str) -> bool {
+pub(crate) fn speaks_of_error(text: &str) -> bool {
     let text = text.to_lowercase();
     [
         "error",
@@ -377,10 +406,8 @@ fn remarks(ev: &Evidence, rb: &Runbook) -> Vec<String> {
                     "{name} was started{}, and its health check has not answered yet: wait",
                     ago(facts)
                 ))
-            } else if facts.info.status == Status::Exited && trouble(facts).is_none() {
-                Some(format!(
-                    "{name} has done its work: exit code 0, and the engine was told not to start it again"
-                ))
+            } else if is_finished_job(name, &facts.info, rb) {
+                Some(job_in_words(name, &facts.info))
             } else if ev.again.contains_key(name) {
                 Some(format!(
                     "{name} has crashed {} times, runs since{} and stays up",

@@ -226,13 +226,13 @@ fn a_missing_program_is_only_helped_where_the_image_still_has_it() {
 
 #[test]
 fn a_finished_job_and_a_starting_service_are_let_be() {
-    let ev = evidence(|f| {
-        f.info.status = Status::Exited;
-        f.info.restart_policy = "no".into();
-    });
-    let d = diagnose(&ev, &runbook());
+    let ev = evidence(finished);
+    let rb = with_a_job();
+    let d = diagnose(&ev, &rb);
     assert_eq!(d.certainty, Certainty::Absent);
     assert!(d.reasons[0].contains("has done its work"), "{d:?}");
+    assert!(d.reasons[0].contains("docker start simgen_api1_1"), "{d:?}");
+    assert!(ServiceCrash::plan(&ev, &rb, &request()).is_err());
     let ev = evidence(|f| {
         f.info.health = Some("starting".into());
         f.info.started_at = Some("2026-11-20T20:59:58Z".parse().unwrap());
@@ -240,6 +240,55 @@ fn a_finished_job_and_a_starting_service_are_let_be() {
     let d = diagnose(&ev, &runbook());
     assert_eq!(d.certainty, Certainty::Absent);
     assert!(d.reasons[0].contains("started 2.0 s ago"), "{d:?}");
+}
+
+/// What a job looks like when it is done.
+fn finished(facts: &mut ContainerFacts) {
+    facts.info.status = Status::Exited;
+    facts.info.restart_policy = "no".into();
+    facts.info.health = None;
+}
+
+/// A runbook in which nobody depends on api1.
+fn with_a_job() -> Runbook {
+    let mut rb = runbook();
+    for service in rb.services.values_mut() {
+        service.depends_on.retain(|n| n.as_str() != "api1");
+    }
+    rb
+}
+
+/// `docker stop` ends most servers with exit code 0, and `no` is what Compose takes where a file names no policy: each
+/// thing that only a service has is enough to start it again.
+#[test]
+fn a_stopped_service_is_not_taken_for_a_finished_job() {
+    let cases: [(&str, fn(&mut ContainerFacts)); 6] = [
+        ("a health check", |f| f.info.health = Some("unhealthy".into())),
+        ("a port", |f| {
+            f.info.to_publish.insert("80/tcp".into(), "0.0.0.0:80".into());
+        }),
+        ("a policy", |f| f.info.restart_policy = "unless-stopped".into()),
+        ("an error", |f| f.info.exit_code = 1),
+        ("never started", |f| f.info.status = Status::Created),
+        ("no start", |f| f.info.error = "port is already allocated".into()),
+    ];
+    for (what, change) in cases {
+        let ev = evidence(|f| {
+            finished(f);
+            change(f);
+        });
+        let d = diagnose(&ev, &with_a_job());
+        assert_eq!(d.certainty, Certainty::Confirmed, "{what}: {d:?}");
+    }
+    // Somebody depends on it.
+    let ev = evidence(finished);
+    assert_eq!(diagnose(&ev, &runbook()).certainty, Certainty::Confirmed);
+    let plan = ServiceCrash::plan(&ev, &runbook(), &request()).unwrap();
+    assert_eq!(plan.remedy, Remedy::Start);
+    // What lets users in is never a job.
+    let mut nginx = container("nginx");
+    finished(&mut nginx);
+    assert!(!is_finished_job("nginx", &nginx.info, &runbook()));
 }
 
 #[test]
