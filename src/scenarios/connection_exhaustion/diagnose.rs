@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::Evidence;
+use super::{Evidence, Prepared};
 use crate::event::seconds;
 use crate::plan::SessionRules;
 use crate::postgres::sqlstate;
@@ -14,6 +14,12 @@ use crate::scenarios::{Certainty, Diagnosis, LookAlike};
 
 /// So many seconds ago somebody was turned away: it is still so.
 const LATELY: i64 = 60;
+/// Sessions that are no queue yet if fewer.
+const FEW: usize = 3;
+/// Seconds from which on a wait for a lock is no passing one.
+const LONG_WAIT: u64 = 1;
+/// Milliseconds that an answer may take, where the runbook does not say.
+const SLOW: u64 = 1000;
 /// Holders that are told.
 const TOLD: usize = 5;
 /// Seconds that a plan waits at most until a session is old enough.
@@ -51,7 +57,7 @@ pub(super) fn classify<'a>(ev: &'a Evidence, rb: &Runbook) -> Finding<'a> {
             _ => Finding::Unknown,
         };
     };
-    if let Some(root) = pile_up(facts) {
+    if let Some(root) = pile_up(ev, facts, rb) {
         return Finding::PileUp(root);
     }
     if !is_full(ev, facts) {
@@ -69,13 +75,44 @@ pub(super) fn classify<'a>(ev: &'a Evidence, rb: &Runbook) -> Finding<'a> {
     Finding::Full
 }
 
-/// One that at least a quarter of the slots wait for.
-fn pile_up(facts: &SessionFacts) -> Option<Root<'_>> {
-    facts
-        .roots()
-        .into_iter()
-        .next()
-        .filter(|r| r.blocked.len() >= 3 && r.blocked.len() * 4 >= facts.ordinary() as usize)
+/// One that a quarter of the slots wait for, or fewer where that is felt all the same: most of
+/// the sessions of one role or client, or an endpoint that is slow or down meanwhile. A pool of
+/// five that waits stops its application, whatever the server could still take.
+fn pile_up<'a>(ev: &Evidence, facts: &'a SessionFacts, rb: &Runbook) -> Option<Root<'a>> {
+    let root = facts.roots().into_iter().next()?;
+    if root.blocked.len() < FEW {
+        return None;
+    }
+    let many = root.blocked.len() * 4 >= facts.ordinary() as usize;
+    // Short waits are how locks work.
+    let long = root.blocked.iter().filter(|s| s.seconds >= LONG_WAIT).count() >= FEW;
+    let felt = || {
+        mostly_blocked(facts, &root, |s| &s.user)
+            || mostly_blocked(facts, &root, |s| &s.client)
+            || users_wait(ev, rb)
+    };
+    (many || (long && felt())).then_some(root)
+}
+
+/// More than half of the sessions that have the same `key` wait for the root, and not just few.
+fn mostly_blocked(facts: &SessionFacts, root: &Root<'_>, key: fn(&Session) -> &String) -> bool {
+    root.blocked.iter().any(|one| {
+        let same = |s: &&Session| s.is_client() && key(s) == key(one);
+        let all = facts.sessions.iter().filter(same).count();
+        let waiting = root.blocked.iter().copied().filter(same).count();
+        waiting >= FEW && waiting * 2 > all
+    })
+}
+
+/// An endpoint is down, or slower than the runbook wants.
+fn users_wait(ev: &Evidence, rb: &Runbook) -> bool {
+    let limit = rb
+        .thresholds
+        .response_time_p95
+        .map_or(SLOW, |d| u64::try_from(d.as_millis()).unwrap_or(SLOW));
+    ev.endpoints
+        .values()
+        .any(|a| a.is_down() || a.p95().is_some_and(|p95| p95 > limit))
 }
 
 /// No slot is free, or hardly one and somebody was turned away just now: those who wait for a
@@ -183,6 +220,36 @@ pub(super) fn root_in_words(root: &Root<'_>) -> String {
     format!("session {} of {}, {doing}", session.id.pid, session.holder())
 }
 
+fn prepared_in_words(p: &Prepared) -> String {
+    format!(
+        "{:?} was prepared by {} in database {} at {}",
+        p.gid, p.owner, p.database, p.prepared
+    )
+}
+
+/// What to type about prepared transactions, with their names where they are known.
+pub(super) fn decide(ev: &Evidence) -> Vec<String> {
+    let mut next =
+        vec!["select gid, prepared, owner, database from pg_prepared_xacts order by prepared;".to_owned()];
+    let how = |gid: String, database: &str| {
+        format!(
+            "rollback prepared {gid};    # or commit prepared, as its coordinator says; in database {database}, as its \
+             owner or a superuser"
+        )
+    };
+    if ev.prepared.is_empty() {
+        next.push(how("'GID'".into(), "DATABASE"));
+    }
+    // The oldest are the forgotten ones.
+    next.extend(
+        ev.prepared
+            .iter()
+            .take(TOLD)
+            .map(|p| how(crate::postgres::quote_literal(&p.gid), &p.database)),
+    );
+    next
+}
+
 /// First word of its statement.
 pub(super) fn verb(session: &Session) -> &str {
     if session.verb.is_empty() {
@@ -209,6 +276,15 @@ pub(super) fn diagnose(ev: &Evidence, rb: &Runbook) -> Diagnosis {
         look_alike: None,
     };
     match classify(ev, rb) {
+        Finding::PileUp(root) if root.session.is_none() && root.exclusive.is_none() => {
+            let explanation = format!(
+                "{} sessions of {service} wait for a prepared transaction, which no session holds and no restart ends; \
+                 whether it is committed or rolled back its coordinator must say: nothing is ended or decided here",
+                root.blocked.len()
+            );
+            reasons.extend(ev.prepared.iter().map(prepared_in_words));
+            look_alike("prepared-transaction", explanation, reasons, decide(ev))
+        }
         Finding::PileUp(root) => {
             reasons.insert(0, format!("they wait for {}", root_in_words(&root)));
             if let Some(exclusive) = root.exclusive {

@@ -8,14 +8,15 @@
 //! What drctl does, gentlest first: make the one session let go that the others wait for; end
 //! sessions that do nothing, oldest first, and only as many as are needed; restart the
 //! application's services one by one, and only those that do not come back by themselves.
-//! What it never does: end a running statement without being asked, or touch replication,
-//! autovacuum, backups or itself.
+//! What it never does: end a running statement without being asked, decide about a prepared
+//! transaction, or touch replication, autovacuum, backups or itself.
 
 mod diagnose;
 mod plan;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -27,6 +28,7 @@ use crate::plan::{Plan, Remedy, SessionRules};
 use crate::postgres::{Client, PgError, sqlstate};
 use crate::probe::backends::{self, Backend};
 use crate::probe::connection::{Connection, question};
+use crate::probe::endpoints::Answers;
 use crate::probe::logs::{self, LogPattern};
 use crate::probe::observer::Observer;
 use crate::probe::sessions::{self, SessionFacts};
@@ -64,6 +66,27 @@ pub struct Evidence {
     pub backends: Vec<Backend>,
     /// When a session was last turned away for want of a slot, by the server's log.
     pub turned_away: Option<Timestamp>,
+    /// Prepared transactions, where a session waits for one.
+    #[serde(default)]
+    pub prepared: Vec<Prepared>,
+    /// How the endpoints answer, where some sessions wait for another.
+    #[serde(default)]
+    pub endpoints: BTreeMap<String, Answers>,
+}
+
+/// A transaction that its session has prepared and left: it holds its locks until somebody
+/// decides about it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Prepared {
+    /// The name by which it is decided about.
+    pub gid: String,
+    /// When it was prepared, as the server writes it.
+    pub prepared: String,
+    /// The role that did it.
+    pub owner: String,
+    /// The database in which it must be decided about.
+    pub database: String,
 }
 
 impl Evidence {
@@ -107,6 +130,17 @@ impl Scenario for ConnectionExhaustion {
             Some(client) => sessions::read(client).await.ok(),
             None => None,
         };
+        let waiting = facts.as_ref().map_or(&[][..], |f| &f.sessions[..]);
+        let prepared = match &client {
+            Some(client) if waiting.iter().any(|s| s.waits_for.contains(&0)) => prepared(client).await,
+            _ => Vec::new(),
+        };
+        // A few that wait matter where users notice; nobody is asked where nobody waits.
+        let endpoints = if waiting.iter().any(|s| !s.waits_for.is_empty()) {
+            world.endpoints().await.clone()
+        } else {
+            BTreeMap::new()
+        };
         let nobody = matches!(&connection, Connection::Refused { sqlstate, .. }
             if sqlstate == sqlstate::TOO_MANY_CONNECTIONS);
         let backends = if nobody {
@@ -125,6 +159,8 @@ impl Scenario for ConnectionExhaustion {
             facts,
             backends,
             turned_away,
+            prepared,
+            endpoints,
         })
     }
 
@@ -135,6 +171,24 @@ impl Scenario for ConnectionExhaustion {
     fn plan(evidence: &Evidence, runbook: &Runbook, request: &PlanRequest) -> Result<Plan, Refusal> {
         plan::plan(evidence, runbook, request)
     }
+}
+
+/// The oldest first; empty where the server does not say.
+async fn prepared(client: &Client) -> Vec<Prepared> {
+    let rows = client
+        .rows(
+            "select gid, prepared::text, owner, database from pg_catalog.pg_prepared_xacts order by prepared",
+        )
+        .await
+        .unwrap_or_default();
+    rows.iter()
+        .map(|r| Prepared {
+            gid: r.text(0).to_owned(),
+            prepared: r.text(1).to_owned(),
+            owner: r.text(2).to_owned(),
+            database: r.text(3).to_owned(),
+        })
+        .collect()
 }
 
 async fn connect(server: &PostgresServer) -> (Connection, Option<Client>) {

@@ -1,6 +1,6 @@
 //! What is done about it: let go, end, and only then restart.
 
-use super::diagnose::{Finding, PATIENCE, classify, diagnose, enough, root_in_words, verb};
+use super::diagnose::{Finding, PATIENCE, classify, decide, diagnose, enough, root_in_words, verb};
 use super::{ConnectionExhaustion, Evidence};
 use crate::plan::{
     Action, DataLoss, Expectation, PLAN_FORMAT, Plan, Release, Remedy, Risk, SessionAction, SessionRules,
@@ -23,6 +23,8 @@ struct Room<'a> {
     /// In order, with the seconds until each may be ended.
     chosen: Vec<(&'a Session, u64)>,
     wanted: u32,
+    /// So many are free already.
+    enough: bool,
     rules: SessionRules,
 }
 
@@ -39,6 +41,7 @@ impl<'a> Room<'a> {
         Self {
             chosen,
             wanted,
+            enough: needed == 0,
             rules,
         }
     }
@@ -79,6 +82,21 @@ pub(super) fn plan(ev: &Evidence, rb: &Runbook, request: &PlanRequest) -> Result
         Finding::PileUp(root) => Some(root),
         _ => None,
     };
+    // Neither sessions that end nor services that start again let go of its locks.
+    if let Some(Root {
+        session: None,
+        exclusive: None,
+        ..
+    }) = root
+    {
+        return Err(Refusal {
+            message: "the sessions wait for a prepared transaction, and no tool may decide whether it is committed or rolled back: \
+                      no session is ended and nothing restarted, which would not let go of its locks"
+                .into(),
+            reasons: diagnosis.reasons,
+            next: decide(ev),
+        });
+    }
     let way_in = way_in(ev, rb);
     let applications = applications(rb, &ev.service);
 
@@ -87,6 +105,9 @@ pub(super) fn plan(ev: &Evidence, rb: &Runbook, request: &PlanRequest) -> Result
         rungs.push(ladder::rung(request, Remedy::UnblockSessions, target(root).err()));
     }
     let no_room = match (&room, &finding) {
+        (Some(room), Finding::PileUp(_)) if room.enough => Some(
+            "connections are free: who waits for a lock is not helped by ending those who do nothing".to_owned(),
+        ),
         (Some(room), _) if room.chosen.is_empty() => Some(too_young(ev, rb)),
         (None, Finding::Locked) if way_in.is_none() => Some(
             "nobody gets in, and no process's title shows an idle session of a superuser that could be asked to end"
@@ -193,13 +214,11 @@ fn way_in<'a>(ev: &'a Evidence, rb: &Runbook) -> Option<&'a Backend> {
 fn target<'a>(root: &Root<'a>) -> Result<(&'a Session, Release), String> {
     match (root.exclusive, root.session) {
         (Some(waiting), _) => Ok((waiting, Release::Cancel)),
-        (None, None) => Err(
-            "they wait for a prepared transaction, and no tool may decide whether it is committed or rolled back: see pg_prepared_xacts"
-                .into(),
-        ),
-        (None, Some(s)) if !s.is_client() => {
-            Err(format!("they wait for the server's own {}, which ends by itself", s.kind))
-        }
+        (None, None) => Err("they wait for a prepared transaction".into()),
+        (None, Some(s)) if !s.is_client() => Err(format!(
+            "they wait for the server's own {}, which ends by itself",
+            s.kind
+        )),
         (None, Some(s)) if s.activity == Activity::Running => Ok((s, Release::Cancel)),
         (None, Some(s)) => Ok((s, Release::Terminate)),
     }

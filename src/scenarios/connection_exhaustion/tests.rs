@@ -175,6 +175,62 @@ fn a_queue_behind_one_session_is_let_go_by_ending_that_one() {
     );
 }
 
+/// A pool of a few sessions that all wait stops its application, however many slots are left.
+#[test]
+fn a_small_queue_counts_where_it_is_felt() {
+    // One that holds the lock, three that wait, and others of another role that work.
+    let small = |waited: u64, theirs: i32| {
+        let mut sessions = vec![session(
+            1,
+            "in-transaction",
+            90,
+            &json!({"verb": "UPDATE", "user": "admin", "client": ""}),
+        )];
+        sessions.extend((2..=4).map(|n| {
+            session(
+                n,
+                "running",
+                waited,
+                &json!({"waits-for": [1], "client": "172.20.0.5"}),
+            )
+        }));
+        sessions.extend((5..5 + theirs).map(|n| session(n, "idle", 5, &json!({"client": "172.20.0.5"}))));
+        evidence(&sessions)
+    };
+    let ev = small(20, 2);
+    assert_eq!(certainty(&ev), Certainty::Confirmed);
+    let plan_ = plan(&ev).unwrap();
+    assert_eq!(plan_.remedy, Remedy::UnblockSessions);
+    assert!(
+        plan_
+            .alternatives
+            .iter()
+            .any(|a| a.why_not.contains("connections are free")),
+        "{:?}",
+        plan_.alternatives
+    );
+    // It is over in a moment, or most of the pool goes on.
+    assert_eq!(certainty(&small(0, 2)), Certainty::Absent);
+    let mut ev = small(20, 9);
+    assert_eq!(certainty(&ev), Certainty::Absent);
+    // Users notice.
+    for (millis, failures, expected) in [
+        (vec![5], vec![], Certainty::Absent),
+        (vec![4000], vec![], Certainty::Confirmed),
+        (vec![], vec!["timeout".to_owned()], Certainty::Confirmed),
+    ] {
+        ev.endpoints.insert(
+            "ready".into(),
+            crate::probe::endpoints::Answers { millis, failures },
+        );
+        assert_eq!(certainty(&ev), expected);
+    }
+    // Two are no queue.
+    let mut ev = small(20, 0);
+    ev.facts.as_mut().unwrap().sessions.remove(1);
+    assert_eq!(certainty(&ev), Certainty::Absent);
+}
+
 #[test]
 fn a_waiting_change_of_a_table_is_given_up_before_anybodys_work() {
     let mut sessions = vec![
@@ -198,10 +254,36 @@ fn a_waiting_change_of_a_table_is_given_up_before_anybodys_work() {
 #[test]
 fn nobody_decides_about_a_prepared_transaction_or_the_servers_own_work() {
     let waiting = |root: i32| (2..=46).map(move |n| session(n, "running", 20, &json!({"waits-for": [root]})));
-    let prepared: Vec<Value> = waiting(0).collect();
-    let refusal = plan(&evidence(&prepared)).unwrap_err();
+    let mut prepared: Vec<Value> = waiting(0).collect();
+    // Idle sessions that could be ended, and services that could be restarted, do not change that.
+    prepared.truncate(30);
+    prepared.extend((60..=76).map(|n| session(n, "idle", 9000, &json!({}))));
+    let mut ev = evidence(&prepared);
+    assert_eq!(look_alike(&ev).as_deref(), Some("prepared-transaction"));
+    for (tried, remedy) in [
+        (vec![], None),
+        (vec![], Some(Remedy::EndSessions)),
+        (vec![], Some(Remedy::Restart)),
+        (vec![Remedy::EndSessions], None),
+    ] {
+        let asked = PlanRequest {
+            tried,
+            remedy,
+            ..request()
+        };
+        let refusal = plan_of(&ev, &asked).unwrap_err();
+        assert!(refusal.message.contains("prepared transaction"), "{refusal:?}");
+        assert!(refusal.next[0].contains("pg_prepared_xacts"), "{refusal:?}");
+    }
+    ev.prepared.push(super::Prepared {
+        gid: "it's".into(),
+        prepared: "2026-11-20 18:00:00+00".into(),
+        owner: "simgen_app".into(),
+        database: "simgen".into(),
+    });
+    let refusal = plan(&ev).unwrap_err();
     assert!(
-        refusal.reasons.iter().any(|r| r.contains("prepared transaction")),
+        refusal.next[1].starts_with("rollback prepared 'it''s';"),
         "{refusal:?}"
     );
     let mut vacuum: Vec<Value> = waiting(1).collect();

@@ -288,8 +288,13 @@ fn diagnose(ev: &Evidence, rb: &Runbook) -> Diagnosis {
             Some(LookAlike {
                 name: "slow-database".into(),
                 explanation,
+                // Not `drctl diagnose`: that is what has just looked, and named no queue worth a plan.
                 next: vec![
-                    "drctl diagnose    # sessions that block others have a scenario of their own".into(),
+                    "drctl diagnose connection-exhaustion    # who holds what and who waits for whom, in full".into(),
+                    "select pid, pg_blocking_pids(pid), usename, state, now() - xact_start as open, left(query, 60) \
+                     from pg_stat_activity where state <> 'idle' order by xact_start;"
+                        .into(),
+                    "select pg_cancel_backend(PID);    # ends that one statement, and rolls it back".into(),
                 ],
             }),
         );
