@@ -1,4 +1,11 @@
 //! What is wrong, asked of every scenario at once, causes before their consequences.
+//!
+//! Nothing is called well while users get no answer: what the scenarios do not know is looked for
+//! in general, and an endpoint that fails without any explanation is told as that.
+
+mod general;
+
+pub use general::{General, look as general};
 
 use std::time::{Duration, Instant};
 
@@ -35,6 +42,12 @@ impl Opinion {
     #[must_use]
     pub fn diagnosis(&self) -> Option<&Diagnosis> {
         self.looked.as_ref().ok().map(|l| &l.diagnosis)
+    }
+
+    /// Not this failure but another one that looks like it.
+    #[must_use]
+    pub fn is_elsewhere(&self) -> bool {
+        self.diagnosis().is_some_and(|d| d.look_alike.is_some())
     }
 
     /// The failure is there, or may be.

@@ -7,7 +7,7 @@ use clap::Args;
 use clap::builder::{PossibleValue, PossibleValuesParser};
 
 use super::Context;
-use crate::diagnose::{Opinion, all, one};
+use crate::diagnose::{General, Opinion, all, general, one};
 use crate::error::{Error, Kind, Result};
 use crate::probe::observer::Observer;
 use crate::runbook::Runbook;
@@ -19,7 +19,7 @@ use crate::ui;
 #[derive(Debug, Args)]
 #[command(
     after_help = "Looks only; nothing is changed. Exit code 0: nothing is wrong; 10: a failure was found; \
-12: something could not be looked at; 7: the engine does not answer, and what is known without it is told.\n\n\
+12: something could not be looked at, or an endpoint fails and nothing explains it; 7: the engine does not answer, and what is known without it is told.\n\n\
 Examples:\n  drctl diagnose                  # what is wrong?\n  drctl diagnose db-corruption    # one failure, with all of its evidence"
 )]
 pub struct DiagnoseArgs {
@@ -82,18 +82,27 @@ pub async fn run(cx: &Context, args: DiagnoseArgs) -> Result<ExitCode> {
         Some(scenario) => vec![one(&world, scenario, &options, deadline).await],
         None => all(&world, &options, deadline).await,
     };
+    // Who asks for one failure gets an answer on that one.
+    let general = match chosen {
+        Some(_) => Vec::new(),
+        None => general(&world, &opinions, deadline).await,
+    };
     if cx.global.json {
         for opinion in &opinions {
             ui::json(&ui::diagnosis::json(opinion, args.scenario.is_some()));
+        }
+        for finding in &general {
+            ui::json(&ui::diagnosis::general_json(finding));
         }
     } else {
         ui::data(&ui::diagnosis::text(
             system.deployment(),
             &opinions,
+            &general,
             args.scenario.is_some(),
         ));
     }
-    Ok(verdict(&opinions))
+    Ok(ExitCode::from(verdict(&opinions, &general)))
 }
 
 /// Prints what is known without an engine; gives the error back with what to type.
@@ -126,13 +135,33 @@ pub(super) async fn without_engine(cx: &Context, runbook: &Runbook, mut error: E
 }
 
 /// What was found is printed already: only the exit code is left to say.
-fn verdict(opinions: &[Opinion]) -> ExitCode {
-    let elsewhere = |o: &Opinion| o.diagnosis().is_some_and(|d| d.look_alike.is_some());
-    if opinions.iter().any(|o| o.is_finding() || elsewhere(o)) {
-        ExitCode::from(Kind::VerifyFailed.exit_code())
-    } else if opinions.iter().any(|o| o.certainty() == Certainty::Unknown) {
-        ExitCode::from(Kind::CouldNotVerify.exit_code())
+fn verdict(opinions: &[Opinion], general: &[General]) -> u8 {
+    let found =
+        opinions.iter().any(|o| o.is_finding() || o.is_elsewhere()) || general.iter().any(|g| g.explained);
+    if found {
+        Kind::VerifyFailed.exit_code()
+    } else if !general.is_empty() || opinions.iter().any(|o| o.certainty() == Certainty::Unknown) {
+        Kind::CouldNotVerify.exit_code()
     } else {
-        ExitCode::SUCCESS
+        0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_without_an_explanation_is_no_success() {
+        let of = |explained| General {
+            name: "endpoint",
+            explained,
+            summary: String::new(),
+            reasons: vec![],
+            next: vec![],
+        };
+        assert_eq!(verdict(&[], &[]), 0);
+        assert_eq!(verdict(&[], &[of(false)]), 12);
+        assert_eq!(verdict(&[], &[of(false), of(true)]), 10);
     }
 }

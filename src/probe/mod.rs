@@ -2,6 +2,7 @@
 //! fact too: why it failed.
 
 pub mod amcheck;
+pub mod application;
 pub mod backends;
 pub mod connection;
 pub mod containers;

@@ -6,7 +6,7 @@ use console::style;
 use serde_json::{Value, json};
 
 use super::preview::{self, entry};
-use crate::diagnose::Opinion;
+use crate::diagnose::{General, Opinion};
 use crate::event::{EVENT_VERSION, seconds};
 use crate::scenarios::Certainty;
 
@@ -37,9 +37,32 @@ pub fn json(opinion: &Opinion, in_full: bool) -> Value {
     value
 }
 
+/// What no scenario is about, as a JSON object.
+#[must_use]
+pub fn general_json(finding: &General) -> Value {
+    json!({
+        "event": "finding",
+        "version": EVENT_VERSION,
+        "at": jiff::Timestamp::now().to_string(),
+        "name": finding.name,
+        "certainty": certainty(finding).name(),
+        "summary": finding.summary,
+        "reasons": finding.reasons,
+        "next": finding.next,
+    })
+}
+
+fn certainty(finding: &General) -> Certainty {
+    if finding.explained {
+        Certainty::Confirmed
+    } else {
+        Certainty::Unknown
+    }
+}
+
 /// The opinions for a person; `in_full` also what was excluded, and the evidence.
 #[must_use]
-pub fn text(deployment: &str, opinions: &[Opinion], in_full: bool) -> String {
+pub fn text(deployment: &str, opinions: &[Opinion], general: &[General], in_full: bool) -> String {
     let width = preview::width();
     let mut out = String::new();
     for opinion in opinions {
@@ -67,6 +90,19 @@ pub fn text(deployment: &str, opinions: &[Opinion], in_full: bool) -> String {
                 out += &preview::diagnosis("unknown", &e.message, &e.causes, None, width);
             }
             _ => {}
+        }
+    }
+    for finding in general {
+        let _ = writeln!(out, "{}", style(finding.name).bold().red());
+        out += &preview::diagnosis(
+            certainty(finding).name(),
+            &finding.summary,
+            &finding.reasons,
+            None,
+            width,
+        );
+        for command in &finding.next {
+            entry(&mut out, "Type", command, width);
         }
     }
     let excluded: Vec<&str> = opinions

@@ -108,3 +108,62 @@ fn without_an_engine_it_tells_what_is_still_known() {
         );
     }
 }
+
+/// What `diagnose` finds beside the scenarios: exit code, name, and all of it as text.
+fn general(stack: &Stack) -> (Option<i32>, String, String) {
+    let out = stack.drctl(&["diagnose", "--json"]);
+    let finding = out.event("finding");
+    let name = finding["name"].as_str().unwrap_or_default().to_owned();
+    (out.code, name, format!("{finding}\n{}", out.stdout))
+}
+
+/// The server runs, its administrator gets in, and no user does: none of it is called well.
+#[test]
+fn an_application_that_is_kept_out_is_never_called_well() {
+    let Some(stack) = Stack::up("keptout") else {
+        return;
+    };
+    let ends = "select count(pg_terminate_backend(pid)) from pg_stat_activity where usename = 'simgen_app'";
+    for (what, harm, mend, code, name, says) in [
+        (
+            "no login",
+            "alter role simgen_app nologin",
+            "alter role simgen_app login",
+            10,
+            "application-role",
+            "login;",
+        ),
+        (
+            "read only",
+            "alter database simgen set default_transaction_read_only = on",
+            "alter database simgen reset default_transaction_read_only",
+            10,
+            "read-only",
+            "reset default_transaction_read_only",
+        ),
+        (
+            "another password",
+            "alter role simgen_app password 'another'",
+            "alter role simgen_app password 'lab-app'",
+            12,
+            "endpoint",
+            "password authentication failed",
+        ),
+    ] {
+        stack.psql(harm).unwrap();
+        stack.psql(ends).unwrap();
+        let seen = general(&stack);
+        stack.psql(mend).unwrap();
+        stack.psql(ends).unwrap();
+        assert_eq!(
+            (seen.0, seen.1.as_str()),
+            (Some(code), name),
+            "{what}: {}",
+            seen.2
+        );
+        assert!(seen.2.contains(says), "{what}: {}", seen.2);
+        stack.wait_healthy();
+    }
+    let (code, name, all) = general(&stack);
+    assert_eq!((code, name.as_str()), (Some(0), ""), "{all}");
+}
