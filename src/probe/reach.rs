@@ -259,11 +259,17 @@ async fn publication(
     }
 }
 
+fn half_a_probe(system: &System) -> Duration {
+    (system.runbook.deadlines.probe / 2).max(Duration::from_secs(1))
+}
+
 /// Ports on which something inside takes connections from outside.
 async fn listening(system: &System, info: &ContainerInfo) -> Option<BTreeSet<u16>> {
     // One process that reads two files: harmless also beside a postmaster.
     let argv = ["cat", "/proc/net/tcp", "/proc/net/tcp6"];
-    let limit = system.runbook.deadlines.probe;
+    // The dependencies are asked after this: both together shall stay within what one probe and a
+    // half may take, also where a processor limit holds every process of the container back.
+    let limit = half_a_probe(system);
     let out = system.docker.exec(&info.id, None, &argv, limit).await.ok()?;
     let ports = listening_ports(&out.stdout);
     (!ports.is_empty()).then_some(ports)
@@ -305,7 +311,7 @@ async fn ask(
     if !info.is_running() {
         return unasked(targets, &format!("{from} does not run"));
     }
-    let limit = (system.runbook.deadlines.probe / 2).max(Duration::from_secs(1));
+    let limit = half_a_probe(system);
     let mut argv = vec![
         "-c".to_owned(),
         SCRIPT.to_owned(),
@@ -316,7 +322,8 @@ async fn ask(
         argv.push(edge.name.clone());
         argv.push(edge.port.map_or_else(|| "-".to_owned(), |p| p.to_string()));
     }
-    let deadline = limit * 2 + Duration::from_secs(1);
+    // A name and a port, each within its own limit of whole seconds, and a second around them.
+    let deadline = Duration::from_secs(limit.as_secs() * 2 + 1);
     let database = system
         .runbook
         .service(from)
