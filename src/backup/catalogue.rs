@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 
 use super::label::{Label, NotALabel};
 use super::manifest::{self, Manifest};
+use super::proof::Proof;
+use crate::event::Verdict;
 
 /// Ending of a set that is being written, or that a killed run left.
 pub const PARTIAL: &str = ".partial";
@@ -17,10 +19,11 @@ pub const PRUNED: &str = "pruned.json";
 /// A manifest is small; more than this is not one.
 const MANIFEST_LIMIT: u64 = 256 << 20;
 
-/// A backup directory.
+/// A backup directory, as one deployment sees it: several may share it.
 #[derive(Debug, Clone)]
 pub struct Catalogue {
     directory: PathBuf,
+    deployment: String,
 }
 
 /// A set that has a manifest.
@@ -32,13 +35,35 @@ pub struct Set {
     pub path: PathBuf,
     /// Its record.
     pub manifest: Manifest,
+    /// What its last verification found.
+    pub proof: Option<Proof>,
+}
+
+impl Set {
+    /// The verification that it failed, when the last one did.
+    #[must_use]
+    pub fn failure(&self) -> Option<&Proof> {
+        self.proof.as_ref().filter(|p| p.verdict == Verdict::Fail)
+    }
 }
 
 /// What stands in a backup directory under a set's name.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Entry {
-    /// A set.
+    /// A set of this deployment.
     Set(Box<Set>),
+    /// A set of this deployment whose last verification failed: nothing is restored from it, and
+    /// nothing is measured against it, until a verification of it passes.
+    Failed(Box<Set>),
+    /// Another deployment's. It is listed so that its name is not taken, and left alone.
+    Foreign {
+        /// Its name.
+        label: Label,
+        /// Its directory.
+        path: PathBuf,
+        /// Whose it is.
+        deployment: String,
+    },
     /// A directory whose manifest is missing, unreadable or another's.
     Damaged {
         /// Its name.
@@ -76,24 +101,49 @@ impl Entry {
     #[must_use]
     pub fn label(&self) -> &Label {
         match self {
-            Self::Set(set) => &set.label,
-            Self::Damaged { label, .. }
+            Self::Set(set) | Self::Failed(set) => &set.label,
+            Self::Foreign { label, .. }
+            | Self::Damaged { label, .. }
             | Self::Partial { label, .. }
             | Self::Pruned { label, .. }
             | Self::Suspect { label, .. } => label,
         }
     }
 
-    /// `good`, `damaged`, `partial`, `pruned`, `suspect`.
+    /// `good`, `failed`, `foreign`, `damaged`, `partial`, `pruned`, `suspect`.
     #[must_use]
     pub fn state(&self) -> &'static str {
         match self {
             Self::Set(_) => "good",
+            Self::Failed(_) => "failed",
+            Self::Foreign { .. } => "foreign",
             Self::Damaged { .. } => "damaged",
             Self::Partial { .. } => "partial",
             Self::Pruned { .. } => "pruned",
             Self::Suspect { .. } => "suspect",
         }
+    }
+
+    /// Why nothing can be restored from it; `None` for a good set.
+    #[must_use]
+    pub fn unusable(&self) -> Option<String> {
+        Some(match self {
+            Self::Set(_) => return None,
+            Self::Failed(set) => match set.failure() {
+                Some(proof) => format!(
+                    "its verification failed at {} (drctl backup verify {} looks again)",
+                    proof.at, set.label
+                ),
+                None => "its verification failed".into(),
+            },
+            Self::Foreign { deployment, .. } => format!("it belongs to deployment {deployment}"),
+            Self::Damaged { why, .. } => why.clone(),
+            Self::Partial { .. } => "it was not finished".into(),
+            Self::Pruned { .. } => "its removal has begun (drctl backup prune finishes it)".into(),
+            Self::Suspect { .. } => {
+                "it was kept aside because it is empty or smaller than it should be".into()
+            }
+        })
     }
 }
 
@@ -135,6 +185,14 @@ pub enum CatalogueError {
         /// What is wrong.
         why: String,
     },
+    /// The set of that name is another deployment's.
+    #[error("{} belongs to deployment {deployment}", path.display())]
+    Foreign {
+        /// The directory.
+        path: PathBuf,
+        /// Whose it is.
+        deployment: String,
+    },
 }
 
 impl CatalogueError {
@@ -146,11 +204,12 @@ impl CatalogueError {
 }
 
 impl Catalogue {
-    /// The sets in `directory`. A directory that does not exist yet holds none.
+    /// The sets of `deployment` in `directory`. A directory that does not exist yet holds none.
     #[must_use]
-    pub fn open(directory: &Path) -> Self {
+    pub fn open(directory: &Path, deployment: &str) -> Self {
         Self {
             directory: directory.to_owned(),
+            deployment: deployment.to_owned(),
         }
     }
 
@@ -203,22 +262,42 @@ impl Catalogue {
             return Some(Entry::Partial { label, path });
         }
         if let Some(label) = name.strip_suffix(SUSPECT) {
-            let label = label.parse().ok()?;
-            return Some(Entry::Suspect { label, path });
+            let label: Label = label.parse().ok()?;
+            return Some(match read_manifest(&path, &label, &self.deployment) {
+                Err(NoManifest::Foreign(deployment)) => Entry::Foreign {
+                    label,
+                    path,
+                    deployment,
+                },
+                _ => Entry::Suspect { label, path },
+            });
         }
         let label: Label = name.parse().ok()?;
-        Some(match read_manifest(&path, &label) {
-            Ok(manifest) => Entry::Set(Box::new(Set {
+        Some(match read_manifest(&path, &label, &self.deployment) {
+            Ok(manifest) => {
+                let set = Box::new(Set {
+                    proof: Proof::of(&path, &label),
+                    label,
+                    path,
+                    manifest,
+                });
+                if set.failure().is_some() {
+                    Entry::Failed(set)
+                } else {
+                    Entry::Set(set)
+                }
+            }
+            Err(NoManifest::Foreign(deployment)) => Entry::Foreign {
                 label,
                 path,
-                manifest,
-            })),
+                deployment,
+            },
             Err(_) if is_pruned(&path) => Entry::Pruned { label, path },
-            Err(why) => Entry::Damaged { label, path, why },
+            Err(NoManifest::Damaged(why)) => Entry::Damaged { label, path, why },
         })
     }
 
-    /// The good sets, oldest first.
+    /// The deployment's good sets, oldest first.
     ///
     /// # Errors
     /// As [`Self::list`].
@@ -245,14 +324,15 @@ impl Catalogue {
         for name in names {
             match self.entry(&name) {
                 Some(Entry::Set(set)) => return Ok((Some(*set), newer)),
+                None | Some(Entry::Foreign { .. }) => {}
                 Some(other) => newer.push(other),
-                None => {}
             }
         }
         Ok((None, newer))
     }
 
-    /// The set called `name`, or the newest good one for `latest`.
+    /// The set called `name`, or the newest good one for `latest`. One whose verification failed
+    /// is found by its name only, to be shown and looked at again: see [`Set::failure`].
     ///
     /// # Errors
     /// [`CatalogueError`].
@@ -267,21 +347,20 @@ impl Catalogue {
             .list()?
             .into_iter()
             .filter(|e| e.label() == &label)
-            .min_by_key(|e| !matches!(e, Entry::Set(_)));
+            .min_by_key(|e| !matches!(e, Entry::Set(_) | Entry::Failed(_)));
         match named {
-            Some(Entry::Set(set)) => Ok(*set),
-            Some(Entry::Damaged { path, why, .. }) => Err(CatalogueError::Unusable { path, why }),
-            Some(Entry::Partial { path, .. }) => Err(CatalogueError::Unusable {
-                path,
-                why: "it was not finished".into(),
-            }),
-            Some(Entry::Pruned { path, .. }) => Err(CatalogueError::Unusable {
-                path,
-                why: "its removal has begun (drctl backup prune finishes it)".into(),
-            }),
-            Some(Entry::Suspect { path, .. }) => Err(CatalogueError::Unusable {
-                path,
-                why: "it was kept aside because it is empty or smaller than it should be".into(),
+            Some(Entry::Set(set) | Entry::Failed(set)) => Ok(*set),
+            Some(Entry::Foreign { path, deployment, .. }) => {
+                Err(CatalogueError::Foreign { path, deployment })
+            }
+            Some(
+                ref entry @ (Entry::Damaged { ref path, .. }
+                | Entry::Partial { ref path, .. }
+                | Entry::Pruned { ref path, .. }
+                | Entry::Suspect { ref path, .. }),
+            ) => Err(CatalogueError::Unusable {
+                path: path.clone(),
+                why: entry.unusable().unwrap_or_default(),
             }),
             None => Err(CatalogueError::Absent {
                 latest: self
@@ -294,24 +373,21 @@ impl Catalogue {
         }
     }
 
-    /// The newest good set that is older than `label`.
+    /// The set that one made as `label` is measured against: the newest good one of the
+    /// deployment before it. With `dumps` one that holds dumps, whose sizes are compared too;
+    /// the facts, which every set has, do for a copy of the server alone.
     ///
     /// # Errors
     /// As [`Self::list`].
-    pub fn before(&self, label: &Label) -> Result<Option<Set>, CatalogueError> {
-        Ok(self.sets()?.into_iter().rfind(|s| &s.label < label))
-    }
-
-    /// The set that a dump made as `label` is measured against: the newest good one before it
-    /// that holds a dump. A set of a server's copy alone has nothing to compare.
-    ///
-    /// # Errors
-    /// As [`Self::list`].
-    pub fn baseline(&self, label: &Label) -> Result<Option<Set>, CatalogueError> {
-        Ok(self
-            .sets()?
-            .into_iter()
-            .rfind(|s| &s.label < label && s.manifest.dumps().next().is_some()))
+    pub fn baseline(&self, label: &Label, dumps: bool) -> Result<Option<Set>, CatalogueError> {
+        let holds = |s: &Set| {
+            if dumps {
+                s.manifest.dumps().next().is_some()
+            } else {
+                s.manifest.postgres.values().any(|p| !p.facts.is_empty())
+            }
+        };
+        Ok(self.sets()?.into_iter().rfind(|s| &s.label < label && holds(s)))
     }
 
     /// A label for `now` that nothing in the directory has.
@@ -339,19 +415,40 @@ fn is_pruned(path: &Path) -> bool {
         && (is_there(PRUNED) || fs::read_dir(path).is_ok_and(|mut names| names.next().is_none()))
 }
 
-fn read_manifest(path: &Path, label: &Label) -> Result<Manifest, String> {
+/// Why a directory is no set of the deployment.
+enum NoManifest {
+    /// It is another's.
+    Foreign(String),
+    /// What is wrong with it.
+    Damaged(String),
+}
+
+impl From<String> for NoManifest {
+    fn from(why: String) -> Self {
+        Self::Damaged(why)
+    }
+}
+
+fn read_manifest(path: &Path, label: &Label, deployment: &str) -> Result<Manifest, NoManifest> {
     let file = path.join(manifest::FILE_NAME);
     let size = match fs::metadata(&file) {
         Ok(meta) => meta.len(),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Err("it has no manifest.json".into()),
-        Err(e) => return Err(format!("manifest.json: {e}")),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            return Err("it has no manifest.json".to_owned().into());
+        }
+        Err(e) => return Err(format!("manifest.json: {e}").into()),
     };
     if size > MANIFEST_LIMIT {
-        return Err(format!("manifest.json is {size} bytes long: that is no manifest"));
+        return Err(format!("manifest.json is {size} bytes long: that is no manifest").into());
     }
     let text = fs::read(&file).map_err(|e| format!("manifest.json: {e}"))?;
     let value: serde_json::Value =
         serde_json::from_slice(&text).map_err(|e| format!("manifest.json: {e}"))?;
+    // Before the format: the other deployment may have a newer drctl.
+    match value.get("deployment").and_then(serde_json::Value::as_str) {
+        Some(whose) if whose != deployment => return Err(NoManifest::Foreign(whose.to_owned())),
+        _ => {}
+    }
     // Said before the shape is looked at: a newer format has fields that are unknown here.
     match value.get("format").and_then(serde_json::Value::as_u64) {
         Some(format) if format == u64::from(manifest::FORMAT) => {}
@@ -359,13 +456,14 @@ fn read_manifest(path: &Path, label: &Label) -> Result<Manifest, String> {
             return Err(format!(
                 "manifest.json has format {format}; this drctl reads format {}",
                 manifest::FORMAT
-            ));
+            )
+            .into());
         }
-        None => return Err("manifest.json names no format".into()),
+        None => return Err("manifest.json names no format".to_owned().into()),
     }
     let manifest: Manifest = serde_json::from_value(value).map_err(|e| format!("manifest.json: {e}"))?;
     if &manifest.label != label {
-        return Err(format!("its manifest is that of {}", manifest.label));
+        return Err(format!("its manifest is that of {}", manifest.label).into());
     }
     Ok(manifest)
 }
@@ -419,7 +517,7 @@ mod tests {
         put(dir.path(), "lost+found", None);
         fs::write(dir.path().join("20261127T020000Z"), "a file").unwrap();
 
-        let catalogue = Catalogue::open(dir.path());
+        let catalogue = Catalogue::open(dir.path(), "d");
         let states: Vec<&str> = catalogue.list().unwrap().iter().map(Entry::state).collect();
         assert_eq!(
             states,
@@ -438,8 +536,6 @@ mod tests {
             catalogue.find("20200101T000000Z"),
             Err(CatalogueError::Absent { .. })
         ));
-        assert!(catalogue.before(&newer.parse().unwrap()).unwrap().is_some());
-        assert!(catalogue.before(&good.parse().unwrap()).unwrap().is_none());
         let taken = catalogue
             .fresh_label("2026-11-20T02:00:00Z".parse().unwrap())
             .unwrap();
@@ -449,11 +545,108 @@ mod tests {
     #[test]
     fn an_absent_directory_holds_nothing() {
         let dir = tempfile::tempdir().unwrap();
-        let catalogue = Catalogue::open(&dir.path().join("none"));
+        let catalogue = Catalogue::open(&dir.path().join("none"), "d");
         assert!(catalogue.list().unwrap().is_empty());
         assert!(matches!(
             catalogue.find("latest"),
             Err(CatalogueError::Empty { .. })
         ));
+    }
+
+    /// Facts without a dump, as `--physical-only` records them.
+    fn with_facts(text: &str) -> String {
+        text.replace(
+            "\"postgres\":{}",
+            r#""postgres":{"db":{"server-version":"15","server-version-number":150020,
+            "system-identifier":"1","timeline":1,"wal-segment-size":16777216,"data-checksums":true,"image":"p",
+            "image-id":"sha256:1","data-dir":"/d","owner":"1:1","start-lsn":"0/1","end-lsn":"0/1","globals":null,
+            "logical":{},"physical":null,"facts":{"app":{"taken-at":"2026-11-20T02:00:00Z","lsn":"0/1","bytes":1,
+            "stats-reset":null,"relations":[]}}}}"#,
+        )
+    }
+
+    fn prove(dir: &Path, label: &str, verdict: &str) {
+        let text = format!(
+            r#"{{"format":1,"label":"{label}","at":"2026-11-20T03:00:00Z","drctl-version":"1","verdict":"{verdict}"}}"#
+        );
+        fs::write(dir.join(label).join("proof.json"), text).unwrap();
+    }
+
+    #[test]
+    fn a_set_whose_verification_failed_is_passed_over_until_one_passes() {
+        let dir = tempfile::tempdir().unwrap();
+        let (old, new) = ("20261120T020000Z", "20261121T020000Z");
+        for label in [old, new] {
+            put(dir.path(), label, Some(with_facts(&manifest(label))));
+        }
+        let catalogue = Catalogue::open(dir.path(), "d");
+        let latest = || catalogue.find("latest").unwrap().label.to_string();
+        assert_eq!(latest(), new);
+        prove(dir.path(), new, "fail");
+        let entries = catalogue.list().unwrap();
+        assert_eq!(entries[1].state(), "failed");
+        assert!(entries[1].unusable().unwrap().contains("failed at 2026-11-20"));
+        assert_eq!(latest(), old);
+        let (newest, newer) = catalogue.newest().unwrap();
+        assert_eq!(newest.unwrap().label.to_string(), old);
+        assert_eq!(newer.len(), 1);
+        // By its name, to be looked at again.
+        assert!(catalogue.find(new).unwrap().failure().is_some());
+        let later: Label = "20261122T020000Z".parse().unwrap();
+        let baseline = |dumps| {
+            catalogue
+                .baseline(&later, dumps)
+                .unwrap()
+                .map(|s| s.label.to_string())
+        };
+        assert_eq!(baseline(false).as_deref(), Some(old));
+        assert_eq!(baseline(true), None);
+        prove(dir.path(), new, "pass");
+        assert_eq!(latest(), new);
+        // The record of another set says nothing.
+        fs::copy(
+            dir.path().join(new).join("proof.json"),
+            dir.path().join(old).join("proof.json"),
+        )
+        .unwrap();
+        assert_eq!(catalogue.find(old).unwrap().proof, None);
+    }
+
+    #[test]
+    fn sets_of_another_deployment_are_no_sets_of_ours() {
+        let dir = tempfile::tempdir().unwrap();
+        let (ours, theirs) = ("20261120T020000Z", "20261121T020000Z");
+        put(dir.path(), ours, Some(with_facts(&manifest(ours))));
+        let foreign = |label: &str| with_facts(&manifest(label)).replace("\"d\"", "\"e\"");
+        put(dir.path(), theirs, Some(foreign(theirs)));
+        // Of a format that this drctl does not read, and one that was not believed.
+        let newer = "20261122T020000Z";
+        put(
+            dir.path(),
+            newer,
+            Some(foreign(newer).replace("\"format\":1", "\"format\":9")),
+        );
+        let aside = "20261123T020000Z";
+        put(dir.path(), &format!("{aside}{SUSPECT}"), Some(foreign(aside)));
+        let catalogue = Catalogue::open(dir.path(), "d");
+        let states: Vec<&str> = catalogue.list().unwrap().iter().map(Entry::state).collect();
+        assert_eq!(states, ["good", "foreign", "foreign", "foreign"]);
+        assert_eq!(catalogue.find("latest").unwrap().label.to_string(), ours);
+        let (newest, newer) = catalogue.newest().unwrap();
+        assert_eq!(newest.unwrap().label.to_string(), ours);
+        assert!(newer.is_empty());
+        assert!(matches!(
+            catalogue.find(theirs),
+            Err(CatalogueError::Foreign { deployment, .. }) if deployment == "e"
+        ));
+        let later: Label = "20261124T020000Z".parse().unwrap();
+        let before = catalogue.baseline(&later, false).unwrap().unwrap();
+        assert_eq!(before.label.to_string(), ours);
+        // Their names are taken all the same.
+        let taken = catalogue
+            .fresh_label("2026-11-21T02:00:00Z".parse().unwrap())
+            .unwrap();
+        assert_eq!(taken.to_string(), "20261121T020000Z-2");
+        assert!(Catalogue::open(dir.path(), "f").sets().unwrap().is_empty());
     }
 }

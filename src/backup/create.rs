@@ -51,8 +51,11 @@ pub struct Forecast {
 /// What [`create`] would refuse.
 pub async fn forecast(system: &System, options: Options) -> Result<Forecast> {
     let directory = &system.runbook.backup.directory;
-    let previous = Catalogue::open(directory).sets().map_err(catalogue_error)?.pop();
-    let servers = survey(system).await?;
+    let previous = Catalogue::open(directory, system.deployment())
+        .sets()
+        .map_err(catalogue_error)?
+        .pop();
+    let servers = survey(system, options).await?;
     preflight::far_room(system, &servers, options).await?;
     let room = preflight::room(
         directory,
@@ -97,9 +100,9 @@ pub async fn create(
 ) -> Result<Set> {
     let lock = Lock::acquire(state, &backup_lock(system.deployment()), "backup").map_err(|e| locked(&e))?;
     let directory = &system.runbook.backup.directory;
-    let servers = survey(system).await?;
+    let servers = survey(system, options).await?;
     preflight::far_room(system, &servers, options).await?;
-    let catalogue = Catalogue::open(directory);
+    let catalogue = Catalogue::open(directory, system.deployment());
     let room = {
         let previous = catalogue.sets().map_err(catalogue_error)?.pop();
         preflight::room(
@@ -169,7 +172,7 @@ async fn discard(run: &Run<'_>) {
     }
 }
 
-async fn survey(system: &System) -> Result<Vec<Surveyed>> {
+async fn survey(system: &System, options: Options) -> Result<Vec<Surveyed>> {
     let names: Vec<String> = system
         .runbook
         .postgres_services()
@@ -183,7 +186,7 @@ async fn survey(system: &System) -> Result<Vec<Surveyed>> {
         } else {
             format!("postgres-{}", files::component(name))
         };
-        servers.push(preflight::survey(system, name, directory).await?);
+        servers.push(preflight::survey(system, name, directory, options).await?);
     }
     if servers.is_empty() {
         return Err(Error::new(
@@ -236,7 +239,7 @@ async fn remove_helpers(system: &System) -> Result<()> {
 /// From the empty staging directory to the set.
 async fn make(run: &Run<'_>, catalogue: &Catalogue, servers: &[Surveyed], options: Options) -> Result<Set> {
     let previous = catalogue
-        .baseline(&run.label)
+        .baseline(&run.label, options.logical)
         .map_err(catalogue_error)?
         .map(|s| s.manifest);
     let started = Timestamp::now();
@@ -463,7 +466,7 @@ pub fn catalogue_error(e: CatalogueError) -> Error {
         CatalogueError::NotALabel(_) | CatalogueError::Absent { .. } => Kind::Usage,
         CatalogueError::Unusable { .. } => Kind::BackupDamaged,
         CatalogueError::Empty { .. } => Kind::CouldNotVerify,
-        CatalogueError::Unreadable { .. } => Kind::Refused,
+        CatalogueError::Unreadable { .. } | CatalogueError::Foreign { .. } => Kind::Refused,
     };
     Error::new(kind, e.to_string())
         .untouched("everything: nothing was written")

@@ -25,6 +25,7 @@ mod shape;
 mod steps;
 mod verify;
 
+pub use base_check::{Compared, compare as compare_base};
 pub use catalogue::{Catalogue, CatalogueError, Entry, PARTIAL, PRUNED, SUSPECT, Set};
 pub use create::{Forecast, Options, catalogue_error, create, forecast};
 pub use files::allocated;

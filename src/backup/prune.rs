@@ -11,7 +11,6 @@ use std::path::{Path, PathBuf};
 
 use super::catalogue::{Catalogue, Entry, PRUNED, Set};
 use super::create::{catalogue_error, lock_directory, locked, unwritable};
-use super::proof::Proof;
 use super::retention::{Candidate, Decision, decide};
 use super::{Label, files, manifest};
 use crate::error::Result;
@@ -80,12 +79,11 @@ pub fn look(runbook: &Runbook, state: &StateDir, hold: Option<&Hold>) -> Result<
     let used = in_use(state, deployment);
     let idle = hold.is_some() || lock_directory(directory).is_ok();
     let (mut candidates, mut remains, mut foreign) = (Vec::new(), Vec::new(), 0);
-    for entry in Catalogue::open(directory).list().map_err(catalogue_error)? {
+    let catalogue = Catalogue::open(directory, deployment);
+    for entry in catalogue.list().map_err(catalogue_error)? {
         match entry {
-            Entry::Set(set) if set.manifest.deployment == deployment => {
-                candidates.push(candidate(&set, &used));
-            }
-            Entry::Set(_) => foreign += 1,
+            Entry::Set(set) | Entry::Failed(set) => candidates.push(candidate(&set, &used)),
+            Entry::Foreign { .. } => foreign += 1,
             Entry::Pruned { label, path } if is_ours(&path, deployment) => {
                 remains.push((label, files::freed(&path), "its removal was begun"));
             }
@@ -119,9 +117,8 @@ fn in_use(state: &StateDir, deployment: &str) -> BTreeMap<String, String> {
 }
 
 fn candidate(set: &Set, used: &BTreeMap<String, String>) -> Candidate {
-    let proof = Proof::of(&set.path, &set.label);
-    let failed = proof.as_ref().filter(|p| p.verdict == Verdict::Fail);
-    let unsound = failed
+    let unsound = set
+        .failure()
         .map(|p| format!("its verification failed at {}", p.at))
         .or_else(|| hollow(set));
     Candidate {
@@ -129,7 +126,7 @@ fn candidate(set: &Set, used: &BTreeMap<String, String>) -> Candidate {
         bytes: files::freed(&set.path),
         dump: set.manifest.dumps().next().is_some(),
         base: set.manifest.postgres.values().any(|p| p.physical.is_some()),
-        verified: proof.is_some_and(|p| p.verdict == Verdict::Pass),
+        verified: set.proof.as_ref().is_some_and(|p| p.verdict == Verdict::Pass),
         unsound,
         used_by: used.get(&set.label.to_string()).cloned(),
     }
@@ -222,14 +219,16 @@ pub fn prune_labels(
 ) -> Result<Pruned> {
     let deployment = runbook.deployment.as_str();
     let directory = &runbook.backup.directory;
-    let entries = Catalogue::open(directory).list().map_err(catalogue_error)?;
+    let entries = Catalogue::open(directory, deployment)
+        .list()
+        .map_err(catalogue_error)?;
     let mut done = Pruned::default();
     for label in labels {
         let found = entries
             .iter()
             .filter(|e| e.label() == label)
             .find_map(|e| match e {
-                Entry::Set(set) if set.manifest.deployment == deployment => Some(&set.path),
+                Entry::Set(set) => Some(&set.path),
                 Entry::Pruned { path, .. } if is_ours(path, deployment) => Some(path),
                 // The lock is held: nobody writes it.
                 Entry::Partial { path, .. } => Some(path),

@@ -77,5 +77,6 @@ pub fn seal(run: &Run<'_>, directory: &Path, manifest: Manifest, believed: bool)
         label: run.label.clone(),
         path,
         manifest,
+        proof: None,
     })
 }

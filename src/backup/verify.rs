@@ -14,6 +14,9 @@ use crate::runbook::Runbook;
 use crate::system::System;
 use crate::workload::{HelperOutput, HelperSpec, Meter, Staging, StagingSpec, WorkloadError};
 
+/// The check of what a set shows, not of whether its files are whole.
+const SHAPE: &str = "shape";
+
 /// At most so many bad files are named; the rest are counted.
 const NAMED: usize = 5;
 
@@ -51,7 +54,19 @@ impl Verification {
     /// Fail when anything failed; could not verify when anything could not be looked at.
     #[must_use]
     pub fn verdict(&self) -> Verdict {
-        let any = |v| self.checks.iter().any(|c| c.verdict == v);
+        self.verdict_of(|_| true)
+    }
+
+    /// The same of the files alone, which is what is written down. A set whose shrinking was
+    /// accepted is good by the operator's word, and one from before the runbook named a table
+    /// still restores: neither may be lost to a recovery.
+    #[must_use]
+    pub fn of_files(&self) -> Verdict {
+        self.verdict_of(|c| c.what != SHAPE)
+    }
+
+    fn verdict_of(&self, counts: impl Fn(&Check) -> bool) -> Verdict {
+        let any = |v| self.checks.iter().any(|c| counts(c) && c.verdict == v);
         if any(Verdict::Fail) {
             Verdict::Fail
         } else if any(Verdict::CouldNotVerify) || !any(Verdict::Pass) {
@@ -111,13 +126,13 @@ pub async fn verify(
     }
     let problems = shape::problems(&set.manifest, previous, runbook);
     add(match (problems.is_empty(), previous) {
-        (true, Some(p)) => check("shape", Verdict::Pass, format!("not smaller than {}", p.label)),
+        (true, Some(p)) => check(SHAPE, Verdict::Pass, format!("not smaller than {}", p.label)),
         (true, None) => check(
-            "shape",
+            SHAPE,
             Verdict::Pass,
             "there is no older set to compare with".into(),
         ),
-        (false, _) => check("shape", Verdict::Fail, problems.join("; ")),
+        (false, _) => check(SHAPE, Verdict::Fail, problems.join("; ")),
     });
     Verification {
         label: set.label.to_string(),
@@ -247,5 +262,32 @@ fn judge_base(what: &str, output: Result<HelperOutput, WorkloadError>, bytes: u6
         Ok(o) if [125, 126, 127].contains(&o.exit_code) => could_not(what, &o.last_words()),
         Ok(o) if o.exit_code != 0 => check(what, Verdict::Fail, o.last_words()),
         Ok(_) => check(what, Verdict::Pass, event::bytes(bytes)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use Verdict::{CouldNotVerify, Fail, Pass};
+
+    use super::*;
+
+    #[test]
+    fn what_is_written_down_is_about_the_files() {
+        let verdicts = |files: Verdict, shape: Verdict| {
+            let found = Verification {
+                label: "20261120T020000Z".into(),
+                checks: vec![
+                    check("digests", files, String::new()),
+                    check(SHAPE, shape, String::new()),
+                ],
+            };
+            (found.verdict(), found.of_files())
+        };
+        assert_eq!(verdicts(Pass, Pass), (Pass, Pass));
+        // A table that the runbook has named since does not make an old set useless.
+        assert_eq!(verdicts(Pass, Fail), (Fail, Pass));
+        assert_eq!(verdicts(Fail, Pass), (Fail, Fail));
+        assert_eq!(verdicts(CouldNotVerify, Pass), (CouldNotVerify, CouldNotVerify));
+        assert_eq!(verdicts(CouldNotVerify, Fail), (Fail, CouldNotVerify));
     }
 }

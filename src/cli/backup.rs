@@ -213,7 +213,7 @@ pub(super) fn age(now: Timestamp, at: Timestamp) -> String {
 
 fn list(cx: &Context) -> Result<ExitCode> {
     let runbook = cx.runbook()?;
-    let catalogue = Catalogue::open(&runbook.backup.directory);
+    let catalogue = Catalogue::open(&runbook.backup.directory, runbook.deployment.as_str());
     let entries = catalogue.list().map_err(catalogue_error)?;
     if cx.global.json {
         let backups: Vec<_> = entries.iter().map(entry_json).collect();
@@ -238,32 +238,23 @@ fn list(cx: &Context) -> Result<ExitCode> {
     for entry in &entries {
         let started = entry.label().at().map_or_else(String::new, |at| age(now, at));
         let row = match entry {
-            Entry::Set(set) => [
+            Entry::Set(set) | Entry::Failed(set) => [
                 set.label.to_string(),
                 started,
                 set.manifest.parts(),
                 event::bytes(set.manifest.logical_bytes()),
                 event::bytes(set.manifest.physical_bytes()),
                 event::bytes(set.manifest.bytes),
-                entry.state().to_owned(),
+                state(entry),
             ],
-            Entry::Damaged { label, why, .. } => [
-                label.to_string(),
+            other => [
+                other.label().to_string(),
                 started,
                 String::new(),
                 String::new(),
                 String::new(),
                 String::new(),
-                format!("damaged: {why}"),
-            ],
-            Entry::Partial { label, .. } | Entry::Pruned { label, .. } | Entry::Suspect { label, .. } => [
-                label.to_string(),
-                started,
-                String::new(),
-                String::new(),
-                String::new(),
-                String::new(),
-                entry.state().to_owned(),
+                state(other),
             ],
         };
         table.add_row(row);
@@ -278,8 +269,32 @@ fn list(cx: &Context) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// The last column of the list.
+fn state(entry: &Entry) -> String {
+    match (entry, entry.unusable()) {
+        // These say all of it in one word, and how they came about is in the README.
+        (Entry::Partial { .. } | Entry::Pruned { .. } | Entry::Suspect { .. }, _) | (_, None) => {
+            entry.state().to_owned()
+        }
+        (_, Some(why)) => format!("{}: {why}", entry.state()),
+    }
+}
+
 fn entry_json(entry: &Entry) -> serde_json::Value {
     match entry {
+        Entry::Failed(set) => json!({
+            "label": set.label, "state": entry.state(), "path": set.path, "started": set.manifest.started,
+            "finished": set.manifest.finished, "parts": set.manifest.parts(), "bytes": set.manifest.bytes,
+            "logical-bytes": set.manifest.logical_bytes(), "physical-bytes": set.manifest.physical_bytes(),
+            "why": entry.unusable(),
+        }),
+        Entry::Foreign {
+            label,
+            path,
+            deployment,
+        } => {
+            json!({ "label": label, "state": entry.state(), "path": path, "deployment": deployment })
+        }
         Entry::Set(set) => json!({
             "label": set.label, "state": entry.state(), "path": set.path, "started": set.manifest.started,
             "finished": set.manifest.finished, "parts": set.manifest.parts(), "bytes": set.manifest.bytes,
@@ -296,10 +311,18 @@ fn entry_json(entry: &Entry) -> serde_json::Value {
 
 fn show(cx: &Context, label: &str) -> Result<ExitCode> {
     let runbook = cx.runbook()?;
-    let set = Catalogue::open(&runbook.backup.directory)
+    let set = Catalogue::open(&runbook.backup.directory, runbook.deployment.as_str())
         .find(label)
         .map_err(catalogue_error)?;
     let m = &set.manifest;
+    if let Some(proof) = set.failure() {
+        cx.reporter.event(&Event::Warning {
+            text: format!(
+                "its verification failed at {}: no recovery restores from it until drctl backup verify {} passes",
+                proof.at, set.label
+            ),
+        });
+    }
     if cx.global.json {
         ui::json(
             &json!({ "event": "backup-manifest", "version": EVENT_VERSION, "path": set.path, "manifest": m }),
@@ -357,12 +380,12 @@ fn show(cx: &Context, label: &str) -> Result<ExitCode> {
 
 async fn verify(cx: &Context, args: &VerifyArgs) -> Result<ExitCode> {
     let runbook = cx.runbook()?;
-    let catalogue = Catalogue::open(&runbook.backup.directory);
+    let catalogue = Catalogue::open(&runbook.backup.directory, runbook.deployment.as_str());
     let entries: Vec<Entry> = catalogue
         .list()
         .map_err(catalogue_error)?
         .into_iter()
-        .filter(|e| matches!(e, Entry::Set(_) | Entry::Damaged { .. }))
+        .filter(|e| matches!(e, Entry::Set(_) | Entry::Failed(_) | Entry::Damaged { .. }))
         .collect();
     let chosen: Vec<Entry> = if args.all {
         entries
@@ -392,15 +415,16 @@ async fn verify(cx: &Context, args: &VerifyArgs) -> Result<ExitCode> {
             subject: format!("backup {}", entry.label()),
         });
         let verdict = match entry {
-            Entry::Set(set) => {
+            Entry::Set(set) | Entry::Failed(set) => {
+                let dumps = set.manifest.dumps().next().is_some();
                 let previous = catalogue
-                    .baseline(&set.label)
+                    .baseline(&set.label, dumps)
                     .map_err(catalogue_error)?
                     .map(|s| s.manifest);
                 let engine = system.as_ref().map_err(|_| why.as_str());
                 let found = backup::verify(&runbook, engine, set, previous.as_ref(), &cx.reporter).await;
                 if !cx.global.dry_run {
-                    note_proof(cx, set, found.verdict());
+                    note_proof(cx, set, found.of_files());
                 }
                 result_line(cx, &found.label, found.verdict(), &json!(found.checks));
                 found.verdict()

@@ -136,7 +136,8 @@ pub async fn look(runbook: &Runbook, options: LookOptions) -> Overview {
     let taken_at = Timestamp::now();
     let outside = timed("endpoints", endpoints::glance(runbook, options.requests));
     let directory = runbook.backup.directory.clone();
-    let backup = timed("backup", backup(directory, runbook.deadlines.probe));
+    let deployment = runbook.deployment.to_string();
+    let backup = timed("backup", backup(directory, deployment, runbook.deadlines.probe));
     let engine = timed("engine", System::open(runbook.clone()));
     let inside = async {
         let (system, timing) = engine.await;
@@ -383,9 +384,9 @@ fn one_line(e: &crate::error::Error) -> String {
 }
 
 /// The directory may be on a file system that does not answer.
-async fn backup(directory: PathBuf, deadline: Duration) -> Known<BackupView> {
+async fn backup(directory: PathBuf, deployment: String, deadline: Duration) -> Known<BackupView> {
     let shown = directory.display().to_string();
-    let reading = tokio::task::spawn_blocking(move || Catalogue::open(&directory).newest());
+    let reading = tokio::task::spawn_blocking(move || Catalogue::open(&directory, &deployment).newest());
     match tokio::time::timeout(deadline, reading).await {
         Err(_) => Known::Unknown(format!(
             "the backup directory {shown} did not answer within {}",
@@ -414,6 +415,9 @@ async fn backup(directory: PathBuf, deadline: Duration) -> Known<BackupView> {
 fn in_words(entries: &[Entry]) -> Vec<String> {
     entries
         .iter()
-        .map(|e| format!("{} is {}", e.label(), e.state()))
+        .map(|e| match e {
+            Entry::Failed(set) => format!("{} failed its verification", set.label),
+            other => format!("{} is {}", other.label(), other.state()),
+        })
         .collect()
 }

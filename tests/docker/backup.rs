@@ -140,9 +140,17 @@ fn damage_is_found(stack: &Stack) {
             (out.stdout + &out.stderr).contains(name),
             "{damage}: {name} is not named"
         );
+        // Known to be damaged: no recovery and no check takes it for the last good one.
+        let label = set.file_name().unwrap().to_str().unwrap();
+        assert_eq!(listed(stack)[label], "failed");
+        let latest = stack
+            .drctl(&["backup", "show", "--json"])
+            .event("backup-manifest");
+        assert_ne!(latest["manifest"]["label"], label);
     }
     fs::write(&file, sound).unwrap();
     stack.drctl(&["backup", "verify"]).ok();
+    assert_eq!(listed(stack)[set.file_name().unwrap().to_str().unwrap()], "good");
     fs::remove_dir_all(set).unwrap();
 }
 

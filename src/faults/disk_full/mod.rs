@@ -240,12 +240,13 @@ pub async fn apply(system: &System, service: &str, harm: &DiskHarm, request: &Re
         DiskHarm::Exhaust => exhaust(system, service).await,
         DiskHarm::HoldWal { slot } => hold_wal(system, service, slot).await,
         DiskHarm::OldSets { labels, id } => {
-            let (directory, labels, id) = (
+            let (directory, deployment, labels, id) = (
                 system.runbook.backup.directory.clone(),
+                system.deployment().to_owned(),
                 labels.clone(),
                 id.clone(),
             );
-            tokio::task::spawn_blocking(move || sets::old_sets(&directory, &labels, &id))
+            tokio::task::spawn_blocking(move || sets::old_sets(&directory, &deployment, &labels, &id))
                 .await
                 .unwrap_or_else(|e| Err(std::io::Error::other(e)))
                 .map_err(|e| Error::new(Kind::FailedChanged, format!("old sets could not be made: {e}")))

@@ -14,7 +14,7 @@ const SETS: i64 = 40;
 
 /// A label for each day before the newest set's.
 pub(super) fn older_labels(system: &System) -> Result<Vec<Label>> {
-    let catalogue = Catalogue::open(&system.runbook.backup.directory);
+    let catalogue = Catalogue::open(&system.runbook.backup.directory, system.deployment());
     let newest = catalogue.sets().map_err(catalogue_error)?.pop();
     let at = newest.and_then(|s| s.label.at()).ok_or_else(|| {
         Error::new(
@@ -37,9 +37,14 @@ fn mark(id: &str) -> String {
 }
 
 /// Copies the newest set under older labels while there is room, then fills what is left.
-pub(super) fn old_sets(directory: &Path, labels: &[Label], id: &str) -> std::io::Result<String> {
+pub(super) fn old_sets(
+    directory: &Path,
+    deployment: &str,
+    labels: &[Label],
+    id: &str,
+) -> std::io::Result<String> {
     let other = std::io::Error::other;
-    let newest = Catalogue::open(directory)
+    let newest = Catalogue::open(directory, deployment)
         .sets()
         .map_err(|e| other(e.to_string()))?
         .pop()

@@ -374,8 +374,8 @@ type Backups = (Vec<BackupEvidence>, Vec<(String, String)>);
 /// that may block: the directory can be a network file system that does not answer.
 async fn backups(system: &System, service: &str) -> Backups {
     let directory = system.runbook.backup.directory.clone();
-    let shown = directory.display().to_string();
-    let listing = tokio::task::spawn_blocking(move || Catalogue::open(&directory).list());
+    let (shown, deployment) = (directory.display().to_string(), system.deployment().to_owned());
+    let listing = tokio::task::spawn_blocking(move || Catalogue::open(&directory, &deployment).list());
     let entries = match tokio::time::timeout(system.runbook.deadlines.probe, listing).await {
         Ok(Ok(Ok(entries))) => entries,
         Ok(Ok(Err(e))) => return (Vec::new(), vec![(shown, e.to_string())]),
@@ -385,24 +385,13 @@ async fn backups(system: &System, service: &str) -> Backups {
     let (mut usable, mut unusable) = (Vec::new(), Vec::new());
     for entry in entries.into_iter().rev() {
         let label = entry.label().to_string();
-        match entry {
-            Entry::Set(set) if set.manifest.deployment != system.deployment() => {
-                unusable.push((
-                    label,
-                    format!("it belongs to deployment {}", set.manifest.deployment),
-                ));
-            }
-            Entry::Set(set) => match backup(&label, &set.path, &set.manifest, service) {
+        if let Some(why) = entry.unusable() {
+            unusable.push((label, why));
+        } else if let Entry::Set(set) = entry {
+            match backup(&label, &set.path, &set.manifest, service) {
                 Some(evidence) => usable.push(evidence),
                 None => unusable.push((label, format!("it holds nothing of {service}"))),
-            },
-            Entry::Damaged { why, .. } => unusable.push((label, why)),
-            Entry::Partial { .. } => unusable.push((label, "it was not finished".into())),
-            Entry::Pruned { .. } => unusable.push((label, "its removal has begun".into())),
-            Entry::Suspect { .. } => unusable.push((
-                label,
-                "it was kept aside because it is empty or smaller than it should be".into(),
-            )),
+            }
         }
     }
     (usable, unusable)
