@@ -136,8 +136,21 @@ fn base_bytes(surveyed: &Surveyed) -> u64 {
     surveyed.cluster_bytes + WAL_MARGIN + 4 * surveyed.wal_segment_size
 }
 
+/// A copy of a server with tablespaces of its own is refused; a dump leaves them out, and is not.
+fn no_tablespaces(service: &str, tablespaces: Option<u32>, options: Options) -> Result<()> {
+    if !options.physical || tablespaces == Some(0) {
+        return Ok(());
+    }
+    Err(Error::new(
+        Kind::Refused,
+        format!("{service} has tablespaces of its own, which physical backups do not hold yet"),
+    )
+    .untouched("everything: nothing was written")
+    .next("drctl backup --logical-only"))
+}
+
 /// Looks at one PostgreSQL service.
-pub async fn survey(system: &System, service: &str, directory: String) -> Result<Surveyed> {
+pub async fn survey(system: &System, service: &str, directory: String, options: Options) -> Result<Surveyed> {
     let server = system.postgres(service).await?;
     let fail = |e: PgError| server_error(service, "the survey before the backup", &e);
     let client = server.connect().await.map_err(fail)?;
@@ -166,14 +179,7 @@ pub async fn survey(system: &System, service: &str, directory: String) -> Result
         )
     };
     let row = rows.first().ok_or_else(incomplete)?;
-    if row.number::<u32>(7) != Some(0) {
-        return Err(Error::new(
-            Kind::Refused,
-            format!("{service} has tablespaces of its own, which physical backups do not hold yet"),
-        )
-        .untouched("everything: nothing was written")
-        .next("drctl backup --logical-only"));
-    }
+    no_tablespaces(service, row.number(7), options)?;
     let mut databases = Vec::new();
     for name in server.config.databases.keys() {
         let size = sizes
@@ -304,4 +310,28 @@ pub fn room(
     Err(error
         .next(format!("df -h {}", existing.display()))
         .next("drctl backup list"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tablespaces_stand_in_the_way_of_a_copy_only() {
+        let with = |logical, physical, tablespaces| {
+            let options = Options {
+                logical,
+                physical,
+                accept_shrink: false,
+            };
+            no_tablespaces("db", tablespaces, options).is_ok()
+        };
+        assert!(with(true, true, Some(0)));
+        assert!(!with(true, true, Some(1)));
+        assert!(!with(false, true, Some(1)));
+        // A server that does not tell is not taken for one without.
+        assert!(!with(true, true, None));
+        // What the refusal says to type is accepted.
+        assert!(with(true, false, Some(1)));
+    }
 }

@@ -1,53 +1,91 @@
 //! Whether a dump can be believed: compared with the runbook and with the set before it.
 //! Pure: what was recorded goes in, what is wrong comes out.
 
-use super::manifest::Manifest;
-use crate::runbook::Runbook;
+use std::collections::BTreeSet;
 
-/// What is wrong with the shape of `new`, in words. `previous` is the last good set.
+use super::manifest::{Manifest, PostgresPart};
+use crate::probe::facts::{DatabaseFacts, RelationKind};
+use crate::runbook::{Database, Runbook};
+
+/// What is wrong with the shape of `new`, in words. `previous` is the last good set. Every
+/// database is judged of which anything was recorded: a copy of the server alone has facts and
+/// no dump, and shows an emptied database by them.
 #[must_use]
 pub fn problems(new: &Manifest, previous: Option<&Manifest>, runbook: &Runbook) -> Vec<String> {
     let mut found = Vec::new();
-    let allowed = runbook.backup.verify_shrink.get();
-    for (service, database, dump) in new.dumps() {
-        if dump.tables == 0 {
-            found.push(format!("the dump of {database} holds no table"));
-        }
-        let named = runbook
-            .postgres_services()
-            .find(|(n, ..)| n.as_str() == service)
-            .and_then(|(_, _, s)| s.databases.get(database));
-        let facts = new.postgres.get(service).and_then(|p| p.facts.get(database));
+    for (service, part) in &new.postgres {
         let before = previous.and_then(|p| p.postgres.get(service));
-        let before_dump = before.and_then(|p| p.logical.get(database));
-        let before_facts = before.and_then(|p| p.facts.get(database));
-        for name in named.iter().flat_map(|d| d.tables.keys()) {
-            let qualified = format!("{}.{}", name.schema, name.table);
-            let Some(fact) = facts.and_then(|f| f.relation(&name.schema, &name.table)) else {
-                found.push(format!(
-                    "database {database} has no table {qualified}, which the runbook names"
-                ));
-                continue;
-            };
-            if let Some(problem) = &fact.problem {
-                found.push(format!("{qualified} could not be counted: {problem}"));
-            }
-            let was = before_facts.and_then(|f| f.relation(&name.schema, &name.table)?.rows);
-            if let (Some(now), Some(was)) = (fact.rows, was)
-                && shrank(now, was, allowed)
-            {
-                found.push(format!("{qualified} has {now} rows, the backup before had {was}"));
-            }
+        let recorded: BTreeSet<&String> = part.logical.keys().chain(part.facts.keys()).collect();
+        for database in recorded {
+            let named = runbook
+                .postgres_services()
+                .find(|(n, ..)| n.as_str() == service)
+                .and_then(|(_, _, s)| s.databases.get(database.as_str()));
+            found.extend(of_database(part, before, database, named, runbook));
         }
-        if let Some(was) = before_dump
-            && shrank(dump.bytes, was.bytes, allowed)
-        {
+    }
+    found
+}
+
+fn of_database(
+    part: &PostgresPart,
+    before: Option<&PostgresPart>,
+    database: &str,
+    named: Option<&Database>,
+    runbook: &Runbook,
+) -> Vec<String> {
+    let mut found = Vec::new();
+    let allowed = runbook.backup.verify_shrink.get();
+    let dump = part.logical.get(database);
+    let facts = part.facts.get(database);
+    let holds_tables = |f: &DatabaseFacts| {
+        f.relations
+            .iter()
+            .any(|r| matches!(r.kind, RelationKind::Table | RelationKind::Partitioned))
+    };
+    if dump.is_some_and(|d| d.tables == 0) {
+        found.push(format!("the dump of {database} holds no table"));
+    } else if dump.is_none() && !facts.is_some_and(holds_tables) {
+        found.push(format!("{database} holds no table"));
+    }
+    let before_facts = before.and_then(|p| p.facts.get(database));
+    for name in named.iter().flat_map(|d| d.tables.keys()) {
+        let qualified = format!("{}.{}", name.schema, name.table);
+        let Some(fact) = facts.and_then(|f| f.relation(&name.schema, &name.table)) else {
             found.push(format!(
-                "the dump of {database} is {}, the one before was {}",
-                crate::event::bytes(dump.bytes),
-                crate::event::bytes(was.bytes)
+                "database {database} has no table {qualified}, which the runbook names"
             ));
+            continue;
+        };
+        if let Some(problem) = &fact.problem {
+            found.push(format!("{qualified} could not be counted: {problem}"));
         }
+        let was = before_facts.and_then(|f| f.relation(&name.schema, &name.table)?.rows);
+        if let (Some(now), Some(was)) = (fact.rows, was)
+            && shrank(now, was, allowed)
+        {
+            found.push(format!("{qualified} has {now} rows, the backup before had {was}"));
+        }
+    }
+    let before_dump = before.and_then(|p| p.logical.get(database));
+    if let (Some(now), Some(was)) = (dump, before_dump)
+        && shrank(now.bytes, was.bytes, allowed)
+    {
+        found.push(format!(
+            "the dump of {database} is {}, the one before was {}",
+            crate::event::bytes(now.bytes),
+            crate::event::bytes(was.bytes)
+        ));
+    }
+    // A dump shows more exactly how much there is: the size of a database counts its bloat.
+    if let (None, Some(now), Some(was)) = (dump, facts, before_facts)
+        && shrank(now.bytes, was.bytes, allowed)
+    {
+        found.push(format!(
+            "{database} is {}, it was {} when the backup before was made",
+            crate::event::bytes(now.bytes),
+            crate::event::bytes(was.bytes)
+        ));
     }
     found
 }
@@ -114,6 +152,62 @@ mod tests {
         ] {
             assert_eq!(shrank(now, was, allowed), expected, "{now} of {was}");
         }
+    }
+
+    /// The facts of a database with the runbook's tables, each of so many rows, and no dump.
+    fn physical_only(runbook: &Runbook, rows: u64, bytes: u64) -> Manifest {
+        let (service, _, config) = runbook.postgres_services().next().unwrap();
+        let (database, named) = config.databases.iter().next().unwrap();
+        let relations: Vec<_> = named
+            .tables
+            .keys()
+            .map(|t| {
+                serde_json::json!({
+                    "schema": t.schema, "name": t.table, "kind": "table", "bytes": 8192, "pages": 1, "rows": rows,
+                })
+            })
+            .collect();
+        serde_json::from_value(serde_json::json!({
+            "format": 1, "deployment": "simgen", "label": "20261120T020000Z", "started": "2026-11-20T02:00:00Z",
+            "finished": "2026-11-20T02:01:00Z", "drctl-version": "0.1.0", "bytes": 1, "skew-seconds": 0.5, "files": [],
+            "postgres": { service.to_string(): {
+                "server-version": "15", "server-version-number": 150_020, "system-identifier": "1", "timeline": 1,
+                "wal-segment-size": 16_777_216, "data-checksums": true, "image": "p", "image-id": "sha256:1",
+                "data-dir": "/d", "owner": "1:1", "start-lsn": "0/1", "end-lsn": "0/1", "globals": null, "logical": {},
+                "physical": null, "facts": { database.to_string(): {
+                    "taken-at": "2026-11-20T02:00:00Z", "lsn": "0/1", "bytes": bytes, "stats-reset": null,
+                    "relations": relations,
+                }},
+            }},
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn an_emptied_database_is_seen_without_a_dump() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/runbooks/simgen.yaml");
+        let runbook = crate::runbook::load(std::path::Path::new(path)).unwrap();
+        let before = physical_only(&runbook, 1000, 1 << 30);
+        let judged = |new: &Manifest| problems(new, Some(&before), &runbook).join("; ");
+        assert_eq!(judged(&before), "");
+        let emptied = judged(&physical_only(&runbook, 0, 1 << 30));
+        assert!(
+            emptied.contains("has 0 rows, the backup before had 1000"),
+            "{emptied}"
+        );
+        let shrunk = judged(&physical_only(&runbook, 1000, 1 << 20));
+        assert!(shrunk.contains("when the backup before was made"), "{shrunk}");
+        let mut bare = before.clone();
+        for part in bare.postgres.values_mut() {
+            for facts in part.facts.values_mut() {
+                facts.relations.clear();
+            }
+        }
+        let bare = judged(&bare);
+        assert!(
+            bare.contains("holds no table") && bare.contains("which the runbook names"),
+            "{bare}"
+        );
     }
 
     #[test]
