@@ -117,8 +117,10 @@ impl<H: Hands, L: Log> Run<'_, H, L> {
                 title: step.title.clone(),
             });
             // What only works on a side copy can be dropped at any moment. What users
-            // notice is short, and is let finish: cut off, it would be harder to take back.
-            let may_cut = step.risk <= Risk::Reversible;
+            // notice is short, and is let finish: cut off, it would be harder to take back. What
+            // drctl does not take back is let finish too, so that its outcome is written down.
+            let may_cut =
+                step.risk <= Risk::Reversible && matches!(step.undo, Undo::NotNeeded(_) | Undo::Action(_));
             let applied = self
                 .apply(&step.action, step.timeout(), u32::from(!may_cut))
                 .await;

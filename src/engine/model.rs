@@ -351,6 +351,23 @@ async fn the_first_signal_ends_in_the_old_state() {
     }
 }
 
+/// Cut off, nobody would know how much of it was done.
+#[tokio::test]
+async fn what_cannot_be_taken_back_is_let_finish_and_said() {
+    for undo in [Undo::Impossible("gone".into()), Undo::Manual("by hand".into())] {
+        let (mut plan, world, mut paper) = (plan(3), World::new(3), Paper::default());
+        plan.steps[0].undo = undo;
+        assert_eq!(plan.steps[0].risk, Risk::ReadOnly);
+        let (tx, rx) = watch::channel((0, Signal::Interrupt));
+        *world.signal.lock().unwrap() = Some(("do-1".into(), tx.clone()));
+        let stop = process(&plan, &world, &mut paper, false, Interrupts::from_channel(rx)).await;
+        assert!(matches!(stop, Err(Stop::Interrupted(_))), "{stop:?}");
+        let is_finished = |r: &Record| matches!(r, Record::StepFinished { step: 1, .. });
+        assert!(paper.records.iter().any(is_finished), "{:?}", paper.records);
+        assert_eq!(fold(&paper.records, 3).left.len(), 1);
+    }
+}
+
 #[tokio::test]
 async fn the_second_signal_stops_at_once_and_leaves_the_rest_to_undo() {
     let (plan, world, mut paper) = (plan(3), World::new(3), Paper::default());

@@ -16,7 +16,7 @@ use crate::incident::{
     Incident, Journal, JournalError, Lock, LockError, Log, Record, Report, Stage, StateDir, markdown,
     recovery_lock, write_atomically, write_json,
 };
-use crate::plan::Action;
+use crate::plan::{Action, Undo};
 use crate::probe::watch::{LASTING, Watch};
 use crate::system::System;
 
@@ -26,6 +26,8 @@ pub struct Live<'a> {
     pub system: &'a System,
     /// The incident.
     pub run: &'a str,
+    /// Where it is remembered.
+    pub state: &'a StateDir,
     /// Where progress goes.
     pub reporter: &'a SharedReporter,
     /// What the steps so far found out, those of an earlier run of this incident too.
@@ -43,6 +45,7 @@ impl Hands for Live<'_> {
         let context = ActionContext {
             system: self.system,
             run: self.run,
+            state: self.state,
             reporter: self.reporter,
             deadline,
             facts: self.facts().clone(),
@@ -51,6 +54,12 @@ impl Hands for Live<'_> {
         self.facts().extend(outcome.facts.clone());
         Ok(outcome)
     }
+}
+
+/// The directory in which an incident is remembered beside the others.
+pub(super) fn memory_of(incident: &Incident) -> StateDir {
+    // STATE/incidents/ID
+    StateDir::resolve(incident.directory.ancestors().nth(2))
 }
 
 /// Takes the lock that keeps two recoveries of a deployment apart.
@@ -97,9 +106,11 @@ pub async fn carry_out(
     let (plan, id) = (incident.plan.clone(), incident.id().to_owned());
     // A run that was killed may have left one behind.
     system.docker.remove_never_started(system.deployment()).await;
+    let state = memory_of(incident);
     let live = Live {
         system,
         run: &id,
+        state: &state,
         reporter,
         facts: Mutex::new(incident.facts()),
     };
@@ -217,11 +228,28 @@ fn explain(incident: &Incident, first: Option<&Stop>, second: Option<&Stop>) -> 
         if incident.progress.choices().is_empty() || incident.progress.stage == Stage::Undone {
             error = error.next(format!("drctl incident show {id}"));
         }
-        return error.untouched("the old data: nothing of it was removed");
+        return error.untouched(what_stands(incident));
     }
     error
         .untouched(format!("{} is as it was before", incident.plan.deployment))
         .next(format!("drctl incident show {id}    # what happened"))
+}
+
+/// What a run that leaves the deployment changed has not touched. Where a step that cannot be
+/// taken back has begun, it is not said that nothing was removed.
+fn what_stands(incident: &Incident) -> &'static str {
+    let removes = |n: &usize| {
+        incident
+            .plan
+            .steps
+            .get(n.wrapping_sub(1))
+            .is_some_and(|s| matches!(s.undo, Undo::Impossible(_)))
+    };
+    if incident.progress.started.iter().any(removes) {
+        "the application's data: only what these steps name was removed"
+    } else {
+        "the old data: nothing of it was removed"
+    }
 }
 
 /// How a proof ended.
@@ -398,4 +426,95 @@ pub fn write_report(
         }),
     }
     report
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::model;
+    use super::*;
+    use crate::incident::{Case, Progress};
+
+    fn incident(undo: Option<Undo>, records: &[Record]) -> Incident {
+        let mut plan = model::plan(2);
+        if let Some(undo) = undo {
+            plan.steps[0].undo = undo;
+        }
+        let mut progress = Progress {
+            steps: 2,
+            ..Progress::default()
+        };
+        for record in records {
+            progress.note(record);
+        }
+        Incident {
+            directory: "/state/incidents/r".into(),
+            case: Case {
+                format: 1,
+                certainty: "confirmed".into(),
+                summary: String::new(),
+                reasons: Vec::new(),
+                evidence: Value::Null,
+            },
+            plan,
+            entries: Vec::new(),
+            progress,
+        }
+    }
+
+    fn undone(left: Option<&str>) -> Vec<Record> {
+        vec![
+            Record::StepStarted { step: 1 },
+            Record::UndoFinished {
+                step: 1,
+                outcome: String::new(),
+                left: left.map(str::to_owned),
+            },
+            Record::Undone {},
+        ]
+    }
+
+    #[test]
+    fn what_was_removed_is_never_said_to_be_taken_back() {
+        let failed = Stop::Step {
+            step: 2,
+            cause: "it does not start".into(),
+        };
+        let gone = "the sets that were removed are gone";
+        let incident = incident(Some(Undo::Impossible(gone.into())), &undone(Some(gone)));
+        for first in [failed, Stop::Interrupted(Signal::Interrupt)] {
+            let error = explain(&incident, Some(&first), None);
+            assert_eq!(error.kind, Kind::FailedChanged);
+            assert!(
+                error.causes.iter().any(|c| c.contains(gone)),
+                "{:?}",
+                error.causes
+            );
+            assert!(!error.message.contains("every step"), "{}", error.message);
+            let untouched = error.untouched.unwrap();
+            assert!(
+                untouched.contains("only what these steps name was removed"),
+                "{untouched}"
+            );
+            assert!(!untouched.contains("as it was before"));
+        }
+    }
+
+    #[test]
+    fn what_was_taken_back_is_said_so() {
+        let failed = Stop::Step {
+            step: 2,
+            cause: "no".into(),
+        };
+        let error = explain(&incident(None, &undone(None)), Some(&failed), None);
+        assert_eq!(error.kind, Kind::FailedUndone);
+        assert!(error.untouched.unwrap().contains("as it was before"));
+    }
+
+    #[test]
+    fn an_incident_is_remembered_beside_the_others() {
+        assert_eq!(
+            memory_of(&incident(None, &[])).path(),
+            std::path::Path::new("/state")
+        );
+    }
 }

@@ -2,7 +2,7 @@
 
 use super::actions::{self, ActionContext};
 use super::interrupt::Interrupts;
-use super::resume::{carry_out, open_journal_error, write_report};
+use super::resume::{carry_out, memory_of, open_journal_error, write_report};
 use super::verify;
 use crate::error::{Error, Kind, Result};
 use crate::event::{Event, SharedReporter, Verdict};
@@ -151,9 +151,11 @@ pub async fn close(
                 .append(Record::DiscardStarted {})
                 .map_err(|e| open_journal_error(&e))?;
         }
+        let state = memory_of(incident);
         let context = ActionContext {
             system,
             run: &id,
+            state: &state,
             reporter,
             deadline: DISCARD_DEADLINE,
             facts: incident.facts(),

@@ -201,12 +201,19 @@ fn with_no_byte_left_everything_comes_back_and_nothing_is_lost() {
     assert!(old.join("manifest.json").exists(), "a dry run removes nothing");
     assert_eq!(disk.free(), 0);
 
+    // Backup sets go, and nothing brings them back: a yes is not enough.
+    let out = at(&["recover", "disk-full", "--yes", "--json"]);
+    assert_eq!(out.code, Some(4), "{}\n{}", out.stdout, out.stderr);
+    assert!(old.join("manifest.json").exists());
+
     let acknowledged = traffic.log().to_owned();
     let began = Instant::now();
     let out = at(&[
         "recover",
         "disk-full",
         "--yes",
+        "--confirm",
+        &stack.name,
         "--json",
         "--acknowledged",
         acknowledged.to_str().unwrap(),
@@ -360,6 +367,8 @@ fn a_killed_recovery_is_gone_on_with_although_its_memory_had_no_room() {
         "recover",
         "disk-full",
         "--yes",
+        "--confirm",
+        &stack.name,
         "--json",
         "--state-dir",
         &state_flag,

@@ -19,6 +19,7 @@ use super::scripts::{DISCARD, EXTRACT, KEEP_WAL, LIVE_WAL, LOG_USED, PRELUDE, SW
 use super::server::session_beside;
 use super::side_server::SideServer;
 use super::{ActionContext, ActionError, Outcome, pg, prove, salvage, succeeded};
+use crate::backup::{self, Compared};
 use crate::event::bytes;
 use crate::plan::{RowFloor, SalvageTable};
 use crate::system::{PostgresServer, WORK_DIR};
@@ -109,6 +110,7 @@ pub(super) async fn extract_base(
 ) -> Result<Outcome, ActionError> {
     let server = cx.system.postgres(service).await?;
     let begun = tokio::time::Instant::now();
+    sound(cx, base).await?;
     // On a remote engine it lies there twice for a while: as it came, and beside the data.
     let staging = cx.staged(&server, "extract-base", base, 2).await?;
     let output = script(
@@ -141,6 +143,33 @@ pub(super) async fn extract_base(
         outcome = outcome.fact("configuration-differs", differing.join(" "));
     }
     Ok(outcome)
+}
+
+/// The base backup is as it was when it was made. A file that has changed since is found before
+/// the server waits for it: a page without a checksum would otherwise only be wrong.
+async fn sound(cx: &ActionContext<'_>, base: &str) -> Result<(), ActionError> {
+    let path = std::path::PathBuf::from(base);
+    let compared = tokio::task::spawn_blocking(move || backup::compare_base(&path))
+        .await
+        .map_err(|e| ActionError::Other(e.to_string()))?;
+    match compared {
+        Ok(Compared::Equal) => Ok(()),
+        Ok(Compared::Unknown) => {
+            cx.warn(format!(
+                "{base} was made without checksums that drctl can compare"
+            ));
+            Ok(())
+        }
+        Ok(Compared::Different(found)) => Err(ActionError::Unproven {
+            what: format!("the base backup in {base}"),
+            found: format!(
+                "{found}; drctl backup verify --all tells which sets are whole, and the next recovery takes none of the others"
+            ),
+        }),
+        Err(e) => Err(ActionError::Other(format!(
+            "{base} cannot be compared with its manifest: {e}"
+        ))),
+    }
 }
 
 pub(super) async fn keep_wal(

@@ -27,6 +27,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::event::{Event, SharedReporter, Verdict};
+use crate::incident::StateDir;
 use crate::plan::{Action, ClusterAction, PostgresAction, RedisAction, SessionAction, WorkloadAction};
 use crate::postgres::PgError;
 use crate::system::{PostgresServer, System};
@@ -41,6 +42,8 @@ pub struct ActionContext<'a> {
     pub system: &'a System,
     /// The run (incident) on whose behalf it acts.
     pub run: &'a str,
+    /// Where drctl remembers incidents: what they need is not removed.
+    pub state: &'a StateDir,
     /// Where progress goes.
     pub reporter: &'a SharedReporter,
     /// Longest acceptable duration.

@@ -33,6 +33,7 @@ use crate::backup::{self, Catalogue};
 use crate::error::Result;
 use crate::incident::{Listing, StateDir};
 use crate::plan::{Plan, Remedy};
+use crate::private_dir::is_private;
 use crate::probe::containers::ContainerState;
 use crate::probe::disk::{self, Disks, FileSystem, Use};
 use crate::probe::fills::{self, ContainerLog, Database, OldImage};
@@ -200,7 +201,7 @@ fn backups(runbook: &Runbook, state: &StateDir) -> Backups {
             };
         }
     };
-    let newest_bytes = Catalogue::open(&looked.directory)
+    let newest_bytes = Catalogue::open(&looked.directory, runbook.deployment.as_str())
         .sets()
         .ok()
         .and_then(|mut sets| sets.pop())
@@ -239,6 +240,8 @@ fn archives(runbook: &Runbook, state: &StateDir) -> Vec<Archive> {
         PathBuf::from(format!("/var/tmp/drctl-{deployment}-logs")),
     ]
     .into_iter()
+    // Everybody can make a directory in /var/tmp: one that is not ours alone is not used.
+    .filter(|path| is_private(path).map_or_else(|e| e.kind() == std::io::ErrorKind::NotFound, |()| true))
     .filter_map(|path| {
         let room = disk::room(&path).ok().filter(|r| !r.read_only)?;
         Some(Archive {

@@ -107,12 +107,12 @@ fn free(ev: &Evidence, rb: &Runbook, shortage: &Shortage<'_>) -> Result<Vec<Step
     }
     let (wanted, mut steps) = (missing, Vec::new());
     let timeout_seconds = rb.deadlines.step.as_secs();
-    let step = |title: String, why: String, action: SpaceAction, stays: &str| Step {
+    let step = |title: String, why: String, risk: Risk, action: SpaceAction, undo: Undo| Step {
         title,
         why,
-        risk: Risk::Reversible,
+        risk,
         action: Action::Space(action),
-        undo: Undo::NotNeeded(stays.to_owned()),
+        undo,
         timeout_seconds,
     };
     if disk.holds(&Use::Backups) {
@@ -135,6 +135,7 @@ fn free(ev: &Evidence, rb: &Runbook, shortage: &Shortage<'_>) -> Result<Vec<Step
                 ),
                 "the runbook's backup.keep no longer wants them, or a killed run left them; the newest and the last verified stay"
                     .into(),
+                Risk::Destructive,
                 SpaceAction::PruneBackups {
                     labels,
                     path: path.clone(),
@@ -144,7 +145,9 @@ fn free(ev: &Evidence, rb: &Runbook, shortage: &Shortage<'_>) -> Result<Vec<Step
                         shortage.wish
                     },
                 },
-                "by the runbook's own rules none of them would be restored from",
+                Undo::Impossible(
+                    "the sets that were removed are gone: the step's outcome names them, and the runbook no longer wanted them".into(),
+                ),
             ));
         }
     }
@@ -159,10 +162,13 @@ fn free(ev: &Evidence, rb: &Runbook, shortage: &Shortage<'_>) -> Result<Vec<Step
                     bytes(sum)
                 ),
                 "newer builds have taken their names, and no container uses them".into(),
+                Risk::Destructive,
                 SpaceAction::RemoveImages {
                     images: ev.images.iter().map(|i| i.id.clone()).collect(),
                 },
-                "a build makes them again",
+                Undo::Impossible(
+                    "the images that were removed are gone: a build makes their like again".into(),
+                ),
             ));
         }
         for log in &ev.logs {
@@ -187,6 +193,7 @@ fn free(ev: &Evidence, rb: &Runbook, shortage: &Shortage<'_>) -> Result<Vec<Step
                 ),
                 "another disk has room for it; what is archived is read back before the file is emptied"
                     .into(),
+                Risk::Disruptive,
                 SpaceAction::ArchiveLog {
                     service: log.service.clone(),
                     container: log.container.clone(),
@@ -194,7 +201,10 @@ fn free(ev: &Evidence, rb: &Runbook, shortage: &Shortage<'_>) -> Result<Vec<Step
                     path: path.clone(),
                     enough: shortage.wish,
                 },
-                "all of it is in the archive: zstd -dc reads it",
+                Undo::Manual(format!(
+                    "where the log was emptied, all of it is in {}: zstd -dc reads it",
+                    into.path
+                )),
             ));
         }
     }

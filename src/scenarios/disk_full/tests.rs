@@ -187,6 +187,9 @@ fn the_safest_goes_first_and_no_more_than_is_needed() {
     };
     assert_eq!(labels, &["20260101T020000Z", "20260102T020000Z"]);
     assert_eq!(*enough, 64 * MIB);
+    // Nothing brings a set back: it takes the typed name, and is not said to be taken back.
+    assert_eq!(plan.risk(), crate::plan::Risk::Destructive);
+    assert!(matches!(&plan.steps[0].undo, crate::plan::Undo::Impossible(_)));
     // The server runs and is let be; nothing else is touched.
     assert_eq!(plan.steps.len(), 1);
     assert!(
@@ -207,9 +210,33 @@ fn the_safest_goes_first_and_no_more_than_is_needed() {
         panic!("{:?}", plan.steps)
     };
     assert_eq!(into, "/b/logs");
+    assert_eq!(plan.risk(), crate::plan::Risk::Disruptive);
+    assert!(matches!(&plan.steps[0].undo, crate::plan::Undo::Manual(how) if how.contains("/b/logs")));
     assert!(
         matches!(&plan.steps[1].action, Action::Space(SpaceAction::Revive { service }) if service == "postgres")
     );
+}
+
+#[test]
+fn an_image_is_not_said_to_come_back() {
+    let mut ev = evidence(0);
+    ev.backups.old.clear();
+    ev.logs.clear();
+    ev.disks.file_systems[0].places.push(Place {
+        what: Use::Engine,
+        path: "/a".into(),
+    });
+    ev.images = vec![OldImage {
+        id: "sha256:1".into(),
+        bytes: 500 * MIB,
+    }];
+    let plan = planned(&ev).unwrap();
+    assert!(matches!(
+        &plan.steps[0].action,
+        Action::Space(SpaceAction::RemoveImages { .. })
+    ));
+    assert_eq!(plan.risk(), crate::plan::Risk::Destructive);
+    assert!(matches!(&plan.steps[0].undo, crate::plan::Undo::Impossible(_)));
 }
 
 #[test]
