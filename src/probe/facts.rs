@@ -25,6 +25,11 @@ pub struct DatabaseFacts {
     /// When the statistics began (`pg_stat_database`); the counters `inserted` and `deleted`
     /// of two facts can be compared only when this is the same in both.
     pub stats_reset: Option<Timestamp>,
+    /// When the server last began to count from nothing (`pg_stat_archiver`): a crash throws
+    /// every counter away and leaves no other trace of that. None when it does not count at
+    /// all, and in facts of an older format.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stats_since: Option<Timestamp>,
     /// Relations of the user's schemas, by schema and name.
     pub relations: Vec<RelationFact>,
 }
@@ -63,6 +68,13 @@ pub struct RelationFact {
     /// Rows deleted since the statistics began (`n_tup_del`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deleted: Option<u64>,
+    /// Rows updated since the statistics began (`n_tup_upd`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub updated: Option<u64>,
+    /// Whether it is not in the write-ahead log (`relpersistence`): a crash and a restored base
+    /// backup empty it, and that is how it was made. Facts of an older format do not say.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unlogged: bool,
     /// The table of an index, `schema.table`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub index_of: Option<String>,
@@ -165,7 +177,8 @@ select n.nspname, c.relname, c.relkind, pg_catalog.pg_relation_filepath(c.oid),
      join pg_catalog.pg_namespace pn on pn.oid = p.relnamespace where p.oid = e.parent),
   case when c.relkind = 't' then
     (select tn.nspname || '.' || t.relname from pg_catalog.pg_class t
-       join pg_catalog.pg_namespace tn on tn.oid = t.relnamespace where t.reltoastrelid = c.oid) end
+       join pg_catalog.pg_namespace tn on tn.oid = t.relnamespace where t.reltoastrelid = c.oid) end,
+  s.n_tup_upd, c.relpersistence = 'u'
 from everything e
 join pg_catalog.pg_class c on c.oid = e.oid
 join pg_catalog.pg_namespace n on n.oid = c.relnamespace
@@ -178,7 +191,10 @@ select pg_catalog.to_char(pg_catalog.transaction_timestamp() at time zone 'UTC',
        else pg_catalog.pg_current_wal_lsn() end,
   pg_catalog.pg_database_size(pg_catalog.current_database()),
   (select pg_catalog.to_char(stats_reset at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')
-     from pg_catalog.pg_stat_database where datname = pg_catalog.current_database())"#;
+     from pg_catalog.pg_stat_database where datname = pg_catalog.current_database()),
+  case when pg_catalog.current_setting('track_counts')::boolean then
+    (select pg_catalog.to_char(stats_reset at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')
+       from pg_catalog.pg_stat_archiver) end"#;
 
 /// Tables whose rows are what `count(*)` says and what a dump holds of them: no members of
 /// extensions, which a dump may hold in part, and no parents, whose children count too.
@@ -299,6 +315,7 @@ impl Snapshot {
             lsn: head.and_then(|r| r.number(1)).unwrap_or_default(),
             bytes: head.and_then(|r| r.number(2)).unwrap_or_default(),
             stats_reset: head.and_then(|r| r.number(3)),
+            stats_since: head.and_then(|r| r.number(4)),
             relations: self
                 .client
                 .within(deadline, RELATIONS)
@@ -387,6 +404,8 @@ fn relation(row: &Row) -> Option<RelationFact> {
         newest: None,
         inserted: row.number(7),
         deleted: row.number(8),
+        updated: row.number(11),
+        unlogged: row.is_true(12),
         index_of: row.opt(9).map(str::to_owned),
         toast_of: row.opt(10).map(str::to_owned),
         problem: None,

@@ -48,6 +48,7 @@ pub async fn read(
                 access: String::new(),
                 usable: true,
                 system: false,
+                unlogged: false,
             })
         })
         .collect();

@@ -91,6 +91,9 @@ pub struct Relation {
     pub usable: bool,
     /// In `pg_catalog`, `information_schema` or their toast.
     pub system: bool,
+    /// Not in the write-ahead log: after a crash, and in a restored base backup, it is as it
+    /// was made, while the catalogue still remembers how large it was.
+    pub unlogged: bool,
 }
 
 impl Relation {
@@ -133,7 +136,7 @@ impl Relation {
 const LIST: &str = r"
 with owner as (select oid, reltoastrelid as toast from pg_catalog.pg_class where reltoastrelid <> 0),
 found as (
-  select c.oid, c.relnamespace, c.relname, c.relkind, c.relpages, c.reltuples, c.relam,
+  select c.oid, c.relnamespace, c.relname, c.relkind, c.relpages, c.reltuples, c.relam, c.relpersistence,
     pg_catalog.pg_relation_filepath(c.oid) as path,
     coalesce(i.indisvalid and i.indisready and i.indislive, true) as usable,
     coalesce(po.oid, i.indrelid, o.oid, c.oid) as parent,
@@ -150,7 +153,7 @@ select f.oid, n.nspname, f.relname, f.relkind, f.on_toast, pn.nspname, p.relname
     (select sum((pg_catalog.pg_stat_file(f.path || case g when 0 then '' else '.' || g end, true)).size)
        from pg_catalog.generate_series(0, f.relpages / 131072 + 1) g) end,
   f.relpages, f.reltuples, coalesce(a.amname, ''), f.usable,
-  pn.nspname in ('pg_catalog', 'information_schema')
+  pn.nspname in ('pg_catalog', 'information_schema'), f.relpersistence = 'u'
 from found f
 join pg_catalog.pg_namespace n on n.oid = f.relnamespace
 join pg_catalog.pg_class p on p.oid = f.parent
@@ -188,12 +191,15 @@ fn relation(row: &Row) -> Option<Relation> {
         access: row.text(11).to_owned(),
         usable: row.is_true(12),
         system: row.is_true(13),
+        unlogged: row.is_true(14),
     })
 }
 
 /// Relations whose file is gone, or shorter than when VACUUM or ANALYZE last saw it. Of a
 /// shared catalogue each database remembers what was seen from there: another one's VACUUM
-/// may have cut it since.
+/// may have cut it since. What is unlogged is emptied by every crash and is left out of every
+/// base backup, and what the catalogue remembers of its size is from before: only that its
+/// file is gone says anything.
 #[must_use]
 pub fn short_files(relations: &[Relation]) -> Vec<RelationFinding> {
     relations
@@ -204,15 +210,17 @@ pub fn short_files(relations: &[Relation]) -> Vec<RelationFinding> {
                 finding.sqlstate = Some("58P01".into());
                 Some(finding)
             }
-            Some(bytes) if r.rows != 0.0 && bytes < r.pages * PAGE && !r.is_shared() => Some(r.finding(
-                Check::FileSize,
-                format!(
-                    "its file {} has {} blocks; the catalogue says {}",
-                    r.path,
-                    bytes / PAGE,
-                    r.pages
-                ),
-            )),
+            Some(bytes) if r.rows != 0.0 && bytes < r.pages * PAGE && !r.is_shared() && !r.unlogged => {
+                Some(r.finding(
+                    Check::FileSize,
+                    format!(
+                        "its file {} has {} blocks; the catalogue says {}",
+                        r.path,
+                        bytes / PAGE,
+                        r.pages
+                    ),
+                ))
+            }
             Some(_) => None,
         })
         .collect()
@@ -383,6 +391,7 @@ mod tests {
             .into(),
             usable: true,
             system: false,
+            unlogged: false,
         }
     }
 
@@ -495,6 +504,21 @@ mod tests {
         );
         shared.bytes = None;
         assert_eq!(short_files(&[shared]).len(), 1);
+    }
+
+    #[test]
+    fn an_unlogged_table_that_a_crash_emptied_is_not_short() {
+        let mut emptied = sample(1, "sessions", RelationKind::Heap, "base/1/1");
+        let mut index = sample(2, "sessions_pkey", RelationKind::Index, "base/1/2");
+        (emptied.unlogged, emptied.bytes) = (true, Some(0));
+        // An index is made with its first page.
+        (index.unlogged, index.bytes) = (true, Some(PAGE));
+        assert_eq!(short_files(&[emptied.clone(), index.clone()]), []);
+        // The server makes the file anew at its start: without one, every access fails.
+        index.bytes = None;
+        assert_eq!(short_files(&[index.clone()]).len(), 1);
+        (emptied.unlogged, index.unlogged) = (false, false);
+        assert_eq!(short_files(&[emptied, index]).len(), 2, "logged ones are");
     }
 
     #[test]

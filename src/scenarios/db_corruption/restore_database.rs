@@ -4,7 +4,7 @@
 use super::diagnose::Class;
 use super::plan::{Ground, damaged_database, wal_is_complete};
 use super::steps::{
-    Draft, Proof, config, estimate, expectations, extract_base, floors, salvage_tables, step,
+    Draft, Proof, config, dumped_floors, estimate, expectations, extract_base, salvage_tables, step,
 };
 use crate::plan::{Action, ClusterAction, PostgresAction, Risk, SalvageTable, Step, Undo};
 use crate::probe::relations::{Check, PAGE};
@@ -23,7 +23,7 @@ pub(super) fn restore_database(ground: &Ground<'_>) -> Draft {
         .cloned()
         .unwrap_or_default();
     let label = ground.backup.map_or("", |b| b.label.as_str());
-    let floors = floors(ground, &database);
+    let floors = dumped_floors(ground, &database);
     let sql = |a| Action::Postgres(a);
     let mut steps = vec![
         step(
