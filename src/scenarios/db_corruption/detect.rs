@@ -13,6 +13,7 @@ use super::evidence::{
     BackupEvidence, BaseEvidence, Check, Connection, DatabaseEvidence, EVIDENCE_FORMAT, EmptyPages, Evidence,
     RelationFinding, RelationKind, SlotFacts,
 };
+use super::silent::of_this_cluster;
 use crate::backup::{Catalogue, Entry, Manifest};
 use crate::error::Error;
 use crate::event::{Event, SharedReporter};
@@ -53,7 +54,7 @@ pub async fn detect(world: &Observer<'_>, options: &DetectOptions) -> Result<Evi
         text: format!("container {} is {}", server.container.name, status_word(&server)),
     });
 
-    let (log, look, (connection, slots, mut databases), (backups, unusable_backups)) = tokio::join!(
+    let (log, look, seen, (backups, unusable_backups)) = tokio::join!(
         logs::read(&system.docker, &server.container),
         world.files(&server),
         sessions(&server, options.deep, deadline, reporter),
@@ -70,8 +71,16 @@ pub async fn detect(world: &Observer<'_>, options: &DetectOptions) -> Result<Evi
             text: format!("the data directory was not looked at: {e}"),
         });
     }
+    let Sessions {
+        connection,
+        slots,
+        present,
+        mut databases,
+    } = seen;
+    // A file of another cluster has the same name and other pages.
+    let control = look.control.as_ref().ok().filter(|c| !c.checksum_mismatch);
     for pages in databases.values_mut().flat_map(|d| &mut d.empty_pages) {
-        pages.filled_in = filled_in(pages, &backups);
+        pages.filled_in = filled_in(pages, of_this_cluster(&backups, control));
     }
     Ok(Evidence {
         format: EVIDENCE_FORMAT,
@@ -86,6 +95,7 @@ pub async fn detect(world: &Observer<'_>, options: &DetectOptions) -> Result<Evi
         files: look.files,
         slots,
         databases,
+        present,
         backups,
         unusable_backups,
     })
@@ -93,9 +103,12 @@ pub async fn detect(world: &Observer<'_>, options: &DetectOptions) -> Result<Evi
 
 /// The newest base backup that has data where the server has pages of zeros. The path
 /// carries the file's number, which changes with every rewrite of the table.
-fn filled_in(pages: &EmptyPages, backups: &[BackupEvidence]) -> Option<String> {
+fn filled_in<'a>(
+    pages: &EmptyPages,
+    mut backups: impl Iterator<Item = &'a BackupEvidence>,
+) -> Option<String> {
     use std::os::unix::fs::FileExt;
-    let (label, base) = backups.iter().find_map(|b| Some((&b.label, b.base.as_ref()?)))?;
+    let (label, base) = backups.find_map(|b| Some((&b.label, b.base.as_ref()?)))?;
     let filled = pages.blocks.iter().any(|block| {
         // A relation is split into files of 1 GiB.
         let (segment, within) = (block / SEGMENT_BLOCKS, block % SEGMENT_BLOCKS);
@@ -123,7 +136,16 @@ fn status_word(server: &PostgresServer) -> String {
     text
 }
 
-type Sessions = (Connection, Option<SlotFacts>, BTreeMap<String, DatabaseEvidence>);
+/// What sessions have shown.
+struct Sessions {
+    connection: Connection,
+    slots: Option<SlotFacts>,
+    present: Vec<String>,
+    databases: BTreeMap<String, DatabaseEvidence>,
+}
+
+/// Every database but the templates: which of them is it, when the runbook's is gone?
+const DATABASES: &str = "select datname from pg_catalog.pg_database where not datistemplate order by 1";
 
 /// Everything that needs a session.
 async fn sessions(
@@ -137,6 +159,11 @@ async fn sessions(
         Some(client) => slots::read(client).await.ok(),
         None => None,
     };
+    let present = match &client {
+        Some(client) => client.rows(DATABASES).await.unwrap_or_default(),
+        None => Vec::new(),
+    };
+    let present = present.iter().map(|r| r.text(0).to_owned()).collect();
     drop(client);
     reporter.event(&Event::Note {
         text: match &connection {
@@ -173,7 +200,12 @@ async fn sessions(
         .buffer_unordered(at_once)
         .collect()
         .await;
-    (connection, slots, databases)
+    Sessions {
+        connection,
+        slots,
+        present,
+        databases,
+    }
 }
 
 fn nothing(connection: Connection) -> DatabaseEvidence {

@@ -4,7 +4,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::evidence::{Connection, Evidence, LogPattern, RelationFinding, RelationKind};
-use super::look_alike::{down, from_log, has, no_room, refused, shared_memory_or_disk, slots};
+use super::look_alike::{
+    closed_database, down, from_log, has, missing_database, no_room, other_cluster, refused,
+    shared_memory_or_disk, slots,
+};
 use super::silent::{self, Loss};
 use crate::postgres::sqlstate;
 use crate::runbook::Runbook;
@@ -148,6 +151,8 @@ pub(super) fn classify(ev: &Evidence, rb: &Runbook) -> Finding {
 fn up(ev: &Evidence, rb: &Runbook) -> Finding {
     let mut damage: BTreeMap<&str, Vec<&RelationFinding>> = BTreeMap::new();
     let mut reasons = Vec::new();
+    // Why a database gives no session without being damaged.
+    let mut no_session = None;
     for (database, evidence) in &ev.databases {
         match &evidence.connection {
             Connection::Refused { sqlstate, message } => match sqlstate.as_str() {
@@ -160,6 +165,15 @@ fn up(ev: &Evidence, rb: &Runbook) -> Finding {
                         Certainty::Confirmed,
                         vec![format!("database {database} cannot be opened: {message}")],
                     );
+                }
+                // Damage elsewhere is told first, and so is a volume that is another's.
+                sqlstate::INVALID_CATALOG => {
+                    no_session.get_or_insert_with(|| missing_database(ev, database, message));
+                    continue;
+                }
+                sqlstate::OBJECT_NOT_IN_STATE => {
+                    no_session.get_or_insert_with(|| closed_database(ev, database, message));
+                    continue;
                 }
                 _ => return refused(ev, sqlstate, message),
             },
@@ -186,12 +200,12 @@ fn up(ev: &Evidence, rb: &Runbook) -> Finding {
     let losses = losses(ev, rb);
     reasons.extend(losses.iter().map(|(_, l)| l.says()));
     let lost: Vec<&(String, Loss)> = losses.iter().filter(|(_, l)| l.is_damage()).collect();
-    // The log position or the newest row went back: everything since is gone, everywhere.
-    let went_back = lost
-        .iter()
-        .any(|(_, l)| matches!(l, Loss::Lsn { .. } | Loss::Newest { .. }));
+    // The log position went back: everything since is gone, everywhere. A newest row that went
+    // back says it only where the server itself says that its replay ended too early.
+    let went_back = lost.iter().any(|(_, l)| matches!(l, Loss::Lsn { .. }));
     let ended_early = has(ev, LogPattern::ReplayEndedEarly);
-    if damage.is_empty() && (went_back || (ended_early.is_some() && !lost.is_empty())) {
+    let fits = losses.iter().any(|(_, l)| l.fits_replay());
+    if damage.is_empty() && (went_back || (ended_early.is_some() && fits)) {
         reasons.extend(ended_early.map(str::to_owned));
         return Finding::new(
             Class::Cluster {
@@ -201,9 +215,16 @@ fn up(ev: &Evidence, rb: &Runbook) -> Finding {
             reasons,
         );
     }
+    let other = other_cluster(ev);
     match tables_or_indexes(&damage, &lost) {
-        Some(class) => Finding::new(class, Certainty::Confirmed, reasons),
-        None => nothing_found(ev, &losses, reasons, ended_early),
+        Some(class) => {
+            // Whoever restores here must know whose data that brings.
+            reasons.extend(other.into_iter().flat_map(|f| f.reasons));
+            Finding::new(class, Certainty::Confirmed, reasons)
+        }
+        None => other
+            .or(no_session)
+            .unwrap_or_else(|| nothing_found(ev, &losses, reasons, ended_early)),
     }
 }
 
@@ -269,6 +290,28 @@ fn tables_or_indexes(
     })
 }
 
+/// Rows or tables are gone by somebody's order.
+fn ordered(losses: &[(String, Loss)]) -> Finding {
+    let dropped = losses
+        .iter()
+        .filter(|(_, l)| matches!(l, Loss::Dropped { .. }))
+        .count();
+    let what = match dropped {
+        0 => "rows are gone or were changed because somebody gave the order",
+        n if n == losses.len() => "tables are gone because somebody dropped or renamed them",
+        _ => "tables and rows are gone because somebody gave the order",
+    };
+    Finding::look_alike(
+        "data-loss",
+        format!("{what}; the server did what it was told"),
+        losses.iter().map(|(_, l)| l.says()).collect(),
+        &[
+            "drctl backup list    # RESTORE.md in each set: restore the database beside this one, copy the rows back"
+                .into(),
+        ],
+    )
+}
+
 /// No damage: is it a look-alike, is it sound, or could it not be looked at?
 fn nothing_found(
     ev: &Evidence,
@@ -296,18 +339,9 @@ fn nothing_found(
     {
         return slots(ev, Vec::new());
     }
-    let deleted: Vec<String> = losses
-        .iter()
-        .filter(|(_, l)| matches!(l, Loss::Deleted { .. }))
-        .map(|(_, l)| l.says())
-        .collect();
-    if !deleted.is_empty() {
-        return Finding::look_alike(
-            "data-loss",
-            "rows are gone because somebody deleted them; the server did what it was told",
-            deleted,
-            &["drctl backup list    # then restore beside and copy the rows back".into()],
-        );
+    // One loss that no order explains is told before those that one does.
+    if !losses.is_empty() && losses.iter().all(|(_, l)| l.is_order()) {
+        return ordered(losses);
     }
     if !losses.is_empty() || ended_early.is_some() {
         reasons.extend(ended_early.map(str::to_owned));

@@ -48,6 +48,10 @@ pub struct Evidence {
     pub slots: Option<SlotFacts>,
     /// Per database of the runbook.
     pub databases: BTreeMap<String, DatabaseEvidence>,
+    /// Every database of the server but its templates, when a session was possible. Evidence
+    /// of an older format has none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub present: Vec<String>,
     /// Backup sets, newest first.
     pub backups: Vec<BackupEvidence>,
     /// Sets that cannot be used: label and why.

@@ -144,6 +144,9 @@ pub(super) fn refused(ev: &Evidence, code: &str, message: &str) -> Finding {
             Finding::look_alike("permissions", PERMISSIONS, all, &db_down())
         }
         sqlstate::DISK_FULL => shared_memory_or_disk(ev, reasons),
+        // The administrator's own database: nothing else could be asked.
+        sqlstate::INVALID_CATALOG => missing_database(ev, &quoted_name(message), message),
+        sqlstate::OBJECT_NOT_IN_STATE => closed_database(ev, &quoted_name(message), message),
         sqlstate::DATA_CORRUPTED | sqlstate::INDEX_CORRUPTED | sqlstate::UNDEFINED_FILE => Finding::new(
             Class::Cluster {
                 cause: "what a session needs to begin is damaged".into(),
@@ -153,6 +156,132 @@ pub(super) fn refused(ev: &Evidence, code: &str, message: &str) -> Finding {
         ),
         _ => Finding::unknown("the server refuses the session", reasons),
     }
+}
+
+/// The database that a message names in quotes.
+fn quoted_name(message: &str) -> String {
+    message.split('"').nth(1).unwrap_or_default().to_owned()
+}
+
+/// A database that is not in the catalogue: somebody dropped or renamed it, or it never was on
+/// this server.
+pub(super) fn missing_database(ev: &Evidence, database: &str, message: &str) -> Finding {
+    let kept = |name: &&String| name.contains("_drctl_old_");
+    let by_hand = |name: &&String| **name == format!("{database}_before_restore");
+    let mut reasons = vec![message.to_owned()];
+    if !ev.present.is_empty() {
+        reasons.push(format!("the server has these: {}", ev.present.join(", ")));
+    }
+    let mut next = Vec::new();
+    if let Some(old) = ev.present.iter().find(kept) {
+        reasons.push(format!("{old} is what a recovery has kept of a database"));
+        next.push("drctl incident list    # a recovery that was cut off is resumed or undone".to_owned());
+    }
+    if let Some(old) = ev.present.iter().find(by_hand) {
+        reasons.push(format!("{old} is what a restore by hand has kept"));
+    }
+    let holds = ev.backups.iter().find(|b| b.dumps.contains_key(database));
+    let newest = match holds {
+        Some(b) => {
+            reasons.push(format!(
+                "backup {} of {:.0} holds {database}",
+                b.label, b.taken_at
+            ));
+            next.push(format!(
+                "less {}/RESTORE.md    # its steps 1 to 3 restore {database} with pg_restore",
+                b.path
+            ));
+            next.push(format!(
+                "alter database \"{0}_restored\" rename to \"{0}\";    -- instead of step 4, after a look at it",
+                database.replace('"', "\"\"")
+            ));
+            "a backup holds it"
+        }
+        None => "no usable backup holds it",
+    };
+    next.push("drctl backup list".to_owned());
+    Finding::look_alike(
+        "database-missing",
+        format!(
+            "there is no database {database}: it was dropped or renamed, or this is another server; {newest}"
+        ),
+        reasons,
+        &next,
+    )
+}
+
+/// A database that is there and lets nobody in.
+pub(super) fn closed_database(ev: &Evidence, database: &str, message: &str) -> Finding {
+    let reasons = vec![message.to_owned()];
+    // A DROP DATABASE that was broken off leaves the name, and perhaps not the files.
+    if message.contains("invalid database") {
+        let mut finding = missing_database(ev, database, message);
+        if let Class::LookAlike(found) = &mut finding.class {
+            found.explanation = format!(
+                "a DROP DATABASE of {database} was begun and broken off; what is left of it cannot be used"
+            );
+            found.next.insert(
+                0,
+                format!(
+                    "drop database \"{}\";    -- the server allows nothing else with it; a restore needs the name",
+                    database.replace('"', "\"\"")
+                ),
+            );
+        }
+        return finding;
+    }
+    Finding::look_alike(
+        "database-closed",
+        format!("database {database} is there and accepts no connections (allow_connections is false)"),
+        reasons,
+        &[
+            "drctl incident list    # was a recovery cut off in the middle of a swap of names?".into(),
+            format!(
+                "alter database \"{}\" with allow_connections true;    -- unless somebody closed it for a reason",
+                database.replace('"', "\"\"")
+            ),
+        ],
+    )
+}
+
+/// A server that none of this deployment's backups is of: most often an empty volume that the
+/// entrypoint has made a new cluster in, or another deployment's.
+pub(super) fn other_cluster(ev: &Evidence) -> Option<Finding> {
+    let control = ev.control.as_ref().ok().filter(|c| !c.checksum_mismatch)?;
+    let here = Some(control.system_identifier.as_str()).filter(|id| !id.is_empty())?;
+    let mut known = ev.backups.iter().filter(|b| !b.system_identifier.is_empty());
+    let newest = known.next()?;
+    if newest.system_identifier == here || known.any(|b| b.system_identifier == here) {
+        return None;
+    }
+    let mut reasons = vec![format!(
+        "this cluster's system identifier is {here}; backup {} of {:.0} and all others are of {}",
+        newest.label, newest.taken_at, newest.system_identifier
+    )];
+    reasons.extend(
+        ev.container
+            .mounts
+            .iter()
+            .map(|m| format!("{} is {}", m.destination, m.volume.as_ref().unwrap_or(&m.source))),
+    );
+    Some(Finding::look_alike(
+        "wrong-volume",
+        format!(
+            "the server runs on another cluster (system identifier {here}) than the one that was backed up \
+             ({}, last on {:.0}); is the wrong volume mounted?",
+            newest.system_identifier, newest.taken_at
+        ),
+        reasons,
+        &[
+            format!(
+                "docker inspect --format '{{{{json .Mounts}}}}' {}",
+                ev.container.name
+            ),
+            "docker volume ls    # where is the volume that was backed up?".into(),
+            "drctl backup    # only when this is the right data: a cluster made anew, or an upgraded one"
+                .into(),
+        ],
+    ))
 }
 
 pub(super) fn slots(ev: &Evidence, mut reasons: Vec<String>) -> Finding {

@@ -9,7 +9,7 @@ use crate::event::bytes;
 use crate::plan::{PLAN_FORMAT, Plan};
 use crate::runbook::Runbook;
 use crate::scenarios::ladder;
-use crate::scenarios::{PlanRequest, Refusal};
+use crate::scenarios::{Certainty, PlanRequest, Refusal};
 
 /// Bytes a restore needs beyond what it restores: WAL, temporary files.
 const HEADROOM: u64 = 64 << 20;
@@ -37,10 +37,18 @@ pub(super) fn plan(ev: &Evidence, rb: &Runbook, request: &PlanRequest) -> Result
         Class::Tables { .. } => &[Rung::RestoreDatabase, Rung::RestoreCluster, Rung::Salvage],
         Class::Cluster { .. } => &[Rung::RestoreCluster, Rung::Salvage],
         Class::LookAlike(_) | Class::Sound | Class::Unknown { .. } => {
+            let next = match finding.certainty {
+                // What might be damage leads to nothing that users would notice.
+                Certainty::Suspected => vec![
+                    "drctl diagnose --deep    # reads every row and every index".into(),
+                    "drctl backup list    # RESTORE.md in each set: restore beside, and compare".into(),
+                ],
+                _ => Vec::new(),
+            };
             return Err(Refusal {
                 message: super::diagnose::diagnose(ev, rb).summary,
                 reasons: finding.reasons,
-                next: Vec::new(),
+                next,
             });
         }
     };
