@@ -357,6 +357,13 @@ impl Site<'_> {
                     healed(format!("container {} was started", server.container.name))
                 }
             }
+            Heal::DropTable { table } => {
+                if db_corruption::drop_table(system, server, table).await? {
+                    healed(format!("table {} was dropped", table.table))
+                } else {
+                    gone(format!("there is no table {}", table.table))
+                }
+            }
             Heal::FreeSharedMemory { file } => {
                 if db_corruption::free(system, server, file).await? {
                     healed("the shared memory is free".into())

@@ -98,6 +98,11 @@ pub enum Heal {
     },
     /// The container is started.
     Start,
+    /// The table that the fault has made is dropped.
+    DropTable {
+        /// The table.
+        table: TableRef,
+    },
     /// A file in the container's shared memory is removed.
     FreeSharedMemory {
         /// The file.

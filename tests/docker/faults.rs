@@ -25,6 +25,8 @@ enum Evidence {
     },
     /// Nothing fails; the answers differ.
     Silent(fn(&Stack) -> Result<String, String>),
+    /// Nothing fails and all rows are there; only the catalogue and a file contradict each other.
+    Harmless(fn(&Stack) -> Result<String, String>),
     /// The server does not run, and its log says this.
     Down { log: &'static str },
     /// The application gets this, although the server says that it accepts connections.
@@ -46,7 +48,7 @@ const fn case(fault: &'static str, evidence: Evidence) -> Case {
 }
 
 fn cases() -> Vec<Case> {
-    use Evidence::{Down, Refused, Silent, Sql};
+    use Evidence::{Down, Harmless, Refused, Silent, Sql};
     let sql = |sql, error, table_reads| Sql {
         sql,
         error,
@@ -130,6 +132,18 @@ fn cases() -> Vec<Case> {
         case(
             "shm-full",
             sql(PARALLEL, "53100: could not resize shared memory segment", true),
+        ),
+        case(
+            "unlogged-crash",
+            Harmless(|stack| {
+                let seen = stack.psql(
+                    "select pg_relation_size(oid), relpages > 100 from pg_class where relpersistence = 'u' and relkind = 'r'",
+                )?;
+                match seen.as_str() {
+                    "0|t" => Ok(seen),
+                    other => Err(format!("bytes, and pages of the catalogue: {other:?}")),
+                }
+            }),
         ),
         Case {
             fault: "slots-full",
@@ -216,6 +230,10 @@ fn try_case(stack: &Stack, case: &Case, before: &str) -> Result<(f64, f64, Strin
         }
     }
     stack.psql(AMCHECK)?;
+    let tables = stack.psql("select relname from pg_class where relname ~ 'drctl'")?;
+    if !tables.is_empty() {
+        return Err(format!("healed, and this is left: {tables}"));
+    }
     let left = files_left(stack);
     if !left.is_empty() {
         return Err(format!("healed, and this is left: {left}"));
@@ -249,6 +267,14 @@ fn look(stack: &Stack, evidence: &Evidence, before: &str, since: Timestamp) -> R
                 return Err("all rows are still there".into());
             }
             Ok(format!("no error, {now} of {before}"))
+        }
+        Evidence::Harmless(ask) => {
+            let seen = ask(stack)?;
+            running(stack)?;
+            if stack.psql(SEQUENTIAL).as_deref() != Ok(before) {
+                return Err("orders are not as before".into());
+            }
+            Ok(seen)
         }
         Evidence::Down { log } => {
             let end = Instant::now() + Duration::from_secs(15);

@@ -241,6 +241,129 @@ fn a_full_disk_is_named_and_left_alone() {
     );
 }
 
+/// What somebody ordered, what a crash always does, and what belongs to somebody else: on evidence of a real server,
+/// with a backup that would make a restore possible.
+#[test]
+fn orders_and_other_clusters_are_not_damage() {
+    let Some(stack) = Stack::up("orders") else { return };
+    let sql = |text: &str| stack.psql(text).unwrap_or_else(|e| panic!("{text}: {e}"));
+    sql("alter system set autovacuum = off");
+    sql("select pg_reload_conf()");
+    sql("create unlogged table scratch (id integer primary key, t text)");
+    sql("insert into scratch select n, repeat('x', 100) from generate_series(1, 20000) n");
+    sql("insert into orders (customer_id, amount, created_at) values (1, 1, now() + interval '400 days')");
+    sql("vacuum analyze");
+    stack.drctl(&["backup"]).ok();
+
+    // Every crash empties it; and what the server has counted is gone from here on.
+    crash(&stack);
+    assert_eq!(sql("select count(*) from scratch"), "0");
+    let out = not_damaged(&stack, "an unlogged table after a crash");
+    assert!(!out.contains("scratch"), "{out}");
+
+    sql("update orders set created_at = now() where created_at > now() + interval '1 day'");
+    not_damaged(&stack, "a row from the future that was put right");
+
+    // A file that was given up lies there until the next checkpoint, and files are compared.
+    sql("truncate order_lines");
+    sql("checkpoint");
+    let took = refused(&stack, "data-loss", true).unwrap();
+    eprintln!("truncated          refused in {took:.1} s");
+    crash(&stack);
+    let took = refused(&stack, "data-loss", true).unwrap();
+    eprintln!("truncated, crashed refused in {took:.1} s");
+
+    // No counter reaches back to before the crash, and the file ends where VACUUM cut it. That nobody can tell from
+    // damage; so nothing that users would notice may follow from it.
+    sql("delete from orders where id > 15000");
+    sql("vacuum orders");
+    sql("checkpoint");
+    crash(&stack);
+    not_damaged(&stack, "deleted, cut by VACUUM, and crashed");
+
+    sql("drop table sketches cascade");
+    sql("checkpoint");
+    let out = stack.agreed(&["recover", "db-corruption"]);
+    assert_eq!(out.code, Some(4), "{}{}", out.stdout, out.stderr);
+    assert!(
+        out.stdout.contains("table public.sketches is not there any more"),
+        "{}",
+        out.stdout
+    );
+
+    postgres(&stack, "alter database simgen with allow_connections false");
+    let took = refused(&stack, "database-closed", false).unwrap();
+    eprintln!("closed             refused in {took:.1} s");
+
+    // The application would come back between the two.
+    postgres(
+        &stack,
+        "select pg_terminate_backend(pid) from pg_stat_activity where datname = 'simgen'",
+    );
+    postgres(&stack, "alter database simgen rename to simgen_elsewhere");
+    let out = stack.agreed(&["recover", "db-corruption"]);
+    named(&out, "database-missing").unwrap();
+    assert!(out.stdout.contains("simgen_elsewhere"), "{}", out.stdout);
+    let took = refused(&stack, "database-missing", false).unwrap();
+    eprintln!("missing            refused in {took:.1} s");
+
+    // A volume in which the entrypoint has made a new cluster.
+    let container = stack.container("postgres");
+    docker(&["stop", &container]).ok();
+    stack.change_files("find \"$PGDATA\" -mindepth 1 -delete");
+    docker(&["start", &container]).ok();
+    let end = Instant::now() + Duration::from_secs(90);
+    while stack.psql("select 1").as_deref() != Ok("1") {
+        assert!(Instant::now() < end, "no new cluster came up");
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    let took = refused(&stack, "wrong-volume", true).unwrap();
+    eprintln!("wrong volume       refused in {took:.1} s");
+}
+
+fn crash(stack: &Stack) {
+    let container = stack.container("postgres");
+    docker(&["kill", "-s", "KILL", &container]).ok();
+    docker(&["start", &container]).ok();
+    let end = Instant::now() + Duration::from_secs(60);
+    while stack.psql("select 1").as_deref() != Ok("1") {
+        assert!(Instant::now() < end, "the server did not come back");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
+
+/// Statements in the administrator's database.
+fn postgres(stack: &Stack, sql: &str) {
+    let container = stack.container("postgres");
+    docker(&[
+        "exec",
+        &container,
+        "psql",
+        "-Xq",
+        "-v",
+        "ON_ERROR_STOP=1",
+        "-U",
+        "simgen",
+        "-d",
+        "postgres",
+        "-c",
+        sql,
+    ])
+    .ok();
+}
+
+/// Looks, and expects no diagnosis of damage and no plan; returns what was said.
+fn not_damaged(stack: &Stack, case: &str) -> String {
+    let out = stack.agreed(&["recover", "db-corruption", "--deep"]);
+    let diagnosis = out.event("diagnosis");
+    let all = format!("{}\n{}", out.stdout, out.stderr);
+    assert_ne!(diagnosis["certainty"], "confirmed", "{case}: {all}");
+    assert!(!diagnosis.is_null(), "{case}: {all}");
+    assert!(out.event("plan").is_null(), "{case} led to a plan: {all}");
+    eprintln!("{case}: {} {}", diagnosis["certainty"], diagnosis["summary"]);
+    diagnosis.to_string()
+}
+
 fn paused(stack: &Stack) -> Result<f64, String> {
     let container = stack.container("postgres");
     docker(&["pause", &container]).ok();

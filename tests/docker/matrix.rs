@@ -19,6 +19,8 @@ const REALLY: &[(&str, &str)] = &[
     ("db-corruption/stopped", "db-down"),
     ("db-corruption/shm-full", "shm-full"),
     ("db-corruption/slots-full", "connection-exhaustion"),
+    // What it is made for: nobody misses anything.
+    ("db-corruption/unlogged-crash", "healthy"),
     ("db-down/slots-full", "connection-exhaustion"),
     ("db-down/detached", "network-partition"),
     ("db-down/wrong-password", "wrong-password"),

@@ -10,12 +10,13 @@ mod entries;
 mod files;
 pub(super) mod memory;
 mod target;
+mod unlogged;
 
 use std::time::Duration;
 
 pub use files::{Action, Damage, Found, forget, run as run_files, saved_dir};
 
-use super::record::Heal;
+use super::record::{Heal, TableRef};
 use super::sessions::{self, How, Sessions};
 use super::{Fault, server};
 use crate::error::Result;
@@ -114,6 +115,12 @@ pub const FAULTS: &[Fault] = &[
         live: true,
     },
     Fault {
+        name: "db-corruption/unlogged-crash",
+        summary: "look-alike: a crash has emptied an unlogged table, as every crash does",
+        leaves: "a file of 0 blocks where the catalogue says many; the server runs, all other rows are there",
+        live: false,
+    },
+    Fault {
         name: "db-corruption/slots-full",
         summary: "look-alike: an ordinary role holds every connection slot",
         leaves: "53300 for the application; pg_isready accepts, the administrator gets in",
@@ -146,6 +153,7 @@ enum Work {
     Entries(Box<entries::Entries>),
     Stop,
     Memory(Duration),
+    Unlogged(TableRef),
     Sessions(Sessions),
 }
 
@@ -189,6 +197,7 @@ pub async fn prepare(
         "stopped" => damage::stopped(server).map(Some),
         "shm-full" => memory::prepare(server, request, id).map(Some),
         "slots-full" => slots_full(server, request, id).await.map(Some),
+        "unlogged-crash" => unlogged::prepare(server, request, id).await.map(Some),
         _ => damage::prepare(server, variant, request, id).await,
     }
 }
@@ -262,9 +271,11 @@ impl Prepared {
             }
             Work::Memory(ttl) => memory::inject(system, server, id, *ttl).await,
             Work::Sessions(sessions) => sessions.inject(system, server, id).await,
+            Work::Unlogged(table) => unlogged::inject(system, server, table).await,
         }
     }
 }
 
 pub use entries::{reindex, reindex_table};
 pub use memory::free;
+pub use unlogged::drop_table;

@@ -296,7 +296,9 @@ fn ordered(losses: &[(String, Loss)]) -> Finding {
         .iter()
         .filter(|(_, l)| matches!(l, Loss::Dropped { .. }))
         .count();
+    let restored = losses.iter().any(|(_, l)| matches!(l, Loss::Restored { .. }));
     let what = match dropped {
+        _ if restored => "what came after a moment in the past is gone because somebody restored that moment",
         0 => "rows are gone or were changed because somebody gave the order",
         n if n == losses.len() => "tables are gone because somebody dropped or renamed them",
         _ => "tables and rows are gone because somebody gave the order",

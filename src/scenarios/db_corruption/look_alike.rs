@@ -255,7 +255,7 @@ pub(super) fn other_cluster(ev: &Evidence) -> Option<Finding> {
         return None;
     }
     let mut reasons = vec![format!(
-        "this cluster's system identifier is {here}; backup {} of {:.0} and all others are of {}",
+        "this cluster's system identifier is {here}, which no backup has; the newest, {} of {:.0}, is of {}",
         newest.label, newest.taken_at, newest.system_identifier
     )];
     reasons.extend(

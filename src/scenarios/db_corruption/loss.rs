@@ -158,7 +158,7 @@ fn rows_since_backup(ground: &Ground<'_>) -> Option<(u64, bool)> {
             };
             let counted = match (before.rows, after.rows) {
                 (Some(had), Some(has)) if has >= had => Some(has - had),
-                _ if then.stats_reset == now.stats_reset => before
+                _ if (then.stats_reset, then.stats_since) == (now.stats_reset, now.stats_since) => before
                     .inserted
                     .zip(after.inserted)
                     .and_then(|(had, has)| has.checked_sub(had)),

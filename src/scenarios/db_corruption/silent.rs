@@ -41,6 +41,14 @@ pub(super) enum Loss {
         now: String,
         backup: String,
     },
+    /// The cluster was restored to a moment before the backup, which a newer timeline shows: what
+    /// is missing was given up then, and nothing else can be compared.
+    Restored {
+        timeline: u32,
+        then: String,
+        now: String,
+        backup: String,
+    },
     /// A table that the runbook names is not in the catalogue any more: an order again.
     Dropped {
         table: String,
@@ -76,8 +84,7 @@ impl Loss {
     pub(super) fn is_damage(&self) -> bool {
         match self {
             Self::Rows { weight, .. } => *weight == Weight::Sure,
-            Self::Lsn { .. } => true,
-            Self::Newest { .. } | Self::Deleted { .. } | Self::Changed { .. } | Self::Dropped { .. } => false,
+            other => matches!(other, Self::Lsn { .. }),
         }
     }
 
@@ -85,7 +92,7 @@ impl Loss {
     pub(super) fn is_order(&self) -> bool {
         matches!(
             self,
-            Self::Deleted { .. } | Self::Changed { .. } | Self::Dropped { .. }
+            Self::Deleted { .. } | Self::Changed { .. } | Self::Dropped { .. } | Self::Restored { .. }
         )
     }
 
@@ -93,8 +100,7 @@ impl Loss {
     pub(super) fn fits_replay(&self) -> bool {
         match self {
             Self::Rows { weight, .. } => *weight != Weight::Unsure,
-            Self::Lsn { .. } | Self::Newest { .. } => true,
-            Self::Deleted { .. } | Self::Changed { .. } | Self::Dropped { .. } => false,
+            other => matches!(other, Self::Lsn { .. } | Self::Newest { .. }),
         }
     }
 
@@ -105,7 +111,7 @@ impl Loss {
             | Self::Deleted { table, .. }
             | Self::Changed { table, .. }
             | Self::Dropped { table, .. } => Some(table),
-            Self::Lsn { .. } => None,
+            Self::Lsn { .. } | Self::Restored { .. } => None,
         }
     }
 
@@ -156,6 +162,15 @@ impl Loss {
                 "the newest row of {table} is of {now}; backup {backup} has one of {then}, and the server counted \
                  updates or deletions since"
             ),
+            Self::Restored {
+                timeline,
+                then,
+                now,
+                backup,
+            } => format!(
+                "the cluster is on timeline {timeline} and its write-ahead log stands at {now}: it was restored to a \
+                 moment before backup {backup} ({then})"
+            ),
             Self::Dropped { table, rows, backup } => format!(
                 "table {table} is not there any more; backup {backup} has it{}",
                 rows.map_or_else(String::new, |n| format!(", with {n} rows"))
@@ -195,6 +210,18 @@ pub(super) fn losses(
     };
     let mut losses = Vec::new();
     if now.lsn < then.lsn {
+        // A server that replays after a crash stays on its timeline; one that was restored
+        // begins another.
+        if let (Some(control), Some(base)) = (control, &backup.base)
+            && control.timeline > base.timeline
+        {
+            return vec![Loss::Restored {
+                timeline: control.timeline,
+                then: then.lsn.to_string(),
+                now: now.lsn.to_string(),
+                backup: backup.label.clone(),
+            }];
+        }
         losses.push(Loss::Lsn {
             then: then.lsn.to_string(),
             now: now.lsn.to_string(),

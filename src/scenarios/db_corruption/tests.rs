@@ -408,6 +408,311 @@ fn a_page_of_zeros_whose_index_forgot_it_is_seen_by_backup_or_counters() {
         );
         orders["rows"] = json!(rows + 10);
         orders["inserted"] = json!(inserted + 70);
+        counts_since(ev, "2026-11-20T08:00:00Z", "2026-11-20T08:00:00Z");
     });
     assert_eq!(certainty(&counted), Certainty::Confirmed);
+}
+
+/// Since when the server counted, then and now.
+fn counts_since(ev: &mut Value, then: &str, now: &str) {
+    ev["backups"][0]["facts"]["simgen"]["stats-since"] = json!(then);
+    database(ev)["facts"]["stats-since"] = json!(now);
+}
+
+fn relation<'a>(facts: &'a mut Value, name: &str) -> &'a mut Value {
+    let all = facts["relations"].as_array_mut().unwrap();
+    all.iter_mut().find(|r| r["name"] == name).unwrap()
+}
+
+fn orders(ev: &mut Value) -> &mut Value {
+    relation(&mut database(ev)["facts"], "orders")
+}
+
+/// A sound server with one thing changed; no line in its log.
+fn sound(change: impl FnOnce(&mut Value)) -> Evidence {
+    evidence(|ev| {
+        no_loss(ev);
+        ev["log"] = json!([]);
+        change(ev);
+    })
+}
+
+/// Certainty, the look-alike's name, and that only damage has a plan.
+fn told(ev: &Evidence) -> (Certainty, Option<String>) {
+    let diagnosis = DbCorruption::diagnose(ev, &runbook());
+    let planned = plan(ev);
+    assert_eq!(
+        planned.is_ok(),
+        diagnosis.certainty == Certainty::Confirmed,
+        "{diagnosis:?}"
+    );
+    (diagnosis.certainty, diagnosis.look_alike.map(|l| l.name))
+}
+
+const CONFIRMED: (Certainty, Option<String>) = (Certainty::Confirmed, None);
+const SUSPECTED: (Certainty, Option<String>) = (Certainty::Suspected, None);
+
+fn alike(name: &str) -> (Certainty, Option<String>) {
+    (Certainty::Absent, Some(name.to_owned()))
+}
+
+fn ended_early(ev: &mut Value) {
+    ev["log"] = json!([{"pattern": "replay-ended-early", "at": null, "line": "invalid magic number"}]);
+}
+
+#[test]
+fn an_unlogged_table_that_a_crash_emptied_is_no_loss_and_no_row_of_it_is_asked_for() {
+    let emptied = |ev: &mut Value| {
+        let orders = orders(ev);
+        (orders["rows"], orders["bytes"], orders["unlogged"]) = (json!(0), json!(0), json!(true));
+    };
+    assert_eq!(told(&sound(emptied)), (Certainty::Absent, None));
+    let floors_of = |ev: &Evidence| {
+        let plan = plan(ev).unwrap();
+        assert_eq!(plan.remedy, Remedy::RestoreCluster);
+        serde_json::to_string(&plan.expect).unwrap()
+    };
+    let damaged = |unlogged: bool| {
+        evidence(|ev| {
+            down("control-file", "FATAL:  incorrect checksum in control file")(ev);
+            relation(&mut ev["backups"][0]["facts"]["simgen"], "orders")["unlogged"] = json!(unlogged);
+        })
+    };
+    assert!(floors_of(&damaged(false)).contains("public.orders\""));
+    assert!(!floors_of(&damaged(true)).contains("public.orders\""));
+    // A dump has its rows.
+    let dumped = evidence(|ev| {
+        relation(&mut ev["backups"][0]["facts"]["simgen"], "customers")["unlogged"] = json!(true);
+    });
+    let plan = plan(&dumped).unwrap();
+    assert_eq!(plan.remedy, Remedy::RestoreDatabase);
+    assert!(
+        serde_json::to_string(&plan.expect)
+            .unwrap()
+            .contains("public.customers\"")
+    );
+}
+
+#[test]
+fn a_newest_row_that_went_back_proves_nothing_by_itself() {
+    let back = |ev: &mut Value| orders(ev)["newest"]["at"] = json!("2026-11-01T00:00:00Z");
+    assert_eq!(told(&sound(back)), SUSPECTED);
+    let early = sound(|ev| {
+        back(ev);
+        ended_early(ev);
+    });
+    assert_eq!(told(&early), CONFIRMED);
+    assert_eq!(plan(&early).unwrap().remedy, Remedy::RestoreCluster);
+    // A row from after the backup was a mistake.
+    let future = sound(|ev| {
+        let then = &mut ev["backups"][0]["facts"]["simgen"];
+        relation(then, "orders")["newest"]["at"] = json!("2029-01-01T00:00:00Z");
+    });
+    assert_eq!(told(&future), (Certainty::Absent, None));
+    for counter in ["deleted", "updated"] {
+        let changed = sound(|ev| {
+            back(ev);
+            relation(&mut ev["backups"][0]["facts"]["simgen"], "orders")[counter] = json!(4);
+            orders(ev)[counter] = json!(5);
+        });
+        assert_eq!(told(&changed), alike("data-loss"), "{counter}");
+    }
+}
+
+#[test]
+fn a_table_that_a_command_wrote_anew_has_lost_its_rows_by_order() {
+    // TRUNCATE counts no deletion. The table is one to which rows are only ever added.
+    let truncated = |ev: &mut Value| {
+        let orders = orders(ev);
+        (orders["rows"], orders["bytes"], orders["pages"]) = (json!(0), json!(0), json!(0));
+        orders["path"] = json!("base/16384/99999");
+    };
+    assert_eq!(told(&sound(truncated)), alike("data-loss"));
+    let also_damaged = sound(|ev| {
+        truncated(ev);
+        database(ev)["findings"] = json!([{
+            "relation": "public.orders", "kind": "heap", "table": "public.orders",
+            "check": "heap-structure", "sqlstate": "XX001", "message": "invalid page in block 3",
+            "blocks": [3], "rows-missing": null
+        }]);
+    });
+    assert_eq!(told(&also_damaged), CONFIRMED);
+}
+
+#[test]
+fn a_shorter_file_is_damage_only_where_no_vacuum_can_have_cut_it() {
+    let page = 8192;
+    let since = "2026-11-20T08:00:00Z";
+    // 344 pages then, by file and by catalogue.
+    let shorter = |ev: &mut Value| {
+        let orders = orders(ev);
+        (orders["rows"], orders["bytes"]) = (json!(10_000), json!(173 * page));
+    };
+    let vacuumed = |ev: &mut Value| {
+        shorter(ev);
+        (orders(ev)["pages"], orders(ev)["estimated-rows"]) = (json!(173), json!(10_000));
+    };
+    // Facts that do not say since when the server counts, and a crash in between.
+    assert_eq!(told(&sound(vacuumed)), SUSPECTED);
+    let crashed = sound(|ev| {
+        vacuumed(ev);
+        counts_since(ev, since, "2026-11-20T19:44:00Z");
+    });
+    assert_eq!(told(&crashed), SUSPECTED);
+    let went_back = sound(|ev| {
+        vacuumed(ev);
+        counts_since(ev, since, since);
+        relation(&mut ev["backups"][0]["facts"]["simgen"], "orders")["inserted"] = json!(100);
+    });
+    assert_eq!(told(&went_back), SUSPECTED);
+    // Every deletion would have been counted.
+    let counted = sound(|ev| {
+        vacuumed(ev);
+        counts_since(ev, since, since);
+    });
+    assert_eq!(told(&counted), CONFIRMED);
+    // The catalogue is as it was: nobody vacuumed.
+    let untouched = sound(|ev| {
+        shorter(ev);
+        relation(&mut ev["backups"][0]["facts"]["simgen"], "orders")["pages"] = json!(100);
+        orders(ev)["pages"] = json!(100);
+    });
+    assert_eq!(told(&untouched), CONFIRMED);
+    // A replay that ended too early explains it, too.
+    let early = sound(|ev| {
+        vacuumed(ev);
+        ended_early(ev);
+    });
+    assert_eq!(told(&early), CONFIRMED);
+    // Same file, same length: a deletion that a crash made the server forget.
+    let fewer = sound(|ev| orders(ev)["rows"] = json!(19_000));
+    assert_eq!(told(&fewer), SUSPECTED);
+    // An index that is damaged says nothing about the rows, and is only built anew.
+    let index = sound(|ev| {
+        index_damage(ev);
+        ev["log"] = json!([]);
+        orders(ev)["rows"] = json!(19_000);
+    });
+    assert_eq!(plan(&index).unwrap().remedy, Remedy::Reindex);
+}
+
+#[test]
+fn a_cluster_that_was_restored_to_before_the_backup_is_not_restored_again() {
+    let ev = sound(|ev| {
+        database(ev)["facts"]["lsn"] = json!("0/1000000");
+        orders(ev)["rows"] = json!(10);
+        ev["control"]["Ok"]["timeline"] = json!(2);
+    });
+    assert_eq!(told(&ev), alike("data-loss"));
+}
+
+#[test]
+fn a_dropped_table_is_missed_only_when_the_runbook_names_it() {
+    let without = |name: &'static str| {
+        sound(move |ev| {
+            let all = database(ev)["facts"]["relations"].as_array_mut().unwrap();
+            all.retain(|r| r["name"] != name);
+        })
+    };
+    assert_eq!(told(&without("sketches")), alike("data-loss"));
+    assert_eq!(told(&without("accounts")), (Certainty::Absent, None));
+    let diagnosis = DbCorruption::diagnose(&without("sketches"), &runbook());
+    assert!(
+        diagnosis
+            .reasons
+            .iter()
+            .any(|r| r.contains("public.sketches") && r.contains("20261120T194357Z")),
+        "{diagnosis:?}"
+    );
+}
+
+#[test]
+fn a_loss_that_no_order_explains_is_not_hidden_by_one_that_it_does() {
+    let both = sound(|ev| {
+        orders(ev)["rows"] = json!(19_000);
+        let all = database(ev)["facts"]["relations"].as_array_mut().unwrap();
+        all.retain(|r| r["name"] != "sketches");
+    });
+    assert_eq!(told(&both), SUSPECTED);
+}
+
+#[test]
+fn another_cluster_is_named_and_never_compared_with() {
+    let other = |ev: &mut Value| ev["control"]["Ok"]["system-identifier"] = json!("7710000000000000001");
+    assert_eq!(told(&sound(other)), alike("wrong-volume"));
+    let diagnosis = DbCorruption::diagnose(&sound(other), &runbook());
+    for part in ["7710000000000000001", "7710334385389170723", "2026-11-20"] {
+        assert!(diagnosis.summary.contains(part), "{diagnosis:?}");
+    }
+    // A fresh one has no such database either.
+    let fresh = sound(|ev| {
+        other(ev);
+        refused_by(ev, "3D000", "database \"simgen\" does not exist");
+    });
+    assert_eq!(told(&fresh), alike("wrong-volume"));
+    // One of several is enough, and without any backup there is nothing to say.
+    let changed = sound(|ev| {
+        let mut older = ev["backups"][0].clone();
+        (older["label"], older["system-identifier"]) =
+            (json!("20261101T000000Z"), json!("7710000000000000001"));
+        ev["backups"].as_array_mut().unwrap().push(older);
+        other(ev);
+    });
+    assert_eq!(told(&changed), (Certainty::Absent, None));
+    let none = sound(|ev| {
+        other(ev);
+        ev["backups"] = json!([]);
+    });
+    assert_eq!(told(&none), (Certainty::Absent, None));
+    // A control file that could not be read makes no backup a backup of this cluster.
+    let unread = sound(|ev| {
+        ev["control"] = json!({"Err": "the engine does not answer"});
+        database(ev)["facts"]["lsn"] = json!("0/1000000");
+    });
+    assert_eq!(told(&unread), (Certainty::Absent, None));
+}
+
+fn refused_by(ev: &mut Value, sqlstate: &str, message: &str) {
+    let simgen = database(ev);
+    simgen["connection"] = json!({"refused": {"sqlstate": sqlstate, "message": message}});
+    (simgen["facts"], simgen["examined"]) = (Value::Null, json!(0));
+}
+
+#[test]
+fn a_database_that_is_gone_or_closed_is_named_with_the_way_back() {
+    let gone = sound(|ev| {
+        refused_by(ev, "3D000", "database \"simgen\" does not exist");
+        ev["present"] = json!(["postgres", "simgen_drctl_old_20261120t194500_1f3a"]);
+    });
+    assert_eq!(told(&gone), alike("database-missing"));
+    let found = DbCorruption::diagnose(&gone, &runbook());
+    let next = found.look_alike.unwrap().next.join("\n");
+    assert!(
+        next.contains("RESTORE.md") && next.contains("drctl backup list"),
+        "{next}"
+    );
+    assert!(next.contains("drctl incident list"), "{next}");
+    assert!(
+        found.reasons.join("\n").contains("simgen_drctl_old_"),
+        "{:?}",
+        found.reasons
+    );
+    let closed = sound(|ev| {
+        refused_by(
+            ev,
+            "55000",
+            "database \"simgen\" is not currently accepting connections",
+        );
+    });
+    assert_eq!(told(&closed), alike("database-closed"));
+    let next = DbCorruption::diagnose(&closed, &runbook())
+        .look_alike
+        .unwrap()
+        .next;
+    assert!(
+        next.iter().any(|n| n.contains("allow_connections true")),
+        "{next:?}"
+    );
+    let half = sound(|ev| refused_by(ev, "55000", "cannot connect to invalid database \"simgen\""));
+    assert_eq!(told(&half), alike("database-missing"));
 }
