@@ -36,7 +36,7 @@ pub(super) async fn prepare(server: &PostgresServer, request: &Request, id: &str
 fn table(database: &str, id: &str) -> TableRef {
     let tail: String = id
         .chars()
-        .filter(|c| c.is_ascii_alphanumeric())
+        .filter(char::is_ascii_alphanumeric)
         .collect::<String>()
         .to_lowercase();
     let tail = tail.get(tail.len().saturating_sub(40)..).unwrap_or_default();

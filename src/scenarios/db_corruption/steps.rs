@@ -12,7 +12,7 @@ use crate::plan::{
     Action, ClusterAction, Expectation, PostgresAction, Risk, RowFloor, SalvageTable, Step, Undo,
     WorkloadAction,
 };
-use crate::probe::facts::DatabaseFacts;
+use crate::probe::facts::{DatabaseFacts, RelationFact};
 use crate::runbook::{Database, Salvage};
 
 /// Rows written while the backup ran may carry an earlier time stamp than its snapshot: a
@@ -342,7 +342,7 @@ pub(super) fn floors(ground: &Ground<'_>, database: &str) -> Vec<RowFloor> {
             .into_iter()
             .flat_map(|f| &f.relations)
             .filter(|r| r.unlogged)
-            .map(|r| r.qualified())
+            .map(RelationFact::qualified)
             .collect()
     };
     let then = relations(ground.backup.and_then(|b| b.facts.get(database)));
