@@ -63,6 +63,29 @@ impl Connection {
     }
 }
 
+/// Whether the replay of the log is paused, as by a recovery that has reached its target
+/// (`recovery_target_action = 'pause'`): it never ends by itself. `None` where the server does not
+/// tell, or is in no recovery.
+pub async fn replay_paused(client: &Client) -> Option<bool> {
+    let version = client
+        .value("select pg_catalog.current_setting('server_version_num')")
+        .await
+        .ok()??;
+    let state = client
+        .value(paused_question(version.parse().ok()?))
+        .await
+        .ok()??;
+    Some(matches!(state.as_str(), "t" | "paused"))
+}
+
+fn paused_question(version: u32) -> &'static str {
+    match version {
+        ..100_000 => "select pg_catalog.pg_is_xlog_replay_paused()",
+        100_000..140_000 => "select pg_catalog.pg_is_wal_replay_paused()",
+        _ => "select pg_catalog.pg_get_wal_replay_pause_state()",
+    }
+}
+
 const QUESTION: &str = r#"
 select pg_catalog.current_setting('server_version_num'),
   pg_catalog.to_char(pg_catalog.pg_postmaster_start_time() at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),

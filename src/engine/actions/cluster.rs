@@ -16,7 +16,7 @@ use std::os::unix::fs::MetadataExt;
 
 use super::damaged;
 use super::scripts::{DISCARD, EXTRACT, KEEP_WAL, LIVE_WAL, LOG_USED, PRELUDE, SWITCH, SWITCH_BACK};
-use super::server::session_beside;
+use super::server::{must_be_alone, session_beside};
 use super::side_server::SideServer;
 use super::{ActionContext, ActionError, Outcome, pg, prove, salvage, succeeded};
 use crate::backup::{self, Compared};
@@ -24,6 +24,8 @@ use crate::event::bytes;
 use crate::plan::{RowFloor, SalvageTable};
 use crate::system::{PostgresServer, WORK_DIR};
 use crate::workload::{HelperMount, HelperOutput};
+
+const NOT_MOVED: &str = "none of its files is moved";
 
 pub(super) async fn script(
     cx: &ActionContext<'_>,
@@ -384,6 +386,7 @@ pub(super) async fn salvage_from_log(
 pub(super) async fn switch(cx: &ActionContext<'_>, service: &str, run: &str) -> Result<Outcome, ActionError> {
     let server = cx.system.postgres(service).await?;
     must_be_stopped(&server)?;
+    must_be_alone(cx, &server, NOT_MOVED).await?;
     let begun = tokio::time::Instant::now();
     script(cx, &server, run, "switch", SWITCH, &[], Vec::new()).await?;
     Ok(Outcome::new(format!(
@@ -399,6 +402,7 @@ pub(super) async fn switch_back(
 ) -> Result<Outcome, ActionError> {
     let server = cx.system.postgres(service).await?;
     must_be_stopped(&server)?;
+    must_be_alone(cx, &server, NOT_MOVED).await?;
     let output = script(cx, &server, run, "switch-back", SWITCH_BACK, &[], Vec::new()).await?;
     Ok(Outcome::new(if output.stdout.contains("nothing") {
         "the old data was still in place".to_owned()

@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::{ActionContext, ActionError, Outcome, pg};
 use crate::event::seconds;
 use crate::postgres::{Client, PgError, quote_literal};
+use crate::probe::connection::replay_paused;
 use crate::system::PostgresServer;
 use crate::workload::Status;
 
@@ -44,9 +45,76 @@ pub(super) async fn stop(cx: &ActionContext<'_>, service: &str) -> Result<Outcom
     )
 }
 
+/// Every start of a PostgreSQL server comes through here: two servers on one data directory destroy
+/// it, and on an empty one the image's entrypoint makes a new, empty cluster, perhaps on the
+/// mount point of the disk that holds the data. Nothing to ask of one that runs.
+pub(super) async fn may_start(cx: &ActionContext<'_>, server: &PostgresServer) -> Result<(), ActionError> {
+    if server.container.is_running() {
+        return Ok(());
+    }
+    must_be_alone(cx, server, "it is not started").await?;
+    must_have_data(cx, server).await
+}
+
+/// Refuses where another server runs on the same data. `untouched` says what is left alone.
+pub(super) async fn must_be_alone(
+    cx: &ActionContext<'_>,
+    server: &PostgresServer,
+    untouched: &str,
+) -> Result<(), ActionError> {
+    let others = cx
+        .system
+        .docker
+        .servers_sharing_data(&server.container, &server.data_dir)
+        .await?;
+    match others.as_slice() {
+        [] => Ok(()),
+        others => Err(ActionError::Other(held_by(&server.service, others, untouched))),
+    }
+}
+
+fn held_by(service: &str, others: &[String], untouched: &str) -> String {
+    let names = others.join(", ");
+    format!(
+        "container {names} runs on the data of {service}: {untouched}, for two servers on one data directory destroy it; \
+         `docker logs --tail 20 {first}` tells what it is, `docker stop {all}` ends it if {service} is the one that should run",
+        first = others.first().map_or("", String::as_str),
+        all = others.join(" "),
+    )
+}
+
+/// Refuses where a server that has run before finds no data any more. A container that never ran
+/// may make its first data.
+async fn must_have_data(cx: &ActionContext<'_>, server: &PostgresServer) -> Result<(), ActionError> {
+    let container = &server.container;
+    if container.started_at.is_none() || container.mount_of(&server.data_dir).is_none() {
+        return Ok(());
+    }
+    for file in ["PG_VERSION", "global/pg_control"] {
+        let path = format!("{}/{file}", server.data_dir);
+        if cx.system.docker.has_path(&container.id, &path).await? {
+            return Ok(());
+        }
+    }
+    Err(ActionError::Other(no_data(server)))
+}
+
+fn no_data(server: &PostgresServer) -> String {
+    let (container, data) = (&server.container, &server.data_dir);
+    let source = container.mount_of(data).map_or("", |m| m.source.as_str());
+    format!(
+        "the data directory {data} of {service} is empty (neither PG_VERSION nor global/pg_control is there), and it has run before: \
+         it is not started, for it would make a new, empty cluster there; `findmnt -T {source}` tells whether its disk is mounted, \
+         `docker inspect {name} --format '{{{{json .Mounts}}}}'` and `docker volume ls` which volume it has",
+        service = server.service,
+        name = container.name,
+    )
+}
+
 pub(super) async fn start(cx: &ActionContext<'_>, service: &str, wait: bool) -> Result<Outcome, ActionError> {
     let server = cx.system.postgres(service).await?;
     let begun = tokio::time::Instant::now();
+    may_start(cx, &server).await?;
     cx.system.docker.start(&server.container.id).await?;
     if !wait {
         return Ok(Outcome::new(format!("{service} is started")));
@@ -70,6 +138,9 @@ pub(super) async fn start(cx: &ActionContext<'_>, service: &str, wait: bool) -> 
                     return Ok(Outcome::new(format!("{service} takes connections"))
                         .fact("start-seconds", begun.elapsed().as_secs_f64()));
                 }
+                Ok(_) if replay_paused(&client).await == Some(true) => {
+                    return Err(ActionError::Other(paused(service)));
+                }
                 Ok(_) => "it is still in recovery".to_owned(),
                 Err(e) => e.to_string(),
             },
@@ -83,6 +154,14 @@ pub(super) async fn start(cx: &ActionContext<'_>, service: &str, wait: bool) -> 
         }
         tokio::time::sleep(POLL).await;
     }
+}
+
+/// Its recovery waits for a decision, which drctl does not take.
+pub(super) fn paused(service: &str) -> String {
+    format!(
+        "the recovery of {service} is paused, and waits for ever; it was not touched: `select pg_wal_replay_resume()` has it go on \
+         (at its target: end there), `select pg_promote()` ends it; look first whether the data is as it should be"
+    )
 }
 
 async fn last_log(cx: &ActionContext<'_>, server: &PostgresServer) -> String {

@@ -11,10 +11,12 @@ use tokio::time::Instant;
 
 use super::cluster::{must_be_stopped, owner};
 use super::scripts::PRELUDE;
+use super::server::{must_be_alone, paused};
 use super::{ActionContext, ActionError, Outcome, succeeded};
 use crate::event::seconds;
 use crate::plan::{ConfigLine, ServerAction};
 use crate::probe::backends::replaying;
+use crate::probe::connection::replay_paused;
 use crate::probe::settings;
 use crate::system::{PostgresServer, WORK_DIR};
 use crate::workload::{HelperOutput, Status};
@@ -33,6 +35,7 @@ pub(super) async fn apply(cx: &ActionContext<'_>, action: &ServerAction) -> Resu
         A::PutLinesBack { service, run } => put_lines_back(cx, service, run).await,
         A::FixPermissions { service, run, owner } => {
             let server = cx.system.postgres(service).await?;
+            must_be_alone(cx, &server, "no owner or mode is changed").await?;
             let output = script(cx, &server, run, None, &["fix-permissions", owner]).await?;
             let files = count(&output);
             Ok(Outcome::new(format!(
@@ -56,6 +59,7 @@ pub(super) async fn apply(cx: &ActionContext<'_>, action: &ServerAction) -> Resu
         } => {
             let server = cx.system.postgres(service).await?;
             must_be_stopped(&server)?;
+            must_be_alone(cx, &server, "nothing is made in its directory").await?;
             let mut argv = vec!["make-missing", owner, version.as_deref().unwrap_or_default()];
             argv.extend(directories.iter().map(String::as_str));
             let output = script(cx, &server, run, None, &argv).await?;
@@ -122,6 +126,7 @@ async fn set_aside(
     lines: &[ConfigLine],
 ) -> Result<Outcome, ActionError> {
     let server = cx.system.postgres(service).await?;
+    must_be_alone(cx, &server, "no line is changed").await?;
     let user = owner(cx, &server).await?;
     let numbers: Vec<String> = lines.iter().map(|l| l.line.to_string()).collect();
     let mut argv = vec!["set-aside"];
@@ -223,6 +228,9 @@ async fn await_recovery(cx: &ActionContext<'_>, service: &str) -> Result<Outcome
                         outcome = outcome.fact("last-seen", replay);
                     }
                     return Ok(outcome);
+                }
+                Ok(_) if replay_paused(&client).await == Some(true) => {
+                    return Err(ActionError::Other(paused(service)));
                 }
                 Ok(_) => "it is still in recovery".to_owned(),
                 Err(e) => e.to_string(),
