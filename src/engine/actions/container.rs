@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::{ActionContext, ActionError, Outcome, server};
@@ -112,12 +113,42 @@ pub(super) async fn thaw(cx: &ActionContext<'_>, service: &str) -> Result<Outcom
 
 pub(super) async fn restart(cx: &ActionContext<'_>, service: &str) -> Result<Outcome, ActionError> {
     let begun = Instant::now();
+    if is_postgres(cx, service) {
+        // Known before the stop: one that may not be started again is not stopped either.
+        let server = cx.system.postgres(service).await?;
+        server::must_be_alone(cx, &server, "it is neither stopped nor started").await?;
+    }
     stop(cx, service).await?;
     start(cx, service, true).await?;
     Ok(
         Outcome::new(format!("{service} is restarted"))
             .fact("restart-seconds", begun.elapsed().as_secs_f64()),
     )
+}
+
+/// How long one start of a container has been seen to hold. Counted here and not from the
+/// engine's time of the start: the clocks of two machines differ, and a clock that is ahead would
+/// never see a container grow old enough, one that is behind would believe a crash loop.
+#[derive(Debug, Default)]
+struct Up {
+    since: Option<(Timestamp, Instant)>,
+}
+
+impl Up {
+    /// The age at `now` of the start that is seen; 0 of a new one, or of none.
+    fn seen(&mut self, started_at: Option<Timestamp>, now: Instant) -> Duration {
+        let Some(start) = started_at else {
+            self.since = None;
+            return Duration::ZERO;
+        };
+        match self.since {
+            Some((known, first)) if known == start => now.duration_since(first),
+            _ => {
+                self.since = Some((start, now));
+                Duration::ZERO
+            }
+        }
+    }
 }
 
 /// Waits until the container stays up and its own health check, where it has one, agrees.
@@ -128,6 +159,7 @@ async fn until_up(
     begun: Instant,
 ) -> Result<(), ActionError> {
     let end = begun + cx.deadline;
+    let mut up = Up::default();
     loop {
         let state = one(cx.system, service).await;
         let Some(facts) = state.found() else {
@@ -151,9 +183,10 @@ async fn until_up(
                 words.into_iter().rev().collect::<Vec<_>>().join("; ")
             )));
         }
-        let age = now.started_at.map_or(STAYS_UP, |at| {
-            Duration::try_from(jiff::Timestamp::now().duration_since(at)).unwrap_or_default()
-        });
+        let age = up.seen(
+            now.is_running().then_some(now.started_at).flatten(),
+            Instant::now(),
+        );
         let settled = before.is_running() || age >= STAYS_UP;
         if now.is_running() && settled && matches!(now.health.as_deref(), None | Some("healthy")) {
             return Ok(());
@@ -169,5 +202,38 @@ async fn until_up(
             )));
         }
         tokio::time::sleep(POLL).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_age_of_a_start_is_counted_here_whatever_the_engine_s_clock_says() {
+        let begun = Instant::now();
+        let at = |ms| begun + Duration::from_millis(ms);
+        // An hour ahead, and a day behind.
+        for clock in ["2100-01-01T00:00:00Z", "2001-01-01T00:00:00Z"] {
+            let start: Option<Timestamp> = clock.parse().ok();
+            let mut up = Up::default();
+            assert_eq!(up.seen(start, at(0)), Duration::ZERO);
+            assert!(up.seen(start, at(1400)) < STAYS_UP);
+            assert!(up.seen(start, at(1500)) >= STAYS_UP, "{clock}");
+        }
+    }
+
+    #[test]
+    fn a_crash_loop_never_grows_old() {
+        let begun = Instant::now();
+        let mut up = Up::default();
+        for n in 0..10_u32 {
+            let start = Timestamp::from_second(i64::from(n)).ok();
+            let now = begun + Duration::from_secs(1) * n;
+            assert_eq!(up.seen(start, now), Duration::ZERO);
+            assert!(up.seen(start, now + Duration::from_millis(900)) < STAYS_UP);
+            // Seen between two starts.
+            assert_eq!(up.seen(None, now + Duration::from_millis(950)), Duration::ZERO);
+        }
     }
 }
