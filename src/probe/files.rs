@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::control::{self, ControlData};
@@ -68,7 +69,47 @@ pub struct Listens {
     pub address: String,
 }
 
+/// What a running server says of itself in its lock file (`pidfile.h` in the server's sources).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ServerState {
+    /// It starts, or replays its log.
+    Starting,
+    /// It serves.
+    Ready,
+    /// It serves those who read.
+    Standby,
+    /// It shuts down.
+    Stopping,
+}
+
 impl FileFacts {
+    /// What the server that was started at `container_start` says of itself: line 8 of the lock
+    /// file (since PostgreSQL 10). `None` of an older server, and of a file that a start before
+    /// this one has left: line 3 is the second in which its server began.
+    #[must_use]
+    pub fn server_state(&self, container_start: Option<Timestamp>) -> Option<ServerState> {
+        let lines = self.lock_file.as_ref()?;
+        let began: i64 = lines.get(2)?.trim().parse().ok()?;
+        if container_start.is_some_and(|at| began < at.as_second()) {
+            return None;
+        }
+        match lines.get(7)?.trim() {
+            "starting" => Some(ServerState::Starting),
+            "ready" => Some(ServerState::Ready),
+            "standby" => Some(ServerState::Standby),
+            "stopping" => Some(ServerState::Stopping),
+            _ => None,
+        }
+    }
+
+    /// There is nothing of a cluster: no `PG_VERSION`, and neither of the directories without
+    /// which there is no control file and no database.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        let gone = |name: &str| self.missing_directories.iter().any(|d| d == name);
+        self.version.is_none() && self.inner_version.is_none() && gone("base") && gone("global")
+    }
+
     /// Bytes free where there are the least: of the data's file system and of `pg_wal`'s.
     #[must_use]
     pub fn least_free(&self) -> u64 {
@@ -336,6 +377,42 @@ mod tests {
         assert_eq!((files.wal_free, files.least_free()), (Some(7 << 10), 7 << 10));
         assert_eq!(look.server_user.as_deref(), Some("999:999"));
         assert!(look.control.unwrap_err().contains("read 100 of 296"));
+    }
+
+    #[test]
+    fn a_lock_file_tells_how_its_own_server_is() {
+        let state = |third: &str, eighth: &str, start: i64| {
+            let mut files = parse("owner=0:0\nuser=999:999\n").files.unwrap();
+            let lines = [
+                "1",
+                "/d",
+                third,
+                "5432",
+                "/run",
+                "*",
+                "  5432001         0",
+                eighth,
+            ];
+            files.lock_file = Some(lines.iter().map(ToString::to_string).collect());
+            files.server_state(Timestamp::from_second(start).ok())
+        };
+        assert_eq!(state("1000", "ready   ", 999), Some(ServerState::Ready));
+        assert_eq!(state("1000", "starting", 1000), Some(ServerState::Starting));
+        assert_eq!(state("1000", "standby ", 1000), Some(ServerState::Standby));
+        assert_eq!(state("1000", "stopping", 1000), Some(ServerState::Stopping));
+        // Of the run before, which had been ready.
+        assert_eq!(state("1000", "ready   ", 1001), None);
+        assert_eq!(state("1000", "", 999), None);
+    }
+
+    #[test]
+    fn an_empty_directory_is_no_directory_with_losses() {
+        let empty = "owner=0:0\nuser=999:999\nmissing=base\nmissing=global\nmissing=pg_wal\n";
+        assert!(parse(empty).files.unwrap().is_empty());
+        for some in ["version=15\n", "inner-version=15\n"] {
+            assert!(!parse(&format!("{empty}{some}")).files.unwrap().is_empty());
+        }
+        assert!(!parse("owner=0:0\nmissing=base\n").files.unwrap().is_empty());
     }
 
     #[test]

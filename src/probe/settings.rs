@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 use std::sync::LazyLock;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use regex::Regex;
 
 use crate::plan::ConfigLine;
@@ -80,6 +81,17 @@ pub struct Configuration {
     pub broken: Vec<ConfigLine>,
     /// What the server still says against the rest; `None` when it accepts it.
     pub refused: Option<String>,
+    /// The rules of access, which `postgres -C` does not read.
+    pub rules: Rules,
+}
+
+/// The file of the rules of access (`pg_hba.conf`). A server does not start without a rule.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Rules {
+    /// What is wrong with it: it is not there, or holds no rule.
+    pub broken: Option<String>,
+    /// When it was changed last, by the clock of the engine's host.
+    pub changed: Option<Timestamp>,
 }
 
 impl Configuration {
@@ -247,9 +259,21 @@ while [ "$1" != -- ]; do
   shift
 done
 shift
-said=$(postgres -D "$S" "$@" -C shared_memory_size 2>&1) && exit 0
+# Rules outside the data directory that are not seen from here may be there all the same. When a file was changed
+# is its change time: a copy can bring an old modification time along.
+rules() {
+  hba=$(postgres -D "$S" "$@" -C hba_file 2>/dev/null | tail -n 1)
+  case $hba in
+  "$S"/*) now=$PGDATA/${hba#"$S"/}; [ -e "$now" ] || { echo "rules missing $now"; return; } ;;
+  *) now=$hba; [ -e "$now" ] || return ;;
+  esac
+  [ -r "$hba" ] || return
+  echo "rules changed $(stat -L -c %Z "$now")"
+  grep -q '^[[:space:]]*[^#[:space:]]' "$hba" || echo "rules empty $now"
+}
+said=$(postgres -D "$S" "$@" -C shared_memory_size 2>&1) && { rules "$@"; exit 0; }
 case $said in *'unrecognized configuration parameter "shared_memory_size"'*)
-  said=$(postgres -D "$S" "$@" -C hba_file 2>&1) && exit 0 ;;
+  said=$(postgres -D "$S" "$@" -C hba_file 2>&1) && { rules "$@"; exit 0; } ;;
 esac
 printf '%s\n' "$said" | sed 's/^/refused /'
 "#;
@@ -279,13 +303,18 @@ pub async fn look(
         found.lines = lines;
         found.set_aside(Vec::new());
         found.refused = refused;
+        found.rules = rules(&output);
         // What only a real start finds stands in the log alone.
         let said = match &found.refused {
             Some(said) => said.clone(),
             None if round == 0 => complaints(log),
             None => break,
         };
-        let culprits = found.culprits(&said);
+        let mut culprits = found.culprits(&said);
+        if found.refused.is_none() && found.rules.changed_since(said_at(log)) {
+            // The line with that number is another one now.
+            culprits.retain(|line| line.file != "pg_hba.conf");
+        }
         if !found.set_aside(culprits) {
             break;
         }
@@ -341,10 +370,30 @@ fn settings_of(command: &[String]) -> Vec<&str> {
     found
 }
 
-/// What the server says against its configuration in a helper's output.
+/// What the server says against its configuration in a helper's output, or would say at its
+/// start.
 #[must_use]
 pub fn refusal(output: &str) -> Option<String> {
-    parse(output).1
+    parse(output).1.or_else(|| rules(output).broken)
+}
+
+impl Rules {
+    /// Whether the file is another one than at that time; seconds are all that is known of it.
+    #[must_use]
+    pub fn changed_since(&self, at: Option<Timestamp>) -> bool {
+        matches!((self.changed, at), (Some(changed), Some(at)) if changed > at)
+    }
+}
+
+/// What a helper's output says of the rules of access.
+fn rules(output: &str) -> Rules {
+    let of = |key: &str| output.lines().find_map(|l| l.strip_prefix(key)).map(str::trim);
+    let missing = of("rules missing ").map(|f| format!("{f} is not there"));
+    let empty = of("rules empty ").map(|f| format!("{f} holds no rule"));
+    Rules {
+        broken: missing.or(empty),
+        changed: of("rules changed ").and_then(|at| Timestamp::from_second(at.parse().ok()?).ok()),
+    }
 }
 
 fn parse(output: &str) -> (Vec<Line>, Option<String>) {
@@ -364,13 +413,23 @@ fn parse(output: &str) -> (Vec<Line>, Option<String>) {
     (lines.collect(), (!refused.is_empty()).then(|| refused.join("\n")))
 }
 
+fn last_fatal(log: &[LogLine]) -> Option<usize> {
+    log.iter().rposition(|l| {
+        ["FATAL:  ", "PANIC:  "].iter().any(|s| l.text.contains(s)) || l.text.starts_with("postgres: ")
+    })
+}
+
+/// When the last run complained.
+fn said_at(log: &[LogLine]) -> Option<Timestamp> {
+    log.get(last_fatal(log)?)?.at
+}
+
 /// The lines of a log that are about the configuration: what was said between a severity and
 /// the FATAL that it led to, details and contexts too.
 fn complaints(log: &[LogLine]) -> String {
-    let fatal = log.iter().rposition(|l| {
-        ["FATAL:  ", "PANIC:  "].iter().any(|s| l.text.contains(s)) || l.text.starts_with("postgres: ")
-    });
-    let Some(fatal) = fatal else { return String::new() };
+    let Some(fatal) = last_fatal(log) else {
+        return String::new();
+    };
     // The rules of access are complained of one by one before the FATAL; their number is small.
     let from = fatal.saturating_sub(40);
     let until = (fatal + 4).min(log.len());
@@ -495,6 +554,21 @@ mod tests {
             ["-c", "max_connections=50", "-c", "work_mem=4MB", "-c", "fsync=on"]
         );
         assert!(settings_of(&words("sh -c start-postgres.sh")).is_empty());
+    }
+
+    #[test]
+    fn rules_of_access_that_are_gone_or_empty_are_refused() {
+        let gone = "rules missing /d/pg_hba.conf\n";
+        assert_eq!(refusal(gone).as_deref(), Some("/d/pg_hba.conf is not there"));
+        let empty = "rules changed 1795000000\nrules empty /d/pg_hba.conf\n";
+        assert_eq!(refusal(empty).as_deref(), Some("/d/pg_hba.conf holds no rule"));
+        let sound = rules("line pg_hba.conf:1:local all all peer\nrules changed 1795000000\n");
+        assert_eq!(sound.broken, None);
+        let at = |second: i64| Timestamp::from_second(second).ok();
+        assert!(sound.changed_since(at(1_794_999_999)));
+        // In the same second it may have been read as it is.
+        assert!(!sound.changed_since(at(1_795_000_000)));
+        assert!(!sound.changed_since(None) && !Rules::default().changed_since(at(0)));
     }
 
     #[test]

@@ -21,6 +21,8 @@ pub(crate) struct Traces<'a> {
 /// Why a server does not run, or lets nobody in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
+    /// There is nothing in the data directory of a server that has run.
+    Empty,
     /// The data is another major version's, or its `PG_VERSION` says so.
     WrongMajor,
     /// What a server needs and can be made anew without loss is not there.
@@ -155,6 +157,12 @@ impl<'a> Traces<'a> {
         foreign.take(5).map(|p| format!("not the server's: {p}"))
     }
 
+    /// There is nothing in the data directory, and there was: one that never ran makes its first
+    /// data at its first start.
+    fn is_empty(&self) -> bool {
+        self.container.started_at.is_some() && self.files().is_some_and(FileFacts::is_empty)
+    }
+
     /// What the data and the program of the image are, where they differ.
     pub(crate) fn majors(&self) -> Option<(&'a str, &'a str)> {
         let files = self.files()?;
@@ -198,6 +206,12 @@ pub(crate) fn of(traces: Traces<'_>) -> Option<Trouble> {
     let said = |kind, reasons: Vec<String>| Some(Trouble { kind, reasons });
     let line = |pattern| traces.has(pattern).map(str::to_owned);
     let files = traces.files();
+    if traces.is_empty() {
+        return said(
+            Kind::Empty,
+            vec!["neither PG_VERSION nor base nor global is in the data directory".into()],
+        );
+    }
     if traces.majors().is_some() {
         return said(
             Kind::WrongMajor,

@@ -64,6 +64,12 @@ pub(super) fn from_log(ev: &Evidence) -> Option<Finding> {
         Some(Finding::look_alike(name, explanation, reasons, &db_down()))
     };
     match kind {
+        Kind::Empty => down(
+            "empty-directory",
+            "the data directory is empty: another disk or volume than before, or none, is mounted there"
+                .into(),
+            reasons,
+        ),
         Kind::WrongMajor => {
             let (data, program) = traces.majors()?;
             let explanation =

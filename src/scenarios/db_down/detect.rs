@@ -10,15 +10,15 @@ use super::super::server_trouble::{self, Kind, Traces};
 use super::{Configuration, EVIDENCE_FORMAT, Evidence};
 use crate::error::Result;
 use crate::probe::backends::replaying;
-use crate::probe::connection::{Connection, question};
-use crate::probe::containers::{self, ContainerState};
+use crate::probe::connection::{Connection, question, replay_paused};
+use crate::probe::containers::{self, ContainerFacts, ContainerState};
 use crate::probe::files::Look;
 use crate::probe::logs;
 use crate::probe::observer::Observer;
 use crate::probe::settings;
 use crate::runbook::Runbook;
 use crate::system::{PostgresServer, System};
-use crate::workload::ContainerInfo;
+use crate::workload::{ContainerInfo, Status};
 
 /// How long one is watched that was started a moment ago: the engine's first restarts come
 /// faster.
@@ -39,7 +39,23 @@ pub(super) async fn detect(world: &Observer<'_>, options: &DetectOptions) -> Res
     }
     let mut server = system.postgres(&ev.service).await?;
     ev.data_directory.clone_from(&server.data_dir);
-    ev.connection = question(server.connect().await).await.0;
+    // It would be asked in vain, for as long as the deadline is, and no file explains it.
+    if let Some(cause) = ev.container.found().and_then(frozen) {
+        ev.connection = Connection::Closed { cause: cause.into() };
+        return Ok(ev);
+    }
+    let (connection, client) = question(server.connect().await).await;
+    ev.connection = connection;
+    if let (
+        Connection::Open {
+            in_recovery: true, ..
+        },
+        Some(client),
+    ) = (&ev.connection, &client)
+    {
+        ev.replay_paused = replay_paused(client).await;
+    }
+    drop(client);
     if !ev.connection.is_open() && is_fresh(&server.container, ev.taken_at) {
         (server, ev.connection) = second_look(system, server, ev.connection).await?;
         ev.container = containers::one(system, &ev.service).await;
@@ -54,11 +70,12 @@ pub(super) async fn detect(world: &Observer<'_>, options: &DetectOptions) -> Res
         return Ok(ev);
     }
     let docker = &system.docker;
-    let (log, look, processes, sharing, host) = tokio::join!(
+    let (log, look, processes, sharing, rivals, host) = tokio::join!(
         logs::read(docker, &server.container),
         world.files(&server),
         docker.processes(&server.container.id),
         docker.sharing_data(&server.container, &server.data_dir),
+        docker.servers_sharing_data(&server.container, &server.data_dir),
         world.host(),
     );
     let Look {
@@ -72,9 +89,21 @@ pub(super) async fn detect(world: &Observer<'_>, options: &DetectOptions) -> Res
     ev.server_user = server_user;
     ev.replay = replaying(&processes.unwrap_or_default());
     ev.sharing = sharing.unwrap_or_default();
+    ev.rivals = rivals.unwrap_or_default();
     ev.memory_available = host.as_ref().map(|h| h.memory_available);
     ev.configuration = configuration(world, &server, &ev).await;
     Ok(ev)
+}
+
+/// Why nobody need be asked: what is frozen does not answer.
+fn frozen(facts: &ContainerFacts) -> Option<&'static str> {
+    if facts.info.status == Status::Paused {
+        Some("not asked: its container is paused")
+    } else if facts.is_stopped_by_signal() {
+        Some("not asked: its main process is stopped by a signal")
+    } else {
+        None
+    }
 }
 
 /// Started a moment ago: it may be about to end, and to be started again by the engine.
@@ -123,6 +152,8 @@ fn nothing(rb: &Runbook, service: String, container: ContainerState) -> Evidence
         server_user: None,
         configuration: None,
         sharing: Vec::new(),
+        rivals: Vec::new(),
+        replay_paused: None,
         replay: None,
         memory_available: None,
     }
@@ -165,6 +196,8 @@ async fn configuration(
                 "the server is not reached at the addresses that it listens on",
             ),
             has_source: found.is_set("primary_conninfo") || found.is_set("restore_command"),
+            rules_broken: found.rules.broken,
+            rules_changed: found.rules.changed,
             broken: found.broken,
             refused: found.refused,
             problem: None,

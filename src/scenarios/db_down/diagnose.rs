@@ -9,7 +9,7 @@ use super::trouble::{disk_full, permissions, port_taken, trouble};
 use crate::postgres::sqlstate;
 use crate::probe::connection::Connection;
 use crate::probe::containers::{ContainerFacts, ContainerState, end_in_words};
-use crate::probe::files::Listens;
+use crate::probe::files::{Listens, ServerState};
 use crate::probe::logs::{LogPattern, may_loop};
 use crate::workload::Status;
 
@@ -219,9 +219,32 @@ fn recovering(ev: &Evidence) -> Finding {
             reasons,
             &["select * from pg_stat_wal_receiver;    # is its primary there?".into()],
         ),
+        _ if ev.replay_paused == Some(true) => paused(ev, reasons),
         // A server that crashed, or was restored, lets readers in before it is done.
         _ => replaying(ev, reasons),
     }
+}
+
+/// It waits for somebody to decide whether this is the state that was wanted: never drctl.
+fn paused(ev: &Evidence, mut reasons: Vec<String>) -> Finding {
+    reasons.push("its replay is paused, as at a recovery target: it does not go on by itself".into());
+    let name = ev
+        .container
+        .found()
+        .map_or(ev.service.as_str(), |f| f.info.name.as_str());
+    let next = vec![
+        format!("docker logs --tail 20 {name}    # where it stopped, and why"),
+        "# look whether the data is as it should be: it can be read. Then, as the administrator:".into(),
+        "select pg_wal_replay_resume();    -- goes on; at its target: ends the recovery there".into(),
+        "select pg_promote();    -- ends the recovery at once (PostgreSQL 12 and later)".into(),
+    ];
+    found(
+        Cause::ByHand(
+            "it only reads: its recovery is paused, and waits for a decision",
+            next,
+        ),
+        reasons,
+    )
 }
 
 fn replaying(ev: &Evidence, mut reasons: Vec<String>) -> Finding {
@@ -301,7 +324,17 @@ fn closed(ev: &Evidence, facts: &ContainerFacts, cause: &str) -> Finding {
         .as_ref()
         .ok()
         .and_then(crate::probe::files::FileFacts::listens);
-    let ready = ev.log.iter().any(|l| l.pattern == LogPattern::Ready);
+    // The log may go elsewhere, or may have gone on for long since it said so.
+    let state = ev
+        .files
+        .as_ref()
+        .ok()
+        .and_then(|f| f.server_state(info.started_at));
+    let ready = match state {
+        Some(ServerState::Ready | ServerState::Standby) => true,
+        Some(ServerState::Starting | ServerState::Stopping) => false,
+        None => ev.log.iter().any(|l| l.pattern == LogPattern::Ready),
+    };
     match listens {
         Some(listens) if listens.port != ev.port || LOOPBACK.contains(&listens.address.as_str()) => {
             let reasons = vec![

@@ -8,7 +8,8 @@
 //! start a stopped one; set aside exactly the setting, the owner, the left-over file that keeps
 //! it from running, with the old state kept beside and an undo. What it never does: restart a
 //! server that replays (it would begin anew), take a file that may not be read for a damaged
-//! one, remove a lock file while anything runs on the same data, promote a standby, or touch
+//! one, remove a lock file while anything runs on the same data, start a second server on the same
+//! data or one on a directory that has lost its data, end a recovery that somebody paused, promote a standby, or touch
 //! data. Positive evidence of damage is handed over to `db-corruption`, a full disk to
 //! `disk-full`, taken connections to `connection-exhaustion`, a lost network to
 //! `network-partition`.
@@ -71,6 +72,12 @@ pub struct Evidence {
     pub configuration: Option<Configuration>,
     /// Other containers that run on the same data.
     pub sharing: Vec<String>,
+    /// Those of them in which a server runs, or may at any moment.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rivals: Vec<String>,
+    /// Whether the replay of one that only reads is paused; `None` where it does not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replay_paused: Option<bool>,
     /// The process that replays the log, by its title.
     pub replay: Option<String>,
     /// Bytes of memory that the machine has left; `None` where the engine is on another one.
@@ -91,6 +98,12 @@ pub struct Configuration {
     pub listen_addresses: Option<ConfigLine>,
     /// Whether a source of WAL is set: `primary_conninfo` or `restore_command`.
     pub has_source: bool,
+    /// What is wrong with the rules of access, which the program alone does not read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rules_broken: Option<String>,
+    /// When the rules of access were changed last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rules_changed: Option<Timestamp>,
     /// Why it could not be read.
     pub problem: Option<String>,
 }

@@ -59,6 +59,8 @@ fn evidence(change: impl FnOnce(&mut ContainerFacts, &mut Evidence)) -> Evidence
         server_user: Some("101:104".into()),
         configuration: Some(Configuration::default()),
         sharing: vec![],
+        rivals: vec![],
+        replay_paused: None,
         replay: None,
         memory_available: Some(8 << 30),
     };
@@ -167,6 +169,27 @@ fn stands_by(facts: &mut ContainerFacts, ev: &mut Evidence, has_source: bool) {
     });
 }
 
+fn empty_directory(ev: &mut Evidence) {
+    let files = ev.files.as_mut().unwrap();
+    files.version = None;
+    files.missing_directories = ["base", "global", "pg_wal", "pg_xact"]
+        .map(str::to_owned)
+        .to_vec();
+    files.configuration_error = Some("could not access the server configuration file".into());
+    ev.control = Err("could not open file \"global/pg_control\": No such file or directory".into());
+}
+
+/// Runs, and its port is not reached; what line 8 of its lock file says.
+fn unreached(ev: &mut Evidence, says: &str) {
+    ev.connection = Connection::Closed {
+        cause: "connection refused".into(),
+    };
+    ev.log.clear();
+    // 2026-11-20T20:00:00Z, when the container was started.
+    let lock = ["1", "/d", "1795204800", "5432", "/run", "*", "5432001 0", says];
+    ev.files.as_mut().unwrap().lock_file = Some(lock.iter().map(ToString::to_string).collect());
+}
+
 fn request() -> PlanRequest {
     PlanRequest {
         run: "20261120T210000Z-db-down-0001".into(),
@@ -257,6 +280,78 @@ const CONFIRMED: &[(Change, &str, Option<Remedy>)] = &[
             ev.sharing = vec!["other".into()];
         },
         "another container holds its data",
+        None,
+    ),
+    (
+        // Stopped, and nothing complains: another server was started on its volume.
+        |_, ev| ev.rivals = vec!["other".into()],
+        "another container holds its data",
+        None,
+    ),
+    (
+        // Nothing is done to files under another server, whatever is wrong with them.
+        |f, ev| {
+            bad_config(f, ev);
+            ev.rivals = vec!["other".into()];
+        },
+        "another container holds its data",
+        None,
+    ),
+    (|_, ev| empty_directory(ev), "its data directory is empty", None),
+    (
+        // As the image's own start says it.
+        |f, ev| {
+            let line = "postgres: could not access the server configuration file \"/d/postgresql.conf\"";
+            looping(f, ev, LogPattern::Configuration, line);
+            empty_directory(ev);
+        },
+        "its data directory is empty",
+        None,
+    ),
+    (
+        |f, ev| {
+            stands_by(f, ev, false);
+            signal(ev, &["recovery.signal"]);
+            ev.replay_paused = Some(true);
+        },
+        "its recovery is paused",
+        None,
+    ),
+    (
+        |f, ev| {
+            stands_by(f, ev, false);
+            signal(ev, &["recovery.signal"]);
+            ev.replay_paused = Some(false);
+        },
+        "replaying its log",
+        Some(Remedy::Wait),
+    ),
+    (
+        // Emptied while it was stopped: nothing has been said of it yet.
+        |_, ev| {
+            ev.configuration = Some(Configuration {
+                rules_broken: Some("/d/pg_hba.conf holds no rule".into()),
+                ..Configuration::default()
+            });
+        },
+        "pg_hba.conf) are gone",
+        None,
+    ),
+    (
+        |f, ev| {
+            looping(
+                f,
+                ev,
+                LogPattern::Configuration,
+                "FATAL:  could not load /d/pg_hba.conf",
+            );
+            f.info.status = Status::Exited;
+            ev.configuration = Some(Configuration {
+                rules_broken: Some("/d/pg_hba.conf is not there".into()),
+                ..Configuration::default()
+            });
+        },
+        "pg_hba.conf) are gone",
         None,
     ),
     (
@@ -623,7 +718,7 @@ fn what_is_empty_at_each_start_is_made_anew_and_nothing_else() {
 
 #[test]
 fn a_configuration_that_was_mended_since_is_tried_by_a_start() {
-    let last_words = "FATAL:  could not load pg_hba.conf";
+    let last_words = "FATAL:  configuration file \"/d/postgresql.conf\" contains errors";
     let mended = |status, configuration: Option<Configuration>| {
         evidence(|facts, ev| {
             looping(facts, ev, LogPattern::Configuration, last_words);
@@ -640,4 +735,87 @@ fn a_configuration_that_was_mended_since_is_tried_by_a_start() {
     // The engine is trying already, and it does not help; or nothing is known of it.
     assert_eq!(remedy(&mended(Status::Restarting, sound)), None);
     assert_eq!(remedy(&mended(Status::Exited, None)), None);
+}
+
+#[test]
+fn rules_of_access_are_tried_again_only_when_they_were_changed() {
+    let failed = |changed: Option<&str>| {
+        let ev = evidence(|facts, ev| {
+            looping(
+                facts,
+                ev,
+                LogPattern::Configuration,
+                "FATAL:  could not load /d/pg_hba.conf",
+            );
+            facts.info.status = Status::Exited;
+            // `postgres -C` accepts it: it does not read the rules.
+            ev.configuration = Some(Configuration {
+                rules_changed: changed.map(|at| at.parse().unwrap()),
+                ..Configuration::default()
+            });
+        });
+        plan(&ev).map(|p| p.remedy)
+    };
+    // The last start was at 20:00:00.
+    assert_eq!(failed(Some("2026-11-20T20:30:00Z")), Ok(Remedy::Start));
+    for not_since in [None, Some("2026-11-20T19:00:00Z"), Some("2026-11-20T20:00:00Z")] {
+        let refusal = failed(not_since).unwrap_err();
+        assert!(refusal.message.contains("pg_hba.conf"), "{refusal:?}");
+        assert!(refusal.next.iter().any(|n| n.starts_with("docker start")));
+    }
+}
+
+#[test]
+fn a_server_that_says_it_is_ready_is_not_waited_for() {
+    let of = |says: &str, log: &[LogFinding]| {
+        let ev = evidence(|facts, ev| {
+            runs(facts);
+            unreached(ev, says);
+            ev.log.extend(log.iter().cloned());
+        });
+        diagnose(&ev)
+    };
+    let ready = said(
+        LogPattern::Ready,
+        "LOG:  database system is ready to accept connections",
+    );
+    // The log goes elsewhere, or the line has left it.
+    for says in ["ready   ", "standby "] {
+        let d = of(says, &[]);
+        assert_eq!(d.look_alike.unwrap().name, "network-partition", "{says}");
+    }
+    // Without a word of the file the log decides.
+    assert_eq!(
+        of("", std::slice::from_ref(&ready)).look_alike.unwrap().name,
+        "network-partition"
+    );
+    for d in [of("starting", &[ready]), of("", &[])] {
+        assert!(d.summary.contains("replaying its log"), "{d:?}");
+    }
+}
+
+#[test]
+fn an_empty_directory_names_the_disk_and_a_first_start_may_fill_it() {
+    let refusal = plan(&evidence(|_, ev| empty_directory(ev))).unwrap_err();
+    for command in [
+        "findmnt -T /var/lib/docker/volumes/simgen_pgdata/_data",
+        "docker inspect",
+        "docker volume ls",
+    ] {
+        assert!(refusal.next.iter().any(|n| n.contains(command)), "{refusal:?}");
+    }
+    let never_ran = evidence(|facts, ev| {
+        empty_directory(ev);
+        facts.info.started_at = None;
+        facts.info.status = Status::Created;
+        ev.log.clear();
+        ev.files.as_mut().unwrap().configuration_error = None;
+    });
+    assert_eq!(plan(&never_ran).unwrap().remedy, Remedy::Start);
+}
+
+#[test]
+fn a_tool_on_the_same_data_does_not_keep_the_server_down() {
+    let ev = evidence(|_, ev| ev.sharing = vec!["log-shipper".into()]);
+    assert_eq!(plan(&ev).unwrap().remedy, Remedy::Start);
 }

@@ -6,33 +6,38 @@ use super::detect::traces;
 use super::diagnose::{Cause, Finding, found, other};
 use super::{Configuration, Evidence};
 use crate::plan::ConfigLine;
-use crate::probe::containers::ContainerFacts;
+use crate::probe::containers::{ContainerFacts, end_in_words};
 use crate::workload::Status;
 
 /// What log and files say keeps it from running.
 pub(super) fn trouble(ev: &Evidence, facts: &ContainerFacts) -> Option<Finding> {
     let info = &facts.info;
+    // Before all else: whatever is done to the files is done under the other server.
+    if !ev.rivals.is_empty() {
+        return Some(held(&info.name, &ev.rivals, vec![end_in_words(info)]));
+    }
     let broken = ev
         .configuration
         .as_ref()
-        .is_some_and(|c| !c.broken.is_empty() || c.refused.is_some());
+        .is_some_and(|c| !c.broken.is_empty() || c.refused.is_some() || c.rules_broken.is_some());
     // What one that was stopped had complained of has not ended it; damage, another version and a
     // full disk are there all the same.
     let stopped = info.status == Status::Exited && !traces(ev, info).ended_by_itself();
     let lasting = |kind| {
         matches!(
             kind,
-            Kind::WrongMajor | Kind::Lost | Kind::DiskFull | Kind::Damage(_)
+            Kind::Empty | Kind::WrongMajor | Kind::Lost | Kind::DiskFull | Kind::Damage(_)
         )
     };
     let trouble = server_trouble::of(traces(ev, info)).filter(|t| !stopped || lasting(t.kind));
     let Some(Trouble { kind, reasons }) = trouble else {
         // The next start would fail.
         let said = ev.configuration.as_ref().filter(|_| broken)?;
-        return Some(configuration(said, facts, Vec::new()));
+        return Some(configuration(ev, said, facts, Vec::new()));
     };
     let name = &info.name;
     Some(match kind {
+        Kind::Empty => empty(ev, facts, reasons),
         Kind::Lost => match traces(ev, info).lost() {
             Some(lost) if ev.server_user.is_some() => found(Cause::Lost(lost), reasons),
             _ => found(
@@ -59,12 +64,15 @@ pub(super) fn trouble(ev: &Evidence, facts: &ContainerFacts) -> Option<Finding> 
                     .is_some_and(|c| c.problem.is_none() && !broken) =>
         {
             let mut reasons = reasons;
+            if reasons.iter().any(|r| r.contains("pg_hba")) && !rules_changed(ev, facts) {
+                return Some(rules_as_they_were(facts, reasons));
+            }
             reasons
                 .push("that was its last start; its program accepts the configuration as it is now".into());
             found(Cause::Stopped, reasons)
         }
         Kind::Configuration => match &ev.configuration {
-            Some(said) => configuration(said, facts, reasons),
+            Some(said) => configuration(ev, said, facts, reasons),
             None => by_hand_configuration(name, reasons),
         },
         Kind::LockFile => lock_file(ev, name, reasons),
@@ -127,8 +135,17 @@ pub(super) fn disk_full(ev: &Evidence, facts: &ContainerFacts, mut reasons: Vec<
     )
 }
 
-fn configuration(said: &Configuration, facts: &ContainerFacts, mut reasons: Vec<String>) -> Finding {
+fn configuration(
+    ev: &Evidence,
+    said: &Configuration,
+    facts: &ContainerFacts,
+    mut reasons: Vec<String>,
+) -> Finding {
     let name = &facts.info.name;
+    if let Some(words) = &said.rules_broken {
+        reasons.push(words.clone());
+        return without_rules(ev, facts, reasons);
+    }
     reasons.extend(said.broken.iter().map(ConfigLine::in_words));
     reasons.extend(said.refused.clone());
     reasons.extend(
@@ -160,6 +177,75 @@ fn configuration(said: &Configuration, facts: &ContainerFacts, mut reasons: Vec<
     found(Cause::Configuration, reasons)
 }
 
+/// `postgres -C` does not read the rules of access: that it accepts the rest says nothing of them.
+fn rules_changed(ev: &Evidence, facts: &ContainerFacts) -> bool {
+    let changed = ev.configuration.as_ref().and_then(|c| c.rules_changed);
+    matches!((changed, facts.info.started_at), (Some(changed), Some(start)) if changed > start)
+}
+
+fn rules_as_they_were(facts: &ContainerFacts, mut reasons: Vec<String>) -> Finding {
+    let name = &facts.info.name;
+    reasons.push("pg_hba.conf has not been changed since that start".into());
+    let next = vec![
+        format!("docker logs --tail 20 {name}    # names the rule: mend it"),
+        format!("docker start {name}    # when it is mended"),
+    ];
+    found(
+        Cause::ByHand(
+            "it refuses its rules of access (pg_hba.conf), and which of them is not known",
+            next,
+        ),
+        reasons,
+    )
+}
+
+fn without_rules(ev: &Evidence, facts: &ContainerFacts, reasons: Vec<String>) -> Finding {
+    let info = &facts.info;
+    let owner = ev.server_user.as_deref().unwrap_or("OWNER");
+    let next = vec![
+        "drctl backup list    # the newest base backup holds pg_hba.conf as it was: put it back".into(),
+        format!(
+            "# or begin with: docker run --rm --user {owner} --volumes-from {} {} sh -c \"printf '%s\\n' 'local all all peer' 'host all all all scram-sha-256' > {}/pg_hba.conf\"",
+            info.name, info.image, ev.data_directory
+        ),
+        format!("docker start {}", info.name),
+    ];
+    found(
+        Cause::ByHand(
+            "its rules of access (pg_hba.conf) are gone, and it does not start without one",
+            next,
+        ),
+        reasons,
+    )
+}
+
+/// Nothing is made where nothing is: the data may lie on a disk that is not mounted.
+fn empty(ev: &Evidence, facts: &ContainerFacts, mut reasons: Vec<String>) -> Finding {
+    let info = &facts.info;
+    let mount = info.mount_of(&ev.data_directory);
+    let mut next = Vec::new();
+    if let Some(mount) = mount {
+        let what = mount.volume.as_ref().map_or_else(
+            || format!("the directory {} of the host", mount.source),
+            |v| format!("the volume {v}"),
+        );
+        reasons.push(format!("{} is {what}", mount.destination));
+        next.push(format!(
+            "findmnt -T {}    # on the engine's host: is the disk of the data mounted?",
+            mount.source
+        ));
+    }
+    next.extend([
+        format!(
+            "docker inspect {} --format '{{{{json .Mounts}}}}'; docker volume ls    # is this the volume that it had?",
+            info.name
+        ),
+        format!("docker start {}    # only when the data is there again: on an empty directory it makes a new cluster", info.name),
+        "drctl backup list    # what there is, if the data is gone for good".into(),
+    ]);
+    found(Cause::ByHand("its data directory is empty", next), reasons)
+}
+
 fn by_hand_configuration(name: &str, reasons: Vec<String>) -> Finding {
     let next = vec![
         format!("docker logs --tail 10 {name}    # names the setting or the file"),
@@ -179,12 +265,22 @@ fn lock_file(ev: &Evidence, name: &str, mut reasons: Vec<String>) -> Finding {
         reasons.push("no other container runs on the same data".into());
         return found(Cause::LockFile, reasons);
     }
-    let others = ev.sharing.join(", ");
-    reasons.push(format!("container {others} runs on the same data"));
-    let next = vec![
-        format!("docker logs --tail 20 {others}    # is that a server? two on one data directory destroy it"),
-        format!("docker stop {others}    # if {name} is the one that should run"),
-    ];
+    held(name, &ev.sharing, reasons)
+}
+
+/// Another container runs on the data.
+fn held(name: &str, others: &[String], mut reasons: Vec<String>) -> Finding {
+    reasons.push(format!("container {} runs on the same data", others.join(", ")));
+    let mut next: Vec<String> = others
+        .iter()
+        .map(|o| {
+            format!("docker logs --tail 20 {o}    # is that a server? two on one data directory destroy it")
+        })
+        .collect();
+    next.push(format!(
+        "docker stop {}    # if {name} is the one that should run; then `drctl recover db-down`",
+        others.join(" ")
+    ));
     found(Cause::ByHand("another container holds its data", next), reasons)
 }
 
