@@ -91,6 +91,16 @@ pub const FAULTS: &[Fault] = &[
         "the server runs and reads, every write is 25006",
     ),
     fault(
+        "db-down/recovery-signal",
+        "a recovery.signal is left in the data directory",
+        "FATAL `must specify restore_command when standby mode is not enabled`, exit 1, a crash loop",
+    ),
+    fault(
+        "db-down/missing-hba",
+        "pg_hba.conf is gone",
+        "FATAL `could not load pg_hba.conf`, exit 1, a crash loop; `postgres -C` accepts the rest; drctl says what to type",
+    ),
+    fault(
         "db-down/missing-directory",
         "pg_notify is gone, as after a copy that left empty directories out",
         "FATAL `could not open directory \"pg_notify\"`, exit 1, a crash loop",
@@ -253,6 +263,22 @@ fn files(variant: &str) -> Option<(&'static str, Damage, Halt, After)> {
             "postmaster.pid",
             Damage::Plant {
                 path: "postmaster.pid".into(),
+            },
+            Halt::Clean,
+            After::Fails,
+        ),
+        "recovery-signal" => (
+            "recovery.signal",
+            Damage::Plant {
+                path: "recovery.signal".into(),
+            },
+            Halt::Clean,
+            After::Fails,
+        ),
+        "missing-hba" => (
+            "pg_hba.conf",
+            Damage::Remove {
+                path: "./pg_hba.conf".into(),
             },
             Halt::Clean,
             After::Fails,

@@ -26,6 +26,7 @@ const CASES: &[(&str, &str, &str)] = &[
     ("missing-directory", "repair", "pg_notify is gone"),
     ("missing-version", "repair", "PG_VERSION is gone"),
     ("standby-signal", "clear-stale", "standby of nobody"),
+    ("recovery-signal", "clear-stale", "recover from nowhere"),
     ("recovering", "wait", "replaying its log"),
 ];
 
@@ -186,6 +187,187 @@ fn what_drctl_does_not_put_right_it_says_with_what_to_type() {
     crate::stack::docker(&["stop", "-t", "20", &stack.container("postgres")]);
     stack.agreed(&["recover", "db-down"]).ok();
     stack.wait_healthy();
+}
+
+/// Ends a container that a test started beside the stack, however the test ends.
+struct Beside(String);
+
+impl Drop for Beside {
+    fn drop(&mut self) {
+        crate::stack::docker(&["rm", "-f", "-v", &self.0]);
+    }
+}
+
+fn refused_with(stack: &Stack, args: &[&str], code: i32, words: &[&str]) {
+    let out = stack.agreed(args);
+    assert_eq!(out.code, Some(code), "{args:?}: {} {}", out.stdout, out.stderr);
+    for word in words {
+        assert!(out.stdout.contains(word), "{args:?}: {word}: {}", out.stdout);
+    }
+    assert_eq!(
+        stack.inspect("postgres", "{{.State.Running}}"),
+        "false",
+        "{args:?}"
+    );
+}
+
+fn stop_all(stack: &Stack) {
+    for service in ["nginx", "api1", "api2", "redis", "postgres"] {
+        crate::stack::docker(&["stop", "-t", "20", &stack.container(service)]);
+    }
+}
+
+#[test]
+fn no_start_beside_a_second_server_and_none_on_an_empty_directory() {
+    let Some(stack) = Stack::up("rival") else { return };
+    let own = stack.container("postgres");
+    let orders = stack.psql("select count(*) from orders").unwrap();
+    let volume = stack.inspect("postgres", "{{range .Mounts}}{{.Name}}{{end}}");
+    let mount = format!("{volume}:/var/lib/postgresql/data");
+    let image = stack.inspect("postgres", "{{.Image}}");
+    stop_all(&stack);
+
+    // Somebody has helped himself.
+    let rival = Beside(format!("{}-rival", own));
+    crate::stack::docker(&[
+        "run",
+        "-d",
+        "--name",
+        &rival.0,
+        "--network",
+        "none",
+        "-v",
+        &mount,
+        &image,
+    ])
+    .ok();
+    let end = Instant::now() + Duration::from_secs(30);
+    while crate::stack::docker(&["exec", &rival.0, "pg_isready"]).code != Some(0) {
+        assert!(Instant::now() < end, "the second server does not start");
+        std::thread::sleep(Duration::from_millis(300));
+    }
+    refused_with(
+        &stack,
+        &["recover", "db-down"],
+        4,
+        &["another container holds its data", &rival.0, "docker stop"],
+    );
+    // Where the diagnosis does not ask, the step does.
+    refused_with(
+        &stack,
+        &["recover", "outage"],
+        8,
+        &["runs on the data of postgres", &rival.0, "it is not started"],
+    );
+    drop(rival);
+
+    // A tool beside the server that only ships files is none.
+    let tool = Beside(format!("{own}-tool"));
+    crate::stack::docker(&[
+        "run",
+        "-d",
+        "--name",
+        &tool.0,
+        "--network",
+        "none",
+        "-v",
+        &mount,
+        "--entrypoint",
+        "sleep",
+        &image,
+        "600",
+    ])
+    .ok();
+    stack.agreed(&["recover", "outage"]).ok();
+    stack.wait_healthy();
+    drop(tool);
+
+    // As where the disk is not mounted: a start would have made a new cluster.
+    stop_all(&stack);
+    stack.change_files("cd \"$PGDATA\" && mkdir .elsewhere && mv -- * .elsewhere/");
+    refused_with(
+        &stack,
+        &["recover", "db-down"],
+        4,
+        &["its data directory is empty", "findmnt -T", "docker volume ls"],
+    );
+    refused_with(
+        &stack,
+        &["recover", "outage"],
+        8,
+        &["is empty", "it is not started", "findmnt -T"],
+    );
+    assert_eq!(stack.beside_the_server("ls -A \"$PGDATA\""), ".elsewhere");
+    stack.change_files("cd \"$PGDATA\" && mv -- .elsewhere/* . && rmdir .elsewhere");
+    stack.agreed(&["recover", "outage"]).ok();
+    stack.wait_healthy();
+    assert_eq!(stack.psql("select count(*) from orders").unwrap(), orders);
+}
+
+#[test]
+fn rules_that_are_gone_and_a_recovery_that_is_paused_are_left_to_people() {
+    let Some(stack) = Stack::up("byhand2") else { return };
+    let own = stack.container("postgres");
+    let words = ["pg_hba.conf) are gone", "drctl backup list", "local all all peer"];
+    inject(&stack, "missing-hba");
+    let out = stack.agreed(&["recover", "db-down"]);
+    assert_eq!(out.code, Some(4), "{}", out.stdout);
+    for word in words {
+        assert!(out.stdout.contains(word), "{}", out.stdout);
+    }
+    stack.agreed(&["drill", "heal"]).ok();
+    stack.wait_healthy();
+
+    // Nothing has been said of it yet.
+    crate::stack::docker(&["stop", "-t", "20", &own]);
+    stack.change_files(
+        "cd \"$PGDATA\" && mkdir -p .drctl && cp -p pg_hba.conf .drctl/kept && : > pg_hba.conf",
+    );
+    refused_with(&stack, &["recover", "db-down"], 4, &words);
+    stack.change_files("cd \"$PGDATA\" && rm pg_hba.conf");
+    refused_with(&stack, &["recover", "db-down"], 4, &words);
+
+    // A recovery to a point in time that has got there: from the checkpoint of a clean stop, with log behind it.
+    stack.change_files("cd \"$PGDATA\" && mv .drctl/kept pg_hba.conf && cp global/pg_control .drctl/control");
+    crate::stack::docker(&["start", &own]).ok();
+    stack.wait_healthy();
+    stack.psql("create table behind_the_target (id int)").unwrap();
+    crate::stack::docker(&["kill", &own]).ok();
+    stack.change_files(
+        "cd \"$PGDATA\" && cat .drctl/control > global/pg_control && touch recovery.signal && \
+         chown --reference=pg_hba.conf recovery.signal && \
+         printf \"restore_command = 'false'\\nrecovery_target = 'immediate'\\n\" >> postgresql.auto.conf",
+    );
+    crate::stack::docker(&["start", &own]).ok();
+    let state = "select pg_get_wal_replay_pause_state()";
+    let end = Instant::now() + Duration::from_secs(30);
+    while stack.psql(state).as_deref().map(str::trim) != Ok("paused") {
+        assert!(
+            Instant::now() < end,
+            "{}",
+            stack.logs("postgres", jiff::Timestamp::UNIX_EPOCH)
+        );
+        std::thread::sleep(Duration::from_millis(300));
+    }
+    let began = Instant::now();
+    let out = stack.agreed(&["recover", "db-down"]);
+    assert_eq!(out.code, Some(4), "{}", out.stdout);
+    for word in ["its recovery is paused", "pg_wal_replay_resume"] {
+        assert!(out.stdout.contains(word), "{}", out.stdout);
+    }
+    assert!(began.elapsed() < Duration::from_secs(60));
+    assert_eq!(stack.psql(state).unwrap().trim(), "paused");
+    // The step of a start does not wait for it either.
+    stop_all(&stack);
+    let began = Instant::now();
+    let out = stack.agreed(&["recover", "outage"]);
+    assert_eq!(out.code, Some(8), "{}", out.stdout);
+    assert!(
+        out.stdout.contains("recovery of postgres is paused"),
+        "{}",
+        out.stdout
+    );
+    assert!(began.elapsed() < Duration::from_secs(120));
 }
 
 /// How the server is: the configuration is as the fault made it and nobody is served, or a line of it is a comment
