@@ -217,11 +217,16 @@ fn stop_all(stack: &Stack) {
     }
 }
 
+fn orders_of(stack: &Stack) -> u64 {
+    let count = stack.psql("select count(*) from orders").unwrap();
+    count.trim().parse().unwrap()
+}
+
 #[test]
 fn no_start_beside_a_second_server_and_none_on_an_empty_directory() {
     let Some(stack) = Stack::up("rival") else { return };
     let own = stack.container("postgres");
-    let orders = stack.psql("select count(*) from orders").unwrap();
+    let orders = orders_of(&stack);
     let volume = stack.inspect("postgres", "{{range .Mounts}}{{.Name}}{{end}}");
     let mount = format!("{volume}:/var/lib/postgresql/data");
     let image = stack.inspect("postgres", "{{.Image}}");
@@ -301,7 +306,8 @@ fn no_start_beside_a_second_server_and_none_on_an_empty_directory() {
     stack.change_files("cd \"$PGDATA\" && mv -- .elsewhere/* . && rmdir .elsewhere");
     stack.agreed(&["recover", "outage"]).ok();
     stack.wait_healthy();
-    assert_eq!(stack.psql("select count(*) from orders").unwrap(), orders);
+    // The write checks of the recoveries may have added some.
+    assert!(orders_of(&stack) >= orders);
 }
 
 #[test]
