@@ -181,3 +181,53 @@ pub(super) async fn warm(cx: &ActionContext<'_>, url: &str) -> Result<Outcome, A
         "the cache is left to fill by itself: {why}"
     )))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::SCRIPT;
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+    use std::path::Path;
+    use std::process::Command;
+
+    /// Runs one verb on a directory; true when it went well. `tools` come before the system's.
+    fn run(data: &Path, tools: Option<&Path>, verb: &str) -> bool {
+        let system = std::env::var("PATH").unwrap();
+        let path = tools.map_or_else(|| system.clone(), |t| format!("{}:{system}", t.display()));
+        Command::new("/bin/sh")
+            .args(["-c", SCRIPT, "redis-files", verb])
+            .env("PATH", path)
+            .env("DIR", data)
+            .env("RUN", "run")
+            .env("SNAPSHOT", "dump.rdb")
+            .env("ENTRY", "appendonlydir")
+            .env("NAME", "appendonly.aof")
+            .status()
+            .unwrap()
+            .success()
+    }
+
+    #[test]
+    fn an_undo_that_was_cut_off_does_not_cost_the_newer_snapshot() {
+        let place = tempfile::tempdir().unwrap();
+        let (data, tools) = (place.path().join("data"), place.path().join("tools"));
+        fs::create_dir_all(&data).unwrap();
+        fs::create_dir_all(&tools).unwrap();
+        let snapshot = data.join("dump.rdb");
+        fs::write(&snapshot, "older").unwrap();
+        assert!(run(&data, None, "keep"));
+        fs::write(&snapshot, "newer").unwrap();
+        // It ends in the middle of the copy, as where the engine ends or the disk is full.
+        let torn = "#!/bin/sh\nfor last; do :; done\n[ ! -d \"$last\" ] || last=$last/dump.rdb\nprintf ne >\"$last\"\nexit 1\n";
+        fs::write(tools.join("cp"), torn).unwrap();
+        fs::set_permissions(tools.join("cp"), fs::Permissions::from_mode(0o755)).unwrap();
+        assert!(!run(&data, Some(&tools), "keep-back"));
+        assert_eq!(fs::read_to_string(&snapshot).unwrap(), "newer");
+        for _ in 0..2 {
+            assert!(run(&data, None, "keep-back"));
+            assert_eq!(fs::read_to_string(&snapshot).unwrap(), "older");
+            let undone = data.join(".drctl/run/undone/dump.rdb");
+            assert_eq!(fs::read_to_string(undone).unwrap(), "newer");
+        }
+    }
+}

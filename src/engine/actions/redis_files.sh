@@ -42,7 +42,12 @@ keep() {
 keep_back() {
     [ -e "$W/snapshot" ] || return 0
     mkdir -p "$W/undone"
-    [ ! -e "$SNAPSHOT" ] || [ -e "$W/undone/$SNAPSHOT" ] || cp -p "$SNAPSHOT" "$W/undone/"
+    # By its name only when it is all there: a copy that was cut off is no reason to skip this the next time.
+    if [ -e "$SNAPSHOT" ] && [ ! -e "$W/undone/$SNAPSHOT" ]; then
+        cp -p "$SNAPSHOT" "$W/undone.new"
+        sync
+        mv "$W/undone.new" "$W/undone/$SNAPSHOT"
+    fi
     sync
     mv "$W/snapshot" "$SNAPSHOT"
     sync
