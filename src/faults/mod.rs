@@ -17,6 +17,7 @@ mod outage;
 mod record;
 mod redis;
 mod redis_failure;
+mod redis_files;
 mod redis_oom;
 mod server;
 mod service_crash;

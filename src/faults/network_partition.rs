@@ -200,18 +200,7 @@ pub async fn prepare(
         container: container.clone(),
     };
     let (harms, mends) = match variant {
-        "detached" => (
-            info.attachments
-                .keys()
-                .map(|network| {
-                    Harm::Network(NetworkHarm::Detach {
-                        container: container.clone(),
-                        network: network.clone(),
-                    })
-                })
-                .collect(),
-            places(&info)?,
-        ),
+        "detached" => detached(&info)?,
         "alias-missing" => (
             info.attachments
                 .keys()
@@ -242,6 +231,33 @@ pub async fn prepare(
         mends,
         container: info.name.clone(),
     }))
+}
+
+/// The same of a Redis server, taken out of its networks.
+///
+/// # Errors
+/// As [`prepare`].
+pub(super) async fn prepare_detached(system: &System, service: Option<&str>) -> Result<Prepared> {
+    let (service, info) = victim(system, service, |s| matches!(s.kind, ServiceKind::Redis(_))).await?;
+    let (harms, mends) = detached(&info)?;
+    Ok(Prepared {
+        target: format!("container {} of service {service}", info.name),
+        service,
+        harms,
+        mends,
+        container: info.name,
+    })
+}
+
+/// Taken out of every network.
+fn detached(info: &ContainerInfo) -> Result<(Vec<Harm>, Vec<Mend>)> {
+    let harms = info.attachments.keys().map(|network| {
+        Harm::Network(NetworkHarm::Detach {
+            container: info.name.clone(),
+            network: network.clone(),
+        })
+    });
+    Ok((harms.collect(), places(info)?))
 }
 
 /// Every place that a container has.

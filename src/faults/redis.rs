@@ -5,14 +5,12 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
+use super::redis_files;
 use crate::error::{Error, Kind, Result};
 use crate::plan::RedisFiles;
-use crate::probe::redis_files;
 use crate::redis::{Client, ErrorKind, RedisError};
 use crate::system::System;
-use crate::workload::{HelperSpec, WorkloadError};
 
-const FILES: &str = include_str!("redis_files.sh");
 /// Written inside the server: what fills it does not travel. Tells how many were written
 /// before one was refused, or -1.
 const SCRIPT: &str = "
@@ -21,10 +19,16 @@ for n = tonumber(ARGV[1]), tonumber(ARGV[2]) do
   if type(done) == 'table' and done['err'] then return n - tonumber(ARGV[1]) end
 end
 return -1";
+/// Keeps the server busy for so many seconds, and writes nothing.
+const BUSY: &str = "
+local life = tonumber(ARGV[1])
+local first, used = redis.call('TIME')[1], os.clock()
+while redis.call('TIME')[1] - first < life and os.clock() - used < life do end
+return redis.status_reply('OK')";
 /// Keys written at once.
 const BATCH: u64 = 500;
 /// How long filling a server or a failing save may take.
-const LIMIT: Duration = Duration::from_secs(60);
+pub(super) const LIMIT: Duration = Duration::from_secs(60);
 /// How long a server that was started a moment ago may take to answer.
 const STARTING: Duration = Duration::from_secs(10);
 /// Bytes of a value that fills memory.
@@ -67,6 +71,11 @@ pub enum RedisHarm {
     },
     /// `REPLICAOF` a server that is not there.
     Replica,
+    /// A script that does nothing, for so many seconds, and lets nobody else do anything.
+    BusyScript {
+        /// Its life.
+        seconds: u64,
+    },
     /// Has it save, or write its log anew, stops it, damages its files and starts it.
     Files {
         /// Container.
@@ -120,6 +129,8 @@ pub enum RedisMend {
     },
     /// It is a primary.
     Primary,
+    /// It runs no script that keeps it from everything else.
+    EndScript,
     /// The files are as they were, unless others have taken their place.
     #[serde(rename_all = "kebab-case")]
     Files {
@@ -132,12 +143,12 @@ pub enum RedisMend {
     },
 }
 
-fn failed(what: &str) -> impl FnOnce(RedisError) -> Error {
+pub(super) fn failed(what: &str) -> impl FnOnce(RedisError) -> Error {
     let what = what.to_owned();
     move |e| Error::new(Kind::Internal, format!("{what} failed")).because(&e)
 }
 
-async fn client(system: &System, service: &str, database: u32) -> Result<Client> {
+pub(super) async fn client(system: &System, service: &str, database: u32) -> Result<Client> {
     let end = Instant::now() + STARTING;
     loop {
         // Resolved anew each time: a container gets a new address when it is started.
@@ -257,116 +268,13 @@ pub async fn apply(system: &System, service: &str, harm: &RedisHarm) -> Result<S
                 .map_err(failed("REPLICAOF"))?;
             Ok(format!("{service} is a replica of nobody"))
         }
+        RedisHarm::BusyScript { seconds } => busy_script(system, service, *seconds).await,
         RedisHarm::Files {
             container,
             kind,
             files,
             fault,
-        } => damage(system, service, container, kind, files, fault).await,
-    }
-}
-
-/// Where the server's files are; for a fault that is to damage them.
-///
-/// # Errors
-/// The engine's trouble, or an image in which they cannot be looked at.
-pub async fn files_of(system: &System, service: &str, fault: &str) -> Result<RedisFiles> {
-    let server = system.redis(service).await?;
-    redis_files::look(system, &server.container, fault, LIMIT)
-        .await
-        .map(|seen| seen.files)
-        .map_err(|e| {
-            Error::new(Kind::Refused, format!("the files of {service}: {e}")).untouched("everything")
-        })
-}
-
-async fn on_files(
-    system: &System,
-    container: &str,
-    files: &RedisFiles,
-    fault: &str,
-    arguments: &[&str],
-) -> Result<String> {
-    let info = system.docker.inspect(container).await?;
-    let mut argv = vec!["/bin/sh", "-c", FILES, "redis-files"];
-    argv.extend_from_slice(arguments);
-    let deployment = system.deployment();
-    let mut spec = HelperSpec::new(deployment, fault, "fault-redis-files", &info.image_id, &argv);
-    spec.volumes_from = Some((info.id, false));
-    spec.env = [
-        ("DIR", files.directory.clone()),
-        ("SNAPSHOT", files.snapshot.clone()),
-        ("ENTRY", files.append_entry.clone()),
-        ("NAME", files.append_name.clone()),
-        ("SAVED", format!(".drctl-{fault}")),
-    ]
-    .map(|(name, value)| (name.to_owned(), value))
-    .into();
-    let output = system.docker.run_helper(&spec, LIMIT).await?;
-    if output.exit_code != 0 {
-        return Err(Error::new(
-            Kind::FailedChanged,
-            format!("the files of {container}: {}", output.last_words()),
-        ));
-    }
-    Ok(output.stdout.trim().to_owned())
-}
-
-async fn damage(
-    system: &System,
-    service: &str,
-    container: &str,
-    kind: &str,
-    files: &RedisFiles,
-    fault: &str,
-) -> Result<String> {
-    let client = client(system, service, 0).await?;
-    let written = if files.append_only {
-        "BGREWRITEAOF"
-    } else {
-        "BGSAVE"
-    };
-    client
-        .ask::<String>(&::redis::cmd(written))
-        .await
-        .map_err(failed(written))?;
-    let end = Instant::now() + LIMIT;
-    loop {
-        tokio::time::sleep(Duration::from_millis(100)).await;
-        let state = client.info().await.map_err(failed("INFO"))?.persistence;
-        if !state.saving && !state.aof_rewriting {
-            break;
-        }
-        if Instant::now() >= end {
-            return Err(Error::new(
-                Kind::FailedChanged,
-                format!(
-                    "{service} has not written its data after {}",
-                    crate::event::seconds(LIMIT)
-                ),
-            ));
-        }
-    }
-    system
-        .docker
-        .stop(container, system.runbook.deadlines.stop)
-        .await?;
-    on_files(system, container, files, fault, &["damage", kind]).await?;
-    system.docker.start(container).await?;
-    // It must not come up: that is the fault.
-    let end = Instant::now() + LIMIT;
-    loop {
-        let now = system.docker.inspect(container).await?;
-        if !now.is_running() || now.restart_count > 0 {
-            return Ok(format!("{service} cannot load its files"));
-        }
-        if Instant::now() >= end {
-            return Err(Error::new(
-                Kind::FailedChanged,
-                format!("{service} has started with damaged files: the fault has missed"),
-            ));
-        }
-        tokio::time::sleep(Duration::from_millis(200)).await;
+        } => redis_files::damage(system, service, container, kind, files, fault).await,
     }
 }
 
@@ -512,21 +420,57 @@ pub async fn put_right(system: &System, service: &str, mend: &RedisMend) -> Resu
             container,
             files,
             fault,
-        } => {
-            match system.docker.inspect(container).await {
-                // Created anew since, it may have other volumes: those are not the fault's.
-                Err(WorkloadError::NotFound { .. }) => return Ok(None),
-                other => other?,
-            };
-            let damaged = on_files(system, container, files, fault, &["state"]).await? == "damaged";
-            if damaged {
-                system
-                    .docker
-                    .stop(container, system.runbook.deadlines.stop)
-                    .await?;
-            }
-            on_files(system, container, files, fault, &["restore"]).await?;
-            Ok(damaged.then(|| format!("the files of {service} are as they were")))
+        } => redis_files::restore(system, service, container, files, fault).await,
+        RedisMend::EndScript => end_script(system, service).await,
+    }
+}
+
+/// Runs a script that does nothing until its time is over, and waits until the server says so to
+/// others. It has two clocks, for in some versions the one stands still while a script runs.
+async fn busy_script(system: &System, service: &str, seconds: u64) -> Result<String> {
+    let client = client(system, service, 0).await?;
+    let mut command = ::redis::cmd("EVAL");
+    command.arg(BUSY).arg(0).arg(seconds);
+    match client.ask_within(Duration::from_millis(500), &command).await {
+        // It runs on without the client that has sent it.
+        Err(e) if e.is(ErrorKind::Timeout) => {}
+        Err(e) => return Err(failed("EVAL")(e)),
+        Ok(()) => {
+            return Err(Error::new(
+                Kind::VerifyFailed,
+                format!("the script of {service} has ended at once: the fault has missed"),
+            ));
         }
     }
+    drop(client);
+    let end = Instant::now() + LIMIT;
+    while Instant::now() < end {
+        if is_busy(system, service).await? {
+            return Ok(format!("{service} runs a script and nothing else"));
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    Err(Error::new(
+        Kind::VerifyFailed,
+        format!("{service} does not call itself busy: the fault has missed"),
+    ))
+}
+
+/// Whether it refuses others for a script.
+async fn is_busy(system: &System, service: &str) -> Result<bool> {
+    let server = system.redis(service).await?;
+    let asked = async { Client::connect(&server.spec).await?.ping().await };
+    Ok(asked.await.is_err_and(|e| e.is(ErrorKind::Busy)))
+}
+
+/// Ends the script, where the server is still busy. Which one runs it does not tell: only a
+/// script that has written nothing is ended, and that can be run again.
+async fn end_script(system: &System, service: &str) -> Result<Option<String>> {
+    if !is_busy(system, service).await? {
+        return Ok(None);
+    }
+    let server = system.redis(service).await?;
+    let ended = async { Client::connect(&server.spec).await?.kill_script().await };
+    let ended = ended.await.map_err(failed("SCRIPT KILL"))?;
+    Ok(ended.then(|| format!("the script that {service} ran was ended")))
 }

@@ -1,9 +1,10 @@
 //! A Redis that does not serve, and what only looks like it.
 
 use super::harm::{Harm, Mend, Prepared, victim};
-use super::redis::{RedisHarm, RedisMend, data_owner, files_of};
+use super::redis::{RedisHarm, RedisMend, data_owner, failed};
+use super::redis_files::files_of;
 use super::redis_oom::info;
-use super::{Fault, Request};
+use super::{Fault, Request, network_partition};
 use crate::error::{Error, Kind, Result};
 use crate::runbook::ServiceKind;
 use crate::system::System;
@@ -65,6 +66,30 @@ pub const FAULTS: &[Fault] = &[
         live: false,
     },
     Fault {
+        name: "redis-failure/busy-script",
+        summary: "a script that writes nothing runs and runs",
+        leaves: "BUSY on everything after five seconds of silence, one processor at work",
+        live: true,
+    },
+    Fault {
+        name: "redis-failure/wrong-version",
+        summary: "look-alike: a newer version has written its files",
+        leaves: "exit 1, `Can't handle RDB format version 99`, a crash loop",
+        live: false,
+    },
+    Fault {
+        name: "redis-failure/detached",
+        summary: "look-alike: the container is in no network",
+        leaves: "status running and healthy, no address",
+        live: false,
+    },
+    Fault {
+        name: "redis-failure/too-few-replicas",
+        summary: "look-alike: it wants a replica before it is written, and has none",
+        leaves: "NOREPLICAS on writes, PING and reads go on, min_slaves_good_slaves:0",
+        live: false,
+    },
+    Fault {
         name: "redis-failure/replica",
         summary: "look-alike: it was made a replica",
         leaves: "READONLY on writes, role:slave, master_link_status:down",
@@ -89,9 +114,14 @@ pub async fn prepare(
     system: &System,
     variant: &str,
     service: Option<&str>,
-    _request: &Request,
+    request: &Request,
     id: &str,
 ) -> Result<Option<Prepared>> {
+    if variant == "detached" {
+        return network_partition::prepare_detached(system, service)
+            .await
+            .map(Some);
+    }
     let (service, container) = victim(system, service, |s| matches!(s.kind, ServiceKind::Redis(_))).await?;
     let container = container.name;
     let signal = |signal: &str| Harm::Signal {
@@ -120,7 +150,7 @@ pub async fn prepare(
                 vec![mend],
             )));
         }
-        "rdb-checksum" | "rdb-damaged" | "aof-damaged" | "aof-base" | "aof-manifest" => {
+        "rdb-checksum" | "rdb-damaged" | "aof-damaged" | "aof-base" | "aof-manifest" | "wrong-version" => {
             return damaged_files(system, variant, service, container, id)
                 .await
                 .map(Some);
@@ -131,6 +161,29 @@ pub async fn prepare(
                 container,
                 vec![RedisHarm::Replica],
                 vec![RedisMend::Primary],
+            )));
+        }
+        "busy-script" => {
+            let seconds = request.ttl.as_secs().max(1);
+            return Ok(Some(Prepared::of_redis(
+                service,
+                container,
+                vec![RedisHarm::BusyScript { seconds }],
+                vec![RedisMend::EndScript],
+            )));
+        }
+        "too-few-replicas" => {
+            let set = |value: String| ("min-replicas-to-write".to_owned(), value);
+            let was = min_replicas(system, &service).await?;
+            let ((name, value), (back, was)) = (set("1".into()), set(was));
+            return Ok(Some(Prepared::of_redis(
+                service,
+                container,
+                vec![RedisHarm::Config { name, value }],
+                vec![RedisMend::Config {
+                    name: back,
+                    value: was,
+                }],
             )));
         }
         "memory-full" => {
@@ -160,6 +213,23 @@ pub async fn prepare(
     }))
 }
 
+/// How many replicas the server wants before it is written.
+async fn min_replicas(system: &System, service: &str) -> Result<String> {
+    let server = system.redis(service).await?;
+    let asked = async {
+        let client = server.connect().await?;
+        client.config_get("min-replicas-to-write").await
+    };
+    let mut all = asked.await.map_err(failed("CONFIG GET"))?;
+    all.remove("min-replicas-to-write").ok_or_else(|| {
+        Error::new(
+            Kind::Refused,
+            format!("{service} does not know min-replicas-to-write"),
+        )
+        .untouched("everything")
+    })
+}
+
 async fn damaged_files(
     system: &System,
     variant: &str,
@@ -168,7 +238,13 @@ async fn damaged_files(
     id: &str,
 ) -> Result<Prepared> {
     let files = files_of(system, &service, id).await?;
-    if variant.starts_with("aof") != files.append_only {
+    // What it loads has the version: of an append-only file, the base.
+    let kind = match (variant, files.append_only) {
+        ("wrong-version", true) => "aof-version",
+        ("wrong-version", false) => "rdb-version",
+        _ => variant,
+    };
+    if kind.starts_with("aof") != files.append_only {
         let (has, loads) = if files.append_only {
             ("on", "its snapshot is not what it loads")
         } else {
@@ -188,7 +264,7 @@ async fn damaged_files(
         },
         RedisHarm::Files {
             container: container.clone(),
-            kind: variant.to_owned(),
+            kind: kind.to_owned(),
             files: files.clone(),
             fault: id.to_owned(),
         },

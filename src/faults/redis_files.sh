@@ -52,6 +52,15 @@ damage() {
         size=$(stat -c %s "$hit")
         dd if=/dev/null of="$hit" bs=1 seek=$((size / 2)) 2>/dev/null
         ;;
+    rdb-version)
+        # The version is looked at before all else, the checksum last.
+        hit=$SNAPSHOT
+        printf REDIS0099 | dd of="$hit" conv=notrunc 2>/dev/null
+        ;;
+    aof-version)
+        hit=$(part base.rdb)
+        printf REDIS0099 | dd of="$hit" conv=notrunc 2>/dev/null
+        ;;
     aof-manifest)
         hit=$ENTRY/$NAME.manifest
         printf 'no manifest\n' >"$hit"

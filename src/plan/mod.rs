@@ -44,6 +44,8 @@ pub enum Remedy {
     EndSessions,
     /// End the one session that all others wait for.
     UnblockSessions,
+    /// End the script that keeps a server from everything else, if it has written nothing.
+    KillScript,
     /// Free what can be freed without loss.
     FreeSpace,
     /// Raise a limit, within what the host has.
@@ -96,6 +98,7 @@ impl Remedy {
             Self::Reconnect => "reconnect",
             Self::EndSessions => "end-sessions",
             Self::UnblockSessions => "unblock-sessions",
+            Self::KillScript => "kill-script",
             Self::FreeSpace => "free-space",
             Self::RaiseLimit => "raise-limit",
             Self::ClearCache => "clear-cache",
@@ -128,6 +131,7 @@ impl Remedy {
             Self::Reconnect => "connect the containers to the networks and names that they have lost",
             Self::EndSessions => "end the sessions that hold connections without working",
             Self::UnblockSessions => "end the one session that all others wait for",
+            Self::KillScript => "end the script that it runs, if that has written nothing yet",
             Self::FreeSpace => "free what can be freed without loss",
             Self::RaiseLimit => "raise the limit, within what the host has",
             Self::ClearCache => "delete the keys that the runbook names disposable",

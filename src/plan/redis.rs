@@ -136,6 +136,14 @@ pub enum RedisAction {
         /// Address.
         url: String,
     },
+    /// Ends the script or function that a server runs, which Redis does only for one that has
+    /// written nothing: no data is touched. Fails, with nothing done, where it has. Again: none
+    /// runs.
+    #[serde(rename_all = "kebab-case")]
+    KillScript {
+        /// Service.
+        service: String,
+    },
     /// `BGSAVE`, and waits for it to succeed: that ends the refusal of writes after a failed
     /// one. Again: saves once more.
     #[serde(rename_all = "kebab-case")]
@@ -157,6 +165,7 @@ impl RedisAction {
             Self::ClearStaleMembers { index, .. } => {
                 format!("remove members of {index} that have no owner")
             }
+            Self::KillScript { service } => format!("end the script that {service} runs"),
             Self::Save { service } => format!("save the data of {service}"),
             Self::KeepSnapshot { files, .. } => format!("keep a copy of {}", files.snapshot),
             Self::PutSnapshotBack { files, .. } => format!("put the copy of {} back", files.snapshot),

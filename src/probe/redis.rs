@@ -16,6 +16,9 @@ pub const PROBE_KEY_PREFIX: &str = "drctl:probe:";
 /// Seconds after which that key ends by itself, should we not.
 const PROBE_KEY_LIFE: u32 = 5;
 
+/// Clients up to which they are listed: a thousand take the server less than a millisecond or two.
+const MOST_CLIENTS: u64 = 1_000;
+
 /// What was observed of a Redis server. A question that failed is a fact, too.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
@@ -37,6 +40,30 @@ pub struct RedisState {
     /// A key written, read back and deleted; `None` when that was not asked for, or there was
     /// no connection.
     pub write: Option<Answer>,
+    /// Why no write gets through although everything is answered, as far as that can be seen
+    /// without writing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub writes_held: Option<WritesHeld>,
+}
+
+/// What a server was told to do with writes, and does while it answers all else.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum WritesHeld {
+    /// It refuses them (`NOREPLICAS`).
+    #[serde(rename_all = "kebab-case")]
+    TooFewReplicas {
+        /// `min-replicas-to-write`.
+        needed: u64,
+        /// Replicas that follow closely.
+        good: u64,
+    },
+    /// It lets them wait.
+    #[serde(rename_all = "kebab-case")]
+    Paused {
+        /// What tells so.
+        sign: String,
+    },
 }
 
 /// How a question ended.
@@ -135,6 +162,7 @@ pub async fn observe(server: &RedisServer, write_test: bool) -> RedisState {
         info: None,
         info_failure: None,
         write: None,
+        writes_held: None,
     };
     let Ok(client) = attempt else { return state };
     let begun = Instant::now();
@@ -144,7 +172,10 @@ pub async fn observe(server: &RedisServer, write_test: bool) -> RedisState {
         return state;
     }
     match client.info().await {
-        Ok(info) => state.info = Some(info),
+        Ok(info) => {
+            state.writes_held = writes_held(&client, &info).await;
+            state.info = Some(info);
+        }
         Err(e) => state.info_failure = Some((&e).into()),
     }
     if write_test {
@@ -153,6 +184,37 @@ pub async fn observe(server: &RedisServer, write_test: bool) -> RedisState {
         state.write = Some(Answer::of(&wrote, begun.elapsed()));
     }
     state
+}
+
+/// Whether writes are refused or held back, asked without one. Each further question is put only
+/// where `INFO` gives reason to; one that is refused tells nothing.
+async fn writes_held(client: &Client, info: &RedisInfo) -> Option<WritesHeld> {
+    if let Some(good) = info
+        .replication
+        .good_replicas
+        .filter(|_| !info.replication.replica)
+    {
+        let setting = client.config_get("min-replicas-to-write").await.ok();
+        let needed = setting.and_then(|all| all.get("min-replicas-to-write")?.parse().ok());
+        // That the number is told at all means that one is needed at least.
+        let needed = needed.unwrap_or(1);
+        if good < needed {
+            return Some(WritesHeld::TooFewReplicas { needed, good });
+        }
+    }
+    if let Some(actions) = &info.clients.paused {
+        return Some(WritesHeld::Paused {
+            sign: format!("paused_actions:{actions}"),
+        });
+    }
+    if info.clients.blocked == 0 || info.clients.connected > MOST_CLIENTS {
+        return None;
+    }
+    let held = client.held_back().await.ok()?;
+    let (command, clients) = held.iter().max_by_key(|(_, n)| **n)?;
+    Some(WritesHeld::Paused {
+        sign: format!("{clients} clients wait with {}", command.to_uppercase()),
+    })
 }
 
 /// What PING does not tell: whether a value can be stored, read back and removed.

@@ -14,6 +14,9 @@ const LOOK: &str = include_str!("redis_files.sh");
 /// Lines of a manifest that are read: a server that cannot rewrite its log opens one file more
 /// with each attempt.
 const MOST_FILES: usize = 1000;
+/// What a server and the check tool say of a file that a newer version has written (rdb.c,
+/// redis-check-rdb.c); the number stands behind it.
+pub const OTHER_FORMAT: &str = "Can't handle RDB format version";
 
 /// The files of one server.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,6 +54,8 @@ pub enum SnapshotState {
     Sound,
     /// Every key can be read, and the checksum at the end is another one.
     ChecksumWrong,
+    /// It is whole as far as can be told, and of a format that this image does not read; in words.
+    OtherVersion(String),
     /// It cannot be read to its end.
     Damaged(String),
 }
@@ -109,6 +114,8 @@ pub enum AppendState {
         /// Commands behind it, as far as they can be told.
         behind: u64,
     },
+    /// Its base is of a format that this image does not read; in words.
+    OtherVersion(String),
     /// Its base or something else cannot be read, in words.
     Damaged(String),
 }
@@ -125,6 +132,29 @@ impl RedisFileFacts {
             self.snapshot
                 .as_ref()
                 .is_some_and(|s| s.state != SnapshotState::Sound)
+        }
+    }
+
+    /// In which format the files are that the server would load, where it is one that its image
+    /// does not read: those are not damaged, another image loads them.
+    #[must_use]
+    pub fn other_version(&self) -> Option<&str> {
+        if self.files.append_only {
+            match &self.append.as_ref()?.state {
+                AppendState::OtherVersion(format) => Some(format),
+                _ => None,
+            }
+        } else {
+            self.snapshot_of_another_version()
+        }
+    }
+
+    /// The same of the snapshot, whether the server would load it or not.
+    #[must_use]
+    pub fn snapshot_of_another_version(&self) -> Option<&str> {
+        match &self.snapshot.as_ref()?.state {
+            SnapshotState::OtherVersion(format) => Some(format),
+            _ => None,
         }
     }
 
@@ -160,6 +190,9 @@ impl RedisFileFacts {
                 }) => format!(
                     "{file} cannot be read from byte {good} of {bytes} on; about {behind} commands stand behind that"
                 ),
+                Some(AppendState::OtherVersion(format)) => {
+                    format!("the base of its append-only file is of {format}, which this image does not read")
+                }
                 Some(AppendState::Damaged(why)) => format!("its append-only file cannot be read: {why}"),
             }
         } else {
@@ -169,6 +202,9 @@ impl RedisFileFacts {
                 Some((SnapshotState::Sound, keys)) => format!("{name} can be read: {keys} keys"),
                 Some((SnapshotState::ChecksumWrong, keys)) => {
                     format!("all {keys} keys of {name} can be read, and its checksum is wrong")
+                }
+                Some((SnapshotState::OtherVersion(format), _)) => {
+                    format!("{name} is of {format}, which this image does not read")
                 }
                 Some((SnapshotState::Damaged(why), keys)) => {
                     format!("{name} cannot be read behind its first {keys} keys: {why}")
@@ -258,7 +294,7 @@ fn parse(text: &str) -> Result<RedisFileFacts, String> {
             append_name: name.to_owned(),
         },
         free: need("free")?.trim().parse::<u64>().unwrap_or_default() << 10,
-        snapshot: one("snapshot").map(|s| snapshot(s, &all("check-snapshot"))),
+        snapshot: one("snapshot").map(|s| snapshot(s, &all("check-snapshot"), one("snapshot-header"))),
         append: append_entry.map(|entry| {
             let sizes = all("append-file");
             let files: Vec<(u64, &str)> = sizes.iter().filter_map(|l| size_and_name(l)).collect();
@@ -268,7 +304,7 @@ fn parse(text: &str) -> Result<RedisFileFacts, String> {
                 &files,
                 &all("manifest"),
                 &all("check-append"),
-                one("behind"),
+                (one("behind"), one("base-header")),
             )
         }),
     })
@@ -280,7 +316,36 @@ fn size_and_name(line: &str) -> Option<(u64, &str)> {
     Some((size.parse().ok()?, name))
 }
 
-fn snapshot(line: &str, said: &[&str]) -> SnapshotFacts {
+/// The format of a file that the check refused for it, in words. A Valkey of its own format
+/// writes its own name in place of `REDIS`, which Redis calls a wrong signature: a damaged
+/// beginning has other bytes there.
+fn other_version(said: &[&str], header: Option<&str>) -> Option<String> {
+    let refused = |words: &str| {
+        said.iter()
+            .find_map(|l| l.split_once(words))
+            .map(|(_, rest)| rest.trim())
+    };
+    // A number that is none is read as 0: a beginning that was overwritten.
+    if let Some(number) = refused(OTHER_FORMAT).filter(|n| *n != "0") {
+        return Some(format!("RDB format {number}{}", writers(number)));
+    }
+    refused("Wrong signature trying to load DB from file")?;
+    let number = header?.strip_prefix("VALKEY")?;
+    Some(format!("the RDB format {number} of Valkey"))
+}
+
+/// Which versions write an RDB format (`RDB_VERSION` of rdb.h).
+fn writers(number: &str) -> &'static str {
+    match number.parse::<u32>() {
+        Ok(9) => ", which Redis 5 and 6 write",
+        Ok(10) => ", which Redis 7.0 writes",
+        Ok(11) => ", which Redis 7.2 and Valkey 7.2 and 8 write",
+        Ok(12) => ", which Redis 7.4 and 8 write",
+        _ => "",
+    }
+}
+
+fn snapshot(line: &str, said: &[&str], header: Option<&str>) -> SnapshotFacts {
     let mut words = line.split_whitespace();
     let mut number = || words.next().and_then(|w| w.parse::<i64>().ok());
     let bytes = number().and_then(|n| n.try_into().ok()).unwrap_or_default();
@@ -290,7 +355,10 @@ fn snapshot(line: &str, said: &[&str]) -> SnapshotFacts {
     } else if said.iter().any(|l| l.contains("RDB CRC error")) {
         SnapshotState::ChecksumWrong
     } else {
-        SnapshotState::Damaged(first_trouble(said))
+        other_version(said, header).map_or_else(
+            || SnapshotState::Damaged(first_trouble(said)),
+            SnapshotState::OtherVersion,
+        )
     };
     SnapshotFacts {
         bytes,
@@ -332,7 +400,7 @@ fn append(
     files: &[(u64, &str)],
     manifest: &[&str],
     said: &[&str],
-    behind: Option<&str>,
+    (behind, header): (Option<&str>, Option<&str>),
 ) -> AppendFacts {
     let single = entry == name;
     let base_keys = said
@@ -345,6 +413,8 @@ fn append(
         }
     } else if said.iter().any(|l| is_verdict_good(l)) {
         AppendState::Sound
+    } else if let Some(format) = other_version(said, header) {
+        AppendState::OtherVersion(format)
     } else {
         let cut = said.iter().find_map(|l| cut(l, name));
         match cut {

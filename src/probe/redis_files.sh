@@ -29,8 +29,12 @@ echo "owner=$(stat -c %u:%g .)"
 df -Pk . | tail -n 1 | { read -r _ _ _ free _; echo "free=$free"; }
 command -v redis-check-rdb >/dev/null && command -v redis-check-aof >/dev/null || echo 'error=the image has no redis-check-rdb and redis-check-aof'
 
+# Which program wrote a file stands in its first bytes.
+header() { head -c 9 "$1" | tr -cd 'A-Za-z0-9'; }
+
 if [ -f "$snapshot" ]; then
     stat -c 'snapshot=%s %Y' -- "$snapshot"
+    echo "snapshot-header=$(header "$snapshot")"
     redis-check-rdb "$snapshot" 2>&1 | sed 's/^/check-snapshot=/'
 fi
 
@@ -39,6 +43,7 @@ said=$(mktemp)
 if [ -d "$logs" ]; then
     echo "append-entry=$logs"
     for file in "$logs"/*; do [ -f "$file" ] && stat -c 'append-file=%s %n' -- "$file"; done
+    for base in "$logs/$name".*.base.rdb; do [ -f "$base" ] && echo "base-header=$(header "$base")"; done
     if [ -f "$logs/$name.manifest" ]; then
         sed 's/^/manifest=/' "$logs/$name.manifest"
         redis-check-aof "$logs/$name.manifest" >"$said" 2>&1 </dev/null

@@ -168,7 +168,8 @@ impl Client {
         })
     }
 
-    /// AUTH and SELECT. Every server answers these two, whatever state it is in.
+    /// AUTH and SELECT. Every server answers these two, whatever state it is in; only that a busy
+    /// one refuses SELECT, and lets a script be ended.
     async fn introduce(&self, spec: &ConnectSpec) -> Result<(), RedisError> {
         if let Some(password) = &spec.password {
             match self.ask::<()>(cmd("AUTH").arg(password.expose_secret())).await {
@@ -178,7 +179,8 @@ impl Client {
         }
         match self.ask::<()>(cmd("SELECT").arg(spec.database)).await {
             Err(e)
-                if e.is(ErrorKind::PasswordNeeded) || e.is(ErrorKind::NotPermitted) && spec.database == 0 =>
+                if e.is(ErrorKind::PasswordNeeded)
+                    || (e.is(ErrorKind::NotPermitted) || e.is(ErrorKind::Busy)) && spec.database == 0 =>
             {
                 Ok(())
             }
@@ -437,6 +439,33 @@ impl Client {
             .collect())
     }
 
+    /// Ends the script or the function that runs; true where there was one.
+    ///
+    /// # Errors
+    /// [`RedisError`]; `Unkillable` for one that has written, and nothing is done then.
+    pub async fn kill_script(&self) -> Result<bool, RedisError> {
+        let ended = match self.ask::<()>(cmd("SCRIPT").arg("KILL")).await {
+            // It is a function that runs, which has a command of its own since version 7.
+            Err(e) if e.is(ErrorKind::Busy) => self.ask::<()>(cmd("FUNCTION").arg("KILL")).await,
+            other => other,
+        };
+        match ended {
+            Ok(()) => Ok(true),
+            Err(e) if e.is(ErrorKind::NotBusy) => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Clients that wait with a command which never waits by itself, by its name: only a pause
+    /// holds these back. The list is as long as there are clients.
+    ///
+    /// # Errors
+    /// [`RedisError`]; managed servers often do not let us ask.
+    pub async fn held_back(&self) -> Result<BTreeMap<String, u64>, RedisError> {
+        let list: String = self.ask(cmd("CLIENT").arg("LIST")).await?;
+        Ok(held_back(&list))
+    }
+
     /// Starts writing an RDB file in the background. `INFO` tells how it ends.
     ///
     /// # Errors
@@ -465,6 +494,31 @@ impl Client {
             cause: cause.to_owned(),
         }
     }
+}
+
+/// Writes that a server works off at once (redis 7.0, commands/*.json): not all, the usual ones.
+const WRITES: [&str; 24] = [
+    "set", "setex", "psetex", "setnx", "mset", "getset", "append", "incr", "incrby", "decr", "del", "unlink",
+    "expire", "pexpire", "hset", "hdel", "hincrby", "lpush", "rpush", "sadd", "srem", "zadd", "zrem",
+    "zincrby",
+];
+
+/// From `CLIENT LIST`: the flag `b` is a client that waits, `cmd` the command that it waits with.
+fn held_back(list: &str) -> BTreeMap<String, u64> {
+    let mut held = BTreeMap::new();
+    for line in list.lines() {
+        let field = |name: &str| {
+            let mut words = line.split(' ');
+            words.find_map(|w| w.strip_prefix(name)?.strip_prefix('='))
+        };
+        let (Some(flags), Some(command)) = (field("flags"), field("cmd")) else {
+            continue;
+        };
+        if flags.contains('b') && WRITES.contains(&command) {
+            *held.entry(command.to_owned()).or_default() += 1;
+        }
+    }
+    held
 }
 
 fn scan_command(cursor: u64, pattern: Option<&str>, count: u32) -> Cmd {
@@ -541,4 +595,21 @@ async fn greeting_error(spec: &ConnectSpec) -> Option<RedisError> {
         line.strip_prefix('-').map(RedisError::from_reply_line)
     };
     tokio::time::timeout(spec.deadline, read).await.ok().flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_clients_that_a_pause_holds_back_are_counted() {
+        // From a Redis 7.0.15, shortened: one waits for a list as it wants to, one sleeps, one is us.
+        let list = "id=7 addr=127.0.0.1:1 name= flags=b db=0 events=r cmd=set user=default\n\
+                    id=8 addr=127.0.0.1:2 name= flags=b db=0 events=r cmd=set user=default\n\
+                    id=9 addr=127.0.0.1:3 name=b flags=b db=0 events=r cmd=blpop user=default\n\
+                    id=10 addr=127.0.0.1:4 name= flags=N db=0 events=r cmd=set user=default\n\
+                    id=11 addr=127.0.0.1:5 name= flags=N db=0 events=r cmd=client|list user=default\n";
+        assert_eq!(held_back(list), BTreeMap::from([("set".to_owned(), 2)]));
+        assert!(held_back("").is_empty());
+    }
 }

@@ -36,6 +36,10 @@ pub enum ErrorKind {
     TooManyClients,
     /// `BUSY`: a script runs and nothing else does.
     Busy,
+    /// `NOTBUSY`: no script runs that could be ended.
+    NotBusy,
+    /// `UNKILLABLE`: the script has written already; Redis ends it in no way that keeps the rest.
+    Unkillable,
     /// Any other error of the server.
     OtherReply,
     /// An answer that makes no sense here.
@@ -168,6 +172,8 @@ fn kind_of_reply(code: &str, message: &str) -> ErrorKind {
         "READONLY" => ErrorKind::ReadOnly,
         "MASTERDOWN" => ErrorKind::MasterDown,
         "BUSY" => ErrorKind::Busy,
+        "NOTBUSY" => ErrorKind::NotBusy,
+        "UNKILLABLE" => ErrorKind::Unkillable,
         "ERR" if message.contains("max number of clients") => ErrorKind::TooManyClients,
         // Before version 6 a wrong password was an ERR, too.
         "ERR" if message.starts_with("invalid password") => ErrorKind::WrongPassword,
@@ -235,6 +241,11 @@ mod tests {
             (
                 "BUSY Redis is busy running a script. You can only call SCRIPT KILL or SHUTDOWN NOSAVE.",
                 ErrorKind::Busy,
+            ),
+            ("NOTBUSY No scripts in execution right now.", ErrorKind::NotBusy),
+            (
+                "UNKILLABLE Sorry the script already executed write commands against the dataset.",
+                ErrorKind::Unkillable,
             ),
             ("ERR unknown command 'FLY'", ErrorKind::OtherReply),
             ("EXECABORT", ErrorKind::OtherReply),

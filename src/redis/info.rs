@@ -73,6 +73,9 @@ pub struct ClientsInfo {
     pub blocked: u64,
     /// Turned away since the start because `max` was reached.
     pub rejected: u64,
+    /// `paused_actions`, where the version tells it and there is a pause: `write` or `all`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub paused: Option<String>,
 }
 
 /// Counters since the start (or since `CONFIG RESETSTAT`).
@@ -141,6 +144,10 @@ pub struct ReplicationInfo {
     pub link_up: Option<bool>,
     /// Replicas that are connected to it.
     pub replicas: u64,
+    /// Of those, the ones that follow closely (`min_slaves_good_slaves`); told only where writes
+    /// are refused for want of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub good_replicas: Option<u64>,
 }
 
 /// One numbered database.
@@ -243,6 +250,9 @@ impl RedisInfo {
                 max: f.number("maxclients"),
                 blocked: f.number("blocked_clients"),
                 rejected: f.number("rejected_connections"),
+                paused: Some(f.text("paused_actions"))
+                    .filter(|actions| ["write", "all"].contains(actions))
+                    .map(str::to_owned),
             },
             stats: StatsInfo {
                 evicted_keys: f.number("evicted_keys"),
@@ -274,6 +284,7 @@ impl RedisInfo {
                 primary: replica.then(|| format!("{}:{}", f.text("master_host"), f.text("master_port"))),
                 link_up: replica.then(|| f.text("master_link_status") == "up"),
                 replicas: f.number("connected_slaves"),
+                good_replicas: f.text("min_slaves_good_slaves").parse().ok(),
             },
             errors: fields
                 .iter()

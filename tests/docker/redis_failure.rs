@@ -272,3 +272,81 @@ fn killed_while_it_mends_the_files_it_ends_old_or_new() {
     heal(&stack);
     assert!(failures.is_empty(), "{}", failures.join("\n"));
 }
+
+/// What `diagnose` names instead.
+fn look_alike(stack: &Stack) -> String {
+    let looked = stack.drctl(&["diagnose", "redis-failure", "--json"]);
+    let opinion = looked.event("opinion");
+    opinion["look-alike"]["name"]
+        .as_str()
+        .unwrap_or_default()
+        .to_owned()
+}
+
+#[test]
+fn a_redis_that_is_busy_or_held_back_is_not_restarted() {
+    let Some(stack) = Stack::up("redisbusy") else {
+        return;
+    };
+    let redis = stack.container("redis");
+    let started = || docker(&["inspect", "-f", "{{.State.StartedAt}}", &redis]).ok();
+    let first = started();
+    let cli = |words: &[&str]| docker(&[&["exec", &redis, "redis-cli"], words].concat());
+    let in_background = |words: &[&str]| docker(&[&["exec", "-d", &redis, "redis-cli"], words].concat()).ok();
+
+    inject(&stack, "busy-script");
+    let plan = recover(&stack, "kill-script");
+    assert_eq!(plan["data-loss"]["none"], true, "{plan}");
+    heal(&stack);
+
+    // One that has written is not ended by Redis: what a kill costs is told before.
+    let began = Instant::now();
+    in_background(&["eval", "redis.call('set', 'half', 1) while true do end", "0"]);
+    let out = stack.agreed(&["recover", "redis-failure"]);
+    let unkillable = format!("{}{}", out.stdout, out.stderr);
+    assert!(unkillable.contains("has written already"), "{unkillable}");
+    eprintln!("unkillable, {:?}: {unkillable}", began.elapsed());
+    let plan = stack.drctl(&[
+        "recover",
+        "redis-failure",
+        "--remedy",
+        "restart",
+        "--dry-run",
+        "--json",
+    ]);
+    let planned = format!("{}{}", plan.stdout, plan.stderr);
+    assert!(planned.contains("what the script has written"), "{planned}");
+    docker(&["kill", &redis]).ok();
+    docker(&["start", &redis]).ok();
+    stack.wait_healthy();
+    let second = started();
+    assert_ne!(first, second);
+
+    cli(&["client", "pause", "60000", "write"]).ok();
+    in_background(&["set", "held", "1"]);
+    until("a write is held back", || look_alike(&stack) == "paused");
+    cli(&["client", "unpause"]).ok();
+
+    for (fault, name) in [
+        ("detached", "network-partition"),
+        ("too-few-replicas", "too-few-replicas"),
+        ("wrong-version", "wrong-version"),
+    ] {
+        inject(&stack, fault);
+        assert_eq!(look_alike(&stack), name);
+        for remedy in [&[][..], &["--remedy", "start-empty"], &["--remedy", "restart"]] {
+            let out = stack.agreed(&[&["recover", "redis-failure"], remedy].concat());
+            assert_eq!(
+                out.code,
+                Some(4),
+                "{fault} {remedy:?}: {}{}",
+                out.stdout,
+                out.stderr
+            );
+        }
+        if fault != "wrong-version" {
+            assert_eq!(started(), second, "{fault}");
+        }
+        heal(&stack);
+    }
+}

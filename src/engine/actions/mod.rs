@@ -221,6 +221,7 @@ async fn on_redis(cx: &ActionContext<'_>, action: &RedisAction) -> Result<Outcom
             index,
             owner_prefix,
         } => redis::clear_stale_members(cx, service, *database, index, owner_prefix).await,
+        A::KillScript { service } => redis::kill_script(cx, service).await,
         A::Save { service } => redis::save(cx, service).await,
         A::KeepSnapshot { service, run, files } => redis_files::keep_snapshot(cx, service, run, files).await,
         A::PutSnapshotBack { service, run, files } => {

@@ -6,11 +6,13 @@ use tokio::time::Instant;
 
 use super::{ActionContext, ActionError, Outcome};
 use crate::event::seconds;
-use crate::redis::{Client, RedisError};
+use crate::redis::{Client, ErrorKind, RedisError};
 
 /// Members of a set that are looked at in one step of the server: at 200 its other clients
 /// wait for less than a millisecond.
 const BATCH: u32 = 200;
+/// How long a script may take to end, or its clients to send no other one.
+const SCRIPT_LIMIT: Duration = Duration::from_secs(15);
 /// How often a background save is asked about.
 const POLL: Duration = Duration::from_millis(100);
 
@@ -120,6 +122,49 @@ pub(super) async fn clear_stale_members(
         "{removed} members of {index} without an owner are removed"
     ))
     .fact("stale-removed", removed))
+}
+
+pub(super) async fn kill_script(cx: &ActionContext<'_>, service: &str) -> Result<Outcome, ActionError> {
+    let end = Instant::now() + cx.deadline.min(SCRIPT_LIMIT);
+    let mut ended = 0_u64;
+    loop {
+        let attempt = async {
+            let client = Client::connect(&cx.system.redis(service).await?.spec)
+                .await
+                .map_err(failed(format!("connecting to {service}")))?;
+            Ok::<_, ActionError>((client.kill_script().await, client.ping().await))
+        };
+        let last = match attempt.await {
+            Ok((Err(e), _)) if e.is(ErrorKind::Unkillable) => {
+                return Err(ActionError::Other(format!(
+                    "the script that {service} runs has written already, and Redis does not end such a one: {e}; \
+                     nothing was changed"
+                )));
+            }
+            // No script could be ended and it serves again, or one was: whatever begins anew is seen afterwards.
+            Ok((Ok(found), Ok(()))) => {
+                ended += u64::from(found);
+                let done = match ended {
+                    0 => format!("{service} runs no script any more"),
+                    _ => format!("the script that {service} ran is ended; it had written nothing"),
+                };
+                return Ok(Outcome::new(done).fact("scripts-ended", ended));
+            }
+            Ok((Ok(found), Err(e))) => {
+                ended += u64::from(found);
+                e.to_string()
+            }
+            Ok((Err(e), _)) => e.to_string(),
+            Err(e) => e.to_string(),
+        };
+        if Instant::now() >= end {
+            return Err(ActionError::Other(format!(
+                "{service} is as busy after {} as before: {last}; its data was not touched",
+                seconds(SCRIPT_LIMIT)
+            )));
+        }
+        tokio::time::sleep(POLL).await;
+    }
 }
 
 pub(super) async fn save(cx: &ActionContext<'_>, service: &str) -> Result<Outcome, ActionError> {

@@ -150,3 +150,58 @@ fn what_could_not_be_looked_at_is_no_verdict() {
     assert!(parse("error=there is no directory /x\n").is_err());
     assert!(parse("").is_err());
 }
+
+// As redis-check-rdb and redis-check-aof 7.0.15 print it of files whose first bytes say 99.
+const NEWER: &str = "snapshot=3000 1795663293
+snapshot-header=REDIS0099
+check-snapshot=--- RDB ERROR DETECTED ---
+check-snapshot=[offset 9] Can't handle RDB format version 99
+check-snapshot=[info] 0 keys read
+";
+
+#[test]
+fn a_file_of_another_version_is_not_damaged() {
+    let seen = look("no", NEWER);
+    assert_eq!(seen.other_version(), Some("RDB format 99"));
+    let seven_four = look("no", &NEWER.replace("99\n", "12\n"));
+    assert!(
+        seven_four.in_words().contains("which Redis 7.4 and 8 write"),
+        "{}",
+        seven_four.in_words()
+    );
+    let seen = look("yes", NEWER);
+    assert_eq!(
+        (seen.other_version(), seen.snapshot_of_another_version()),
+        (None, Some("RDB format 99"))
+    );
+    let base = look(
+        "yes",
+        &format!(
+            "{BASE}{MANIFEST}check-append=--- RDB ERROR DETECTED ---
+check-append=[offset 9] Can't handle RDB format version 99
+check-append=RDB preamble of AOF file is not sane, aborting.
+"
+        ),
+    );
+    assert_eq!(base.other_version(), Some("RDB format 99"));
+    // Valkey's own name stands where Redis looks for its own; other bytes there are damage.
+    let signature = |header: &str| {
+        look(
+            "no",
+            &format!(
+                "snapshot=3000 1795663293
+snapshot-header={header}
+check-snapshot=--- RDB ERROR DETECTED ---
+check-snapshot=[offset 9] Wrong signature trying to load DB from file
+"
+            ),
+        )
+    };
+    assert_eq!(
+        signature("VALKEY080").other_version(),
+        Some("the RDB format 080 of Valkey")
+    );
+    assert_eq!(signature("REDxx0010").other_version(), None);
+    // It makes a 0 of letters.
+    assert_eq!(look("no", &NEWER.replace("99\n", "0\n")).other_version(), None);
+}

@@ -6,13 +6,16 @@
 //!
 //! What drctl does, gentlest first: let a frozen one run again; start a stopped one; have it
 //! save once more when a save has failed, and, where that cannot be, let writes through without
-//! one; make files loadable that are not, on a copy, with the loss stated before; restart it.
-//! What it never does: restart one that is loading, stop one that cannot save (what is unsaved
-//! would be lost), change the only copy of its files, or touch a replica's role.
+//! one; end a script that keeps it from everything else; make files loadable that are not, on a
+//! copy, with the loss stated before; restart it.
+//! What it never does: restart one that is loading or only out of reach, stop one that cannot save
+//! (what is unsaved would be lost), change the only copy of its files, give up files that another
+//! version of the image reads, or touch a replica's role.
 
 mod plan;
 #[cfg(test)]
 mod tests;
+mod trouble;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -22,17 +25,17 @@ use futures_util::future::join_all;
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
-use super::{Certainty, DetectOptions, Diagnosis, LookAlike, PlanRequest, Refusal, Scenario};
+use self::trouble::{Trouble, trouble};
+use super::{Certainty, DetectOptions, Diagnosis, PlanRequest, Refusal, Scenario};
 use crate::error::Result;
 use crate::plan::{Plan, Remedy};
 use crate::probe::containers::{self, ContainerFacts, ContainerState, end_in_words};
 use crate::probe::observer::Observer;
 use crate::probe::redis::{self, RedisState};
-use crate::probe::redis_files::{self, RedisFileFacts, SnapshotState};
+use crate::probe::redis_files::{self, RedisFileFacts};
 use crate::redis::ErrorKind;
 use crate::runbook::Runbook;
 use crate::system::System;
-use crate::workload::Status;
 
 /// The scenario.
 #[derive(Debug, Clone, Copy)]
@@ -61,7 +64,7 @@ pub struct Server {
     /// How it answers, or why it could not be asked.
     pub state: Result<RedisState, String>,
     /// What it would load at its start, or why that could not be seen; looked at only where it
-    /// ends by itself, or is empty.
+    /// ends by itself, is empty, or may have to be killed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub files: Option<Result<RedisFileFacts, String>>,
 }
@@ -73,35 +76,10 @@ const SECOND_LOOK: Duration = Duration::from_millis(2500);
 /// The check tools read the files from end to end: tens of MiB per second on a slow disk.
 const FILES_LIMIT: Duration = Duration::from_secs(60);
 
-/// What is wrong with one server.
-enum Trouble {
-    Frozen,
-    Stopped,
-    /// The kernel killed it for want of memory.
-    OutOfMemory,
-    /// It ends as soon as it is started; the line of its log that tells why.
-    Damaged(String),
-    /// It runs and is empty, and beside it lies a snapshot that it did not load.
-    Ignored,
-    Loops,
-    CannotSave,
-    Silent(String),
-    Instead(LookAlike),
-    Unknown(String),
-}
-
-/// Words of a Redis that cannot load its data (redis 7.0, rdb.c and aof.c).
-const DAMAGE: [&str; 9] = [
-    "Internal error in RDB reading",
-    "Short read or OOM loading DB",
-    "Wrong RDB checksum",
-    "Unexpected EOF reading RDB file",
-    "Bad file format reading the append only file",
-    "Invalid AOF manifest file format",
-    "Unable to obtain the AOF file",
-    "Fatal error loading the DB",
-    "Wrong signature trying to load DB from file",
-];
+/// How long a server that takes connections and does not answer is asked on: one that a script
+/// keeps busy says so, to everybody, only when that has taken `busy-reply-threshold`, five seconds
+/// where nobody has set it (redis 7.0, config.c).
+const BUSY_LOOK: Duration = Duration::from_secs(6);
 
 impl Scenario for RedisFailing {
     const NAME: &'static str = "redis-failure";
@@ -109,6 +87,7 @@ impl Scenario for RedisFailing {
     const REMEDIES: &'static [Remedy] = &[
         Remedy::Thaw,
         Remedy::Start,
+        Remedy::KillScript,
         Remedy::RaiseLimit,
         Remedy::Save,
         Remedy::Unblock,
@@ -131,8 +110,8 @@ impl Scenario for RedisFailing {
                     state: state.clone(),
                     files: None,
                 };
-                if is_fresh_and_silent(&server) {
-                    second_look(world.system, name, &mut server).await;
+                if let Some(limit) = worth_a_second_look(&server) {
+                    second_look(world.system, name, &mut server, limit).await;
                 }
                 if let Some(facts) = server.container.found()
                     && needs_files(&server)
@@ -164,17 +143,27 @@ impl Scenario for RedisFailing {
     }
 }
 
-/// Whether it was started a moment ago and does not answer: between two crashes of a loop a
-/// container runs for the blink of an eye.
-fn is_fresh_and_silent(server: &Server) -> bool {
+/// How long a server that does not answer is watched, if that may tell why.
+fn worth_a_second_look(server: &Server) -> Option<Duration> {
+    if !matches!(trouble(server), Some(Trouble::Silent(_))) {
+        return None;
+    }
+    let hangs = server
+        .state
+        .as_ref()
+        .is_ok_and(|s| s.failed_with(ErrorKind::Timeout));
+    if hangs {
+        return Some(BUSY_LOOK);
+    }
+    // Between two crashes of a loop a container runs for the blink of an eye.
     let started = server.container.found().and_then(|f| f.info.started_at);
     let fresh = started.is_some_and(|at| Timestamp::now().duration_since(at) < FRESH);
-    fresh && matches!(trouble(server), Some(Trouble::Silent(_)))
+    fresh.then_some(SECOND_LOOK)
 }
 
-/// Watches one that was started a moment ago until it answers, has ended, or for a while.
-async fn second_look(system: &System, name: &str, server: &mut Server) {
-    let end = tokio::time::Instant::now() + SECOND_LOOK;
+/// Watches one until it answers, says why it does not, or has ended; for a while.
+async fn second_look(system: &System, name: &str, server: &mut Server, limit: Duration) {
+    let end = tokio::time::Instant::now() + limit;
     while tokio::time::Instant::now() < end && matches!(trouble(server), Some(Trouble::Silent(_))) {
         tokio::time::sleep(Duration::from_millis(50)).await;
         server.container = containers::one(system, name).await;
@@ -188,7 +177,8 @@ async fn second_look(system: &System, name: &str, server: &mut Server) {
 /// Whether the answer depends on what lies on the disk.
 fn needs_files(server: &Server) -> bool {
     match trouble(server) {
-        Some(Trouble::Damaged(_)) => true,
+        // Of a busy one: what a restart would find, should the script not let itself be ended.
+        Some(Trouble::Damaged(_) | Trouble::Busy(_)) => true,
         None => server
             .state
             .as_ref()
@@ -196,134 +186,6 @@ fn needs_files(server: &Server) -> bool {
             .and_then(|s| s.info.as_ref())
             .is_some_and(|i| i.persistence.aof_enabled && i.keys() == 0),
         _ => false,
-    }
-}
-
-fn telling(facts: &ContainerFacts) -> Option<String> {
-    facts
-        .last_words
-        .iter()
-        .rev()
-        .find(|l| DAMAGE.iter().any(|d| l.text.contains(d)))
-        .map(|l| l.text.clone())
-}
-
-fn trouble(server: &Server) -> Option<Trouble> {
-    let facts = match &server.container {
-        ContainerState::Found(facts) => facts,
-        ContainerState::Missing => {
-            return Some(Trouble::Instead(LookAlike {
-                name: "no-container".into(),
-                explanation: "it has no container".into(),
-                next: vec!["docker compose up -d    # create it from the compose file".into()],
-            }));
-        }
-        ContainerState::Unknown(cause) => return Some(Trouble::Unknown(cause.clone())),
-    };
-    match facts.info.status {
-        Status::Paused => return Some(Trouble::Frozen),
-        Status::Running if facts.is_stopped_by_signal() => return Some(Trouble::Frozen),
-        Status::Running => {}
-        // The flag of the last end; it stays up after a start that went well.
-        Status::Restarting | Status::Exited if facts.info.oom_killed && facts.info.exit_code == 137 => {
-            return Some(Trouble::OutOfMemory);
-        }
-        Status::Restarting => return Some(telling(facts).map_or(Trouble::Loops, Trouble::Damaged)),
-        Status::Created | Status::Exited | Status::Dead => {
-            let by_itself = facts.info.exit_code == 1;
-            return Some(
-                telling(facts)
-                    .filter(|_| by_itself)
-                    .map_or(Trouble::Stopped, Trouble::Damaged),
-            );
-        }
-    }
-    match &server.state {
-        Err(e) => Some(Trouble::Unknown(e.clone())),
-        Ok(state) => refusal(state).or_else(|| ignored(server)),
-    }
-}
-
-/// With an append-only file Redis never looks at a snapshot (redis 7.0, `loadDataFromDisk`):
-/// who has put one back and started the server finds it empty.
-fn ignored(server: &Server) -> Option<Trouble> {
-    let files = server.files.as_ref()?.as_ref().ok()?;
-    let snapshot = files.snapshot.as_ref()?;
-    let loadable = snapshot.state == SnapshotState::Sound && snapshot.keys.lasting() > 0;
-    (files.files.append_only && loadable).then_some(Trouble::Ignored)
-}
-
-/// A server that runs, and what it says.
-fn refusal(state: &RedisState) -> Option<Trouble> {
-    let name = &state.container.name;
-    let instead = |name: &str, explanation: &str, next: Vec<String>| {
-        Some(Trouble::Instead(LookAlike {
-            name: name.into(),
-            explanation: explanation.into(),
-            next,
-        }))
-    };
-    if let Some(info) = &state.info {
-        if let Some(loading) = &info.persistence.loading {
-            return instead(
-                "loading",
-                &format!(
-                    "it is loading its data: {:.0} % done, about {} s left",
-                    loading.percent, loading.eta
-                ),
-                vec!["drctl diagnose redis-failure    # look again; a restart would begin anew".into()],
-            );
-        }
-        if info.replication.replica {
-            return instead(
-                "replica",
-                &format!(
-                    "it is a replica of {} and refuses writes",
-                    info.replication.primary.as_deref().unwrap_or("another server")
-                ),
-                vec![format!(
-                    "docker exec {name} redis-cli REPLICAOF NO ONE    # if it is to be the primary"
-                )],
-            );
-        }
-        if !info.persistence.last_save_ok || !info.persistence.aof_write_ok {
-            return Some(Trouble::CannotSave);
-        }
-    }
-    let failure = state.first_failure()?;
-    let text = failure.text.clone();
-    match failure.kind {
-        ErrorKind::CannotPersist => Some(Trouble::CannotSave),
-        ErrorKind::Loading => instead(
-            "loading",
-            &text,
-            vec!["drctl diagnose redis-failure    # look again".into()],
-        ),
-        ErrorKind::PasswordNeeded
-        | ErrorKind::WrongPassword
-        | ErrorKind::NoPasswordSet
-        | ErrorKind::NotPermitted => instead(
-            "wrong-password",
-            &format!("it runs and refuses drctl's password: {text}"),
-            vec!["drctl runbook show    # which secret is used for it?".into()],
-        ),
-        ErrorKind::OutOfMemory => instead("redis-oom", &text, vec!["drctl recover redis-oom".into()]),
-        ErrorKind::ReadOnly | ErrorKind::MasterDown => instead(
-            "replica",
-            &text,
-            vec![format!("docker exec {name} redis-cli INFO replication")],
-        ),
-        ErrorKind::TooManyClients => instead(
-            "clients-full",
-            &text,
-            vec![format!(
-                "docker exec {name} redis-cli CONFIG GET maxclients    # raise it, or find who holds them"
-            )],
-        ),
-        ErrorKind::NoConnection | ErrorKind::Timeout | ErrorKind::Broken | ErrorKind::Busy => {
-            Some(Trouble::Silent(text))
-        }
-        ErrorKind::OtherReply | ErrorKind::Unexpected => Some(Trouble::Unknown(text)),
     }
 }
 
@@ -390,6 +252,12 @@ fn diagnose(ev: &Evidence) -> Diagnosis {
             Certainty::Confirmed,
             format!("{name} refuses writes because it could not save its data"),
             save_reasons(server),
+            None,
+        ),
+        Trouble::Busy(text) => (
+            Certainty::Confirmed,
+            format!("{name} runs a script that keeps it from everything else"),
+            vec![text],
             None,
         ),
         Trouble::Silent(text) => (

@@ -29,6 +29,8 @@ struct Ground<'a> {
     chosen: Remedy,
     mend: Option<FileMend>,
     keep_first: bool,
+    /// A restart kills it: it does not act on its stop signal.
+    killed: bool,
 }
 
 fn helps(trouble: &Trouble, info: Option<&ContainerInfo>) -> &'static [Remedy] {
@@ -40,6 +42,7 @@ fn helps(trouble: &Trouble, info: Option<&ContainerInfo>) -> &'static [Remedy] {
         Trouble::Frozen => &[Remedy::Thaw],
         Trouble::Stopped => &[Remedy::Start],
         Trouble::CannotSave => &[Remedy::Save, Remedy::Unblock],
+        Trouble::Busy(_) => &[Remedy::KillScript, Remedy::Restart],
         Trouble::Loops | Trouble::Silent(_) => &[Remedy::Restart],
         Trouble::Damaged(_) => &[Remedy::Repair, Remedy::LoadSnapshot, Remedy::StartEmpty],
         Trouble::Ignored => &[Remedy::LoadSnapshot],
@@ -57,6 +60,7 @@ fn repair(files: &RedisFileFacts) -> Result<FileMend, String> {
             Some(AppendState::Damaged(why)) => Err(format!(
                 "only the end of the file of changes can be cut off: {why}"
             )),
+            Some(AppendState::OtherVersion(format)) => Err(not_damaged(format)),
             Some(AppendState::Sound) => Err("its check tool finds nothing wrong with its files".into()),
             None => Err("there is no append-only file".into()),
         }
@@ -66,10 +70,15 @@ fn repair(files: &RedisFileFacts) -> Result<FileMend, String> {
             Some(SnapshotState::Damaged(_)) => {
                 Err("a snapshot cannot be mended: no key behind the damage can be found".into())
             }
+            Some(SnapshotState::OtherVersion(format)) => Err(not_damaged(format)),
             Some(SnapshotState::Sound) => Err("its check tool finds nothing wrong with its files".into()),
             None => Err("there is no snapshot".into()),
         }
     }
+}
+
+fn not_damaged(format: &str) -> String {
+    format!("nothing is damaged: they are of {format}, which its image does not read")
 }
 
 /// What a remedy does to the files; or what stands in its way.
@@ -105,6 +114,17 @@ fn mend_of(files: &RedisFileFacts, remedy: Remedy, wanted: Option<Remedy>) -> Re
             Ok(FileMend::FromSnapshot)
         }
         _ if !files.is_damaged() => Err("its check tool finds nothing wrong with its files".into()),
+        // Whole data is not given up for an image that does not read it, whoever asks for it.
+        _ if files.other_version().is_some() => Err(not_damaged(files.other_version().unwrap_or_default())),
+        // A person may: the server would not load that one in any case.
+        _ if wanted != Some(Remedy::StartEmpty)
+            && let Some(format) = files.snapshot_of_another_version() =>
+        {
+            Err(format!(
+                "beside it lies {} of {format}, which another image reads; a person has to decide: --remedy start-empty",
+                files.files.snapshot
+            ))
+        }
         // Want of room is no reason to give up what could be kept: a person decides that.
         _ if wanted != Some(Remedy::StartEmpty) && only_room_is_missing(files) => {
             Err("its data can be kept, once there is room: drctl recover disk-full".into())
@@ -192,6 +212,7 @@ pub(super) fn plan(ev: &Evidence, rb: &Runbook, request: &PlanRequest) -> Result
         mend: of_files.then(|| mend(chosen).ok()).flatten(),
         // The save of its stop would write over what is to be loaded.
         keep_first: matches!(trouble, Trouble::Ignored),
+        killed: matches!(trouble, Trouble::Busy(_)),
     };
     let size = files.filter(|_| of_files).map_or(0, RedisFileFacts::bytes);
     Ok(Plan {
@@ -206,6 +227,12 @@ pub(super) fn plan(ev: &Evidence, rb: &Runbook, request: &PlanRequest) -> Result
             Remedy::Unblock => "what is written from then on is not saved".into(),
             Remedy::LoadSnapshot => "what was written since the snapshot would be lost".into(),
             Remedy::StartEmpty => "all keys would be lost".into(),
+            Remedy::Restart if matches!(trouble, Trouble::Busy(_)) => {
+                format!(
+                    "it does not end before it is killed; lost would be {}",
+                    killed_loss(files)
+                )
+            }
             _ => "it interrupts more than is needed".into(),
         }),
         backup: None,
@@ -233,7 +260,14 @@ impl Ground<'_> {
             ];
         }
         let (Some(mend), Some(files)) = (&self.mend, self.files) else {
-            return vec![step(self.name, self.chosen, self.rb)];
+            let mut only = step(self.name, self.chosen, self.rb);
+            if self.killed && self.chosen == Remedy::Restart {
+                // What is in memory alone goes with it: more than an interruption.
+                only.risk = Risk::Destructive;
+                "its script cannot be ended, and in it the server does not act on its stop signal"
+                    .clone_into(&mut only.why);
+            }
+            return vec![only];
         };
         let service = || self.name.to_owned();
         let run = || self.run.to_owned();
@@ -390,7 +424,13 @@ impl Ground<'_> {
 
     fn loss(&self, trouble: &Trouble) -> DataLoss {
         let (Some(files), Some(mend)) = (self.files, &self.mend) else {
-            return loss(self.server, self.chosen);
+            return match trouble {
+                Trouble::Busy(_) if self.chosen == Remedy::Restart => DataLoss {
+                    summary: killed_loss(self.files),
+                    ..DataLoss::default()
+                },
+                _ => loss(self.server, self.chosen),
+            };
         };
         let snapshot = files.snapshot.as_ref();
         let (none, summary) = match mend {
@@ -482,6 +522,35 @@ fn keys_in_words(files: &RedisFileFacts) -> String {
     }
 }
 
+/// What is lost of a server that is killed in a script: it does not act on its stop signal there,
+/// and cannot be asked what it has not saved.
+fn killed_loss(files: Option<&RedisFileFacts>) -> String {
+    let script = "what the script has written";
+    match files {
+        Some(files) if files.files.append_only => {
+            format!(
+                "{script}, and what its append-only file did not have yet: a second's writes, where its settings are the usual ones"
+            )
+        }
+        Some(files) => match &files.snapshot {
+            Some(snapshot) => format!(
+                "{script}, and everything written since the snapshot of {} ({} keys)",
+                snapshot
+                    .modified
+                    .map_or_else(|| "an unknown time".to_owned(), |t| t.to_string()),
+                snapshot.keys.all
+            ),
+            None => format!(
+                "all keys: there is no {} in {}",
+                files.files.snapshot, files.files.directory
+            ),
+        },
+        None => format!(
+            "{script}, and everything written since its last save; when that was is not known, for its files could not be looked at"
+        ),
+    }
+}
+
 fn loss(server: &Server, remedy: Remedy) -> DataLoss {
     let unsaved = server
         .state
@@ -491,13 +560,19 @@ fn loss(server: &Server, remedy: Remedy) -> DataLoss {
         .map(|i| i.persistence.changes_since_save);
     match (remedy, unsaved) {
         (Remedy::Restart, Some(0))
-        | (Remedy::Thaw | Remedy::Start | Remedy::RaiseLimit | Remedy::Save | Remedy::Unblock, _) => {
-            DataLoss {
-                summary: "nothing is lost: no data is touched".into(),
-                none: true,
-                ..DataLoss::default()
-            }
-        }
+        | (
+            Remedy::Thaw
+            | Remedy::Start
+            | Remedy::KillScript
+            | Remedy::RaiseLimit
+            | Remedy::Save
+            | Remedy::Unblock,
+            _,
+        ) => DataLoss {
+            summary: "nothing is lost: no data is touched".into(),
+            none: true,
+            ..DataLoss::default()
+        },
         (_, unsaved) => DataLoss {
             summary: format!(
                 "{} changes since its last save, if it cannot save on its way down",
@@ -535,6 +610,13 @@ fn step(name: &str, remedy: Remedy, rb: &Runbook) -> Step {
             Risk::Reversible,
             Action::Redis(RedisAction::Save { service }),
             Undo::NotNeeded("the data is on disk once more".into()),
+        ),
+        Remedy::KillScript => (
+            format!("End the script that {name} runs"),
+            "nothing else is served meanwhile; Redis ends none that has written, so no data is touched",
+            Risk::Reversible,
+            Action::Redis(RedisAction::KillScript { service }),
+            Undo::NotNeeded("who ran it gets an error and can run it again".into()),
         ),
         Remedy::Unblock => {
             let set = |value: &str| {

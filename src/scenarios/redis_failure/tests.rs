@@ -2,9 +2,10 @@
 
 use super::*;
 use crate::plan::{Action, FileMend, RedisAction, RedisFiles, Risk, lint};
-use crate::probe::redis_files::{AppendFacts, AppendState, Keys, SnapshotFacts};
+use crate::probe::redis_files::{AppendFacts, AppendState, Keys, SnapshotFacts, SnapshotState};
 use crate::runbook;
 use crate::scenarios::service_crash::fixtures::container;
+use crate::workload::Status;
 
 fn rb() -> Runbook {
     runbook::load(std::path::Path::new("runbooks/simgen.yaml")).unwrap()
@@ -204,4 +205,210 @@ fn killed_for_want_of_memory_again_and_again_it_gets_more() {
         refused.reasons.iter().any(|r| r.contains("of memory left")),
         "{refused:?}"
     );
+}
+
+/// As Redis 7.0.15 logs a start that fails, the last line of which reads like damage.
+fn says(ev: &mut Evidence, words: &[&str]) {
+    let server = ev.servers.get_mut("redis").unwrap();
+    let ContainerState::Found(facts) = &mut server.container else {
+        unreachable!()
+    };
+    facts.last_words = words
+        .iter()
+        .map(|text| crate::workload::LogLine {
+            at: None,
+            text: (*text).to_owned(),
+        })
+        .collect();
+}
+
+const BEGINS: &str = "# oO0OoO0OoO0Oo Redis is starting oO0OoO0OoO0Oo";
+const FATAL: &str = "# Fatal error loading the DB: Invalid argument. Exiting.";
+
+/// That it is named, and that no remedy is possible, whoever asks.
+fn is_left_alone(ev: &Evidence, name: &str) {
+    let opinion = diagnose(ev);
+    assert_eq!(
+        opinion.look_alike.as_ref().map(|l| l.name.as_str()),
+        Some(name),
+        "{opinion:?}"
+    );
+    for remedy in std::iter::once(None).chain(RedisFailing::REMEDIES.iter().map(|r| Some(*r))) {
+        assert!(
+            plan::plan(ev, &rb(), &request(remedy)).is_err(),
+            "{name}: {remedy:?}"
+        );
+    }
+}
+
+#[test]
+fn data_of_another_version_is_never_given_up() {
+    let newer = "# Can't handle RDB format version 12";
+    let sound_beside = RedisFileFacts {
+        snapshot: Some(snapshot(SnapshotState::Sound)),
+        ..files(true)
+    };
+    let damaged = RedisFileFacts {
+        snapshot: Some(snapshot(SnapshotState::Damaged("it says".into()))),
+        ..files(false)
+    };
+    for seen in [sound_beside, damaged.clone()] {
+        let mut ev = evidence(seen);
+        says(&mut ev, &[BEGINS, newer, FATAL]);
+        is_left_alone(&ev, "wrong-version");
+        // The next start has begun, and has not said anything yet.
+        says(&mut ev, &[BEGINS, newer, FATAL, BEGINS]);
+        is_left_alone(&ev, "wrong-version");
+        says(
+            &mut ev,
+            &["# Unknown command 'hpexpire' reading the append only file a.aof"],
+        );
+        is_left_alone(&ev, "wrong-version");
+    }
+    // Its log has scrolled away, and the look at its files tells.
+    for other in [
+        RedisFileFacts {
+            snapshot: Some(snapshot(SnapshotState::OtherVersion("RDB format 12".into()))),
+            ..files(false)
+        },
+        RedisFileFacts {
+            append: Some(append(AppendState::OtherVersion("RDB format 12".into()))),
+            snapshot: Some(snapshot(SnapshotState::Sound)),
+            ..files(true)
+        },
+    ] {
+        let mut ev = evidence(other);
+        says(&mut ev, &[FATAL]);
+        is_left_alone(&ev, "wrong-version");
+    }
+    // A start before the last one is history: somebody has put the image right since.
+    let mut ev = evidence(damaged.clone());
+    says(
+        &mut ev,
+        &[BEGINS, newer, FATAL, BEGINS, "# Wrong RDB checksum", FATAL],
+    );
+    assert!(diagnose(&ev).look_alike.is_none());
+    // Overwritten letters are read as version 0.
+    says(&mut ev, &[BEGINS, "# Can't handle RDB format version 0", FATAL]);
+    assert!(diagnose(&ev).look_alike.is_none());
+}
+
+#[test]
+fn beside_a_snapshot_of_another_version_only_a_person_starts_empty() {
+    let seen = RedisFileFacts {
+        append: Some(append(AppendState::Damaged("LZF".into()))),
+        snapshot: Some(snapshot(SnapshotState::OtherVersion("RDB format 12".into()))),
+        ..files(true)
+    };
+    let refused = planned(seen.clone(), None).unwrap_err();
+    assert!(
+        refused.reasons.iter().any(|r| r.contains("another image reads")),
+        "{refused:?}"
+    );
+    assert_eq!(
+        planned(seen, Some(Remedy::StartEmpty)).map(|p| p.1),
+        Ok(FileMend::Empty)
+    );
+}
+
+/// A server that runs, and what it said when it was asked.
+fn running(kind: Option<ErrorKind>, files: Option<RedisFileFacts>) -> Evidence {
+    let facts = container("redis");
+    let connect = kind.map_or(redis::Answer::Good(1), |kind| {
+        redis::Answer::Failed(redis::RedisFailure {
+            kind,
+            text: "its words".into(),
+        })
+    });
+    let state = RedisState {
+        service: "redis".into(),
+        taken_at: Timestamp::UNIX_EPOCH,
+        container: facts.info.clone(),
+        connect,
+        ping: None,
+        info: None,
+        info_failure: None,
+        write: None,
+        writes_held: None,
+    };
+    Evidence {
+        taken_at: Timestamp::UNIX_EPOCH,
+        servers: BTreeMap::from([(
+            "redis".to_owned(),
+            Server {
+                container: ContainerState::Found(Box::new(facts)),
+                state: Ok(state),
+                files: files.map(Ok),
+            },
+        )]),
+        memory_available: None,
+    }
+}
+
+#[test]
+fn a_script_is_ended_before_a_server_is_killed_and_what_that_costs_is_told() {
+    let saved = RedisFileFacts {
+        snapshot: Some(snapshot(SnapshotState::Sound)),
+        ..files(false)
+    };
+    let asked = |files: Option<RedisFileFacts>, tried: Vec<Remedy>| {
+        let request = PlanRequest {
+            tried,
+            ..request(None)
+        };
+        let plan = plan::plan(&running(Some(ErrorKind::Busy), files), &rb(), &request).unwrap();
+        lint(&plan).unwrap();
+        plan
+    };
+    let plan = asked(Some(saved.clone()), vec![]);
+    assert_eq!((plan.remedy, plan.data_loss.none), (Remedy::KillScript, true));
+    assert_eq!(plan.steps[0].risk, Risk::Reversible);
+    let restart = |files: Option<RedisFileFacts>| {
+        let plan = asked(files, vec![Remedy::KillScript]);
+        assert_eq!((plan.remedy, plan.data_loss.none), (Remedy::Restart, false));
+        assert_eq!(plan.steps[0].risk, Risk::Destructive);
+        plan.data_loss.summary
+    };
+    assert!(restart(Some(saved)).contains("since the snapshot of"));
+    assert!(restart(Some(files(false))).contains("all keys: there is no dump.rdb"));
+    assert!(restart(Some(files(true))).contains("append-only file did not have yet"));
+    assert!(restart(None).contains("is not known"));
+}
+
+#[test]
+fn a_server_without_a_network_is_not_restarted() {
+    let mut ev = running(Some(ErrorKind::NoConnection), None);
+    let with = plan::plan(&ev, &rb(), &request(None)).unwrap();
+    assert_eq!(with.remedy, Remedy::Restart);
+    let networks = |ev: &mut Evidence, mode: &str| {
+        let Ok(state) = &mut ev.servers.get_mut("redis").unwrap().state else {
+            unreachable!()
+        };
+        state.container.networks.clear();
+        mode.clone_into(&mut state.container.network_mode);
+    };
+    networks(&mut ev, "simgen_default");
+    is_left_alone(&ev, "network-partition");
+    // That one has no networks of its own, and is reached.
+    networks(&mut ev, "host");
+    assert!(diagnose(&ev).look_alike.is_none());
+}
+
+#[test]
+fn writes_that_were_forbidden_are_named_and_left_alone() {
+    let mut ev = running(None, None);
+    assert_eq!(diagnose(&ev).certainty, Certainty::Absent);
+    let mut held = |writes: redis::WritesHeld| {
+        let Ok(state) = &mut ev.servers.get_mut("redis").unwrap().state else {
+            unreachable!()
+        };
+        state.writes_held = Some(writes);
+        ev.clone()
+    };
+    let few = held(redis::WritesHeld::TooFewReplicas { needed: 2, good: 1 });
+    is_left_alone(&few, "too-few-replicas");
+    let paused = held(redis::WritesHeld::Paused {
+        sign: "3 clients wait with SET".into(),
+    });
+    is_left_alone(&paused, "paused");
 }
