@@ -13,7 +13,7 @@ use super::catalogue::{Catalogue, Entry, PRUNED, Set};
 use super::create::{catalogue_error, lock_directory, locked, unwritable};
 use super::retention::{Candidate, Decision, decide};
 use super::{Label, files, manifest};
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use crate::event::{Event, SharedReporter, Verdict};
 use crate::incident::{Listing, Lock, StateDir, backup_lock, recovery_lock};
 use crate::runbook::Runbook;
@@ -76,7 +76,7 @@ impl Prune {
 pub fn look(runbook: &Runbook, state: &StateDir, hold: Option<&Hold>) -> Result<Prune> {
     let directory = &runbook.backup.directory;
     let deployment = runbook.deployment.as_str();
-    let used = in_use(state, deployment);
+    let used = in_use(state, deployment)?;
     let idle = hold.is_some() || lock_directory(directory).is_ok();
     let (mut candidates, mut remains, mut foreign) = (Vec::new(), Vec::new(), 0);
     let catalogue = Catalogue::open(directory, deployment);
@@ -107,13 +107,29 @@ pub fn look(runbook: &Runbook, state: &StateDir, hold: Option<&Hold>) -> Result<
 }
 
 /// Sets that a recovery is half-way with, and which one.
-fn in_use(state: &StateDir, deployment: &str) -> BTreeMap<String, String> {
-    Listing::read(state)
+///
+/// # Errors
+/// [`Kind::Refused`] while an incident cannot be read: it may need any of them.
+fn in_use(state: &StateDir, deployment: &str) -> Result<BTreeMap<String, String>> {
+    let listing = Listing::read(state);
+    if let Some(found) = listing.unknown(deployment) {
+        return Err(Error::new(
+            Kind::Refused,
+            format!(
+                "which backup sets a recovery needs is not known: {} cannot be read: {}",
+                found.path.display(),
+                found.cause
+            ),
+        )
+        .untouched("every backup set")
+        .next("drctl incident list"));
+    }
+    Ok(listing
         .incidents
         .into_iter()
         .filter(|i| i.plan.deployment == deployment && i.progress.stage.is_half_way())
         .filter_map(|i| Some((i.plan.backup.clone()?, i.id().to_owned())))
-        .collect()
+        .collect())
 }
 
 fn candidate(set: &Set, used: &BTreeMap<String, String>) -> Candidate {

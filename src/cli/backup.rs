@@ -121,7 +121,18 @@ async fn create(cx: &Context, args: &CreateArgs) -> Result<ExitCode> {
         ui::line(&summary(&set, took));
     }
     if system.runbook.backup.keep.is_some() {
-        Box::pin(super::prune::after_backup(cx, &system, &set)).await?;
+        // The handlers of the backup stay: without this a signal would do nothing from here on.
+        tokio::select! {
+            pruned = Box::pin(super::prune::after_backup(cx, &system, &set)) => pruned?,
+            () = interrupt(code.clone()) => {
+                let error = Error::new(Kind::Interrupted, format!("stopped after backup {} was complete", set.label))
+                    .untouched("the new set: it is good; older sets were not looked at to their end")
+                    .next(format!("drctl backup verify {}", set.label))
+                    .next("drctl backup prune");
+                let _ = ui::error(&error, cx.global.json);
+                return Ok(ExitCode::from(code.load(Ordering::Relaxed)));
+            }
+        }
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -145,7 +145,11 @@ fn list(cx: &Context) {
     let listing = Listing::read(&cx.state);
     let warn = |text: String| cx.reporter.event(&crate::event::Event::Warning { text });
     for found in &listing.unreadable {
-        warn(format!("{} cannot be read: {}", found.path.display(), found.cause));
+        warn(format!(
+            "{} cannot be read: {}",
+            found.path.display(),
+            found.cause
+        ));
     }
     if let Some(path) = &listing.foreign {
         warn(format!(

@@ -77,7 +77,7 @@ pub fn lock(state: &StateDir, deployment: &str, command: &str) -> Result<Lock> {
             format!("{deployment} is being recovered by another run: {held}"),
         )
         .untouched("everything")
-        .next("drctl incident list    # how far it has come")
+        .next("drctl incident list    # how far it has come"),
     })
 }
 
@@ -432,6 +432,7 @@ pub fn write_report(
 mod tests {
     use super::super::model;
     use super::*;
+    use crate::engine::Signal;
     use crate::incident::{Case, Progress};
 
     fn incident(undo: Option<Undo>, records: &[Record]) -> Incident {

@@ -116,7 +116,10 @@ pub enum PgError {
         deadline: Duration,
     },
     /// An answer without end, or nearly: it was not read further.
-    #[error("{address} answers {what} with more than {}", crate::event::bytes(LONGEST_ANSWER))]
+    #[error(
+        "{address} answers {what} with more than {}",
+        crate::event::bytes(LONGEST_ANSWER)
+    )]
     TooLong {
         /// `host:port`.
         address: String,

@@ -233,7 +233,7 @@ fn no_start_beside_a_second_server_and_none_on_an_empty_directory() {
     stop_all(&stack);
 
     // Somebody has helped himself.
-    let rival = Beside(format!("{}-rival", own));
+    let rival = Beside(format!("{own}-rival"));
     crate::stack::docker(&[
         "run",
         "-d",

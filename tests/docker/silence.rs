@@ -203,7 +203,10 @@ fn what_is_known_without_an_engine_is_shown() {
                 .env("DRCTL_STATE_DIR", at("state"))
                 .arg(verb);
             let out = run(&mut command, None, ANSWER + Duration::from_secs(15));
-            let said = format!("{verb} with {socket}: {:?}\n{}{}", out.code, out.stdout, out.stderr);
+            let said = format!(
+                "{verb} with {socket}: {:?}\n{}{}",
+                out.code, out.stdout, out.stderr
+            );
             assert_eq!(out.code, Some(code), "{said}");
             assert!(started.elapsed() < ANSWER, "{said}");
             assert!(out.stdout.contains("engine"), "{said}");

@@ -9,7 +9,9 @@ use serde::Serialize;
 
 use super::{ActionContext, ActionError, Outcome, pg};
 use crate::plan::SalvageTable;
-use crate::postgres::{Client, ConnectSpec, CopyError, PgError, Row, quote_ident, quote_literal, quote_qualified};
+use crate::postgres::{
+    Client, ConnectSpec, CopyError, PgError, Row, quote_ident, quote_literal, quote_qualified,
+};
 
 /// Blocks read in one statement at first: 64 MiB.
 const RANGE: u64 = 8192;

@@ -319,9 +319,7 @@ pub(super) async fn fence_writers(
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    let outcome = Outcome::new(format!(
-        "{database} is read-only; no session from before is left"
-    ));
+    let outcome = Outcome::new(format!("{database} is read-only; no session from before is left"));
     // Rows are brought over after this: what is written later is what the swap must not lose.
     Ok(match super::swap::writes(cx, &server, database).await {
         Some(writes) => outcome.fact(super::swap::WRITES, writes),

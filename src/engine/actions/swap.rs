@@ -83,11 +83,7 @@ pub(super) const WRITES: &str = "writes-at-the-fence";
 
 /// Rows inserted, changed and deleted in the tables of `database` since its counters began. `None`
 /// where that cannot be read. Tables of the system are left out: the server writes them itself.
-pub(super) async fn writes(
-    cx: &ActionContext<'_>,
-    server: &PostgresServer,
-    database: &str,
-) -> Option<i64> {
+pub(super) async fn writes(cx: &ActionContext<'_>, server: &PostgresServer, database: &str) -> Option<i64> {
     const COUNT: &str = "select coalesce(sum(n_tup_ins + n_tup_upd + n_tup_del), 0)::bigint \
         from pg_catalog.pg_stat_user_tables";
     let client = session(cx, server, database).await.ok()?;

@@ -48,11 +48,24 @@ fn reindex(ground: &Ground<'_>) -> Draft {
     let steps = indexes
         .iter()
         .map(|index| {
+            // The server rebuilds those of its catalogues with the table locked only (manual, REINDEX).
+            let (why, risk) = if index.starts_with("pg_catalog.") {
+                (
+                    "the catalogue is readable and holds everything that the index must say; who needs it waits meanwhile",
+                    Risk::Disruptive,
+                )
+            } else {
+                (
+                    "the table is readable and holds everything that the index must say; readers and writers go on \
+                     meanwhile (with an exclusion constraint they wait)",
+                    Risk::Reversible,
+                )
+            };
             step(
                 ground,
                 format!("Rebuild index {index} of {database}"),
-                "the table is readable and holds everything that the index must say; readers and writers go on meanwhile",
-                Risk::Reversible,
+                why,
+                risk,
                 Action::Postgres(PostgresAction::Reindex {
                     service: service.clone(),
                     database: database.clone(),
