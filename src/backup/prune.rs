@@ -199,7 +199,7 @@ pub struct Hold {
 /// Takes the locks that a removal needs.
 ///
 /// # Errors
-/// [`Kind::Locked`](crate::error::Kind::Locked) while a backup, or a recovery, of the deployment
+/// [`Kind::Locked`] while a backup, or a recovery, of the deployment
 /// runs.
 pub fn hold(runbook: &Runbook, state: &StateDir) -> Result<Hold> {
     let deployment = runbook.deployment.as_str();
