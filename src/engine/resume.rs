@@ -56,8 +56,9 @@ impl Hands for Live<'_> {
     }
 }
 
-/// The directory in which an incident is remembered beside the others.
-pub(super) fn memory_of(incident: &Incident) -> StateDir {
+/// The directory in which an incident is remembered beside the others: it is continued there.
+#[must_use]
+pub fn memory_of(incident: &Incident) -> StateDir {
     // STATE/incidents/ID
     StateDir::resolve(incident.directory.ancestors().nth(2))
 }

@@ -2,12 +2,13 @@
 //! system, from which incidents are brought home as soon as there is room.
 
 use std::fs;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use super::lock::{Lock, recovery_lock};
 use super::state::{StateDir, StateError, write_atomically};
 use super::store::Incident;
+use crate::private_dir::{is_private, private_directory};
 
 /// Where a run keeps its memory when the state directory cannot be written. Lost at a
 /// reboot, which is said aloud.
@@ -47,28 +48,19 @@ pub enum Away {
 #[must_use]
 pub fn away() -> Away {
     let path = fallback_path();
-    match fs::symlink_metadata(&path) {
+    match is_private(&path) {
+        Ok(()) => Away::Ours(StateDir::resolve(Some(&path))),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Away::Absent,
-        Ok(m)
-            if m.is_dir()
-                && m.uid() == rustix::process::geteuid().as_raw()
-                && m.mode().trailing_zeros() >= 6 =>
-        {
-            Away::Ours(StateDir::resolve(Some(&path)))
-        }
-        _ => Away::Foreign(path),
+        Err(_) => Away::Foreign(path),
     }
 }
 
 /// The directory of [`fallback_path`], made if need be; `None` when it is not ours alone.
 #[must_use]
 pub fn private_fallback() -> Option<StateDir> {
-    // It may be there from an earlier run.
-    let _ = fs::DirBuilder::new().mode(0o700).create(fallback_path());
-    match away() {
-        Away::Ours(directory) => Some(directory),
-        _ => None,
-    }
+    let path = fallback_path();
+    private_directory(&path).ok()?;
+    Some(StateDir::resolve(Some(&path)))
 }
 
 /// Moves incidents that could not be written at home, and that nobody is half-way with or at work

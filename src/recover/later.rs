@@ -9,14 +9,8 @@ use crate::engine;
 use crate::engine::approve::check_rules;
 use crate::error::{Error, Kind, Result};
 use crate::event::Verdict;
-use crate::incident::{Incident, Journal, Listing, Lock, Log, Record, Report, Stage, StateDir};
+use crate::incident::{Incident, Journal, Listing, Lock, Log, Record, Report, Stage};
 use crate::probe::watch::Watch;
-
-/// Where an incident is continued: the directory that it was found in is the memory.
-fn memory_of(incident: &Incident, fallback: &StateDir) -> StateDir {
-    let root = incident.directory.parent().and_then(std::path::Path::parent);
-    root.map_or_else(|| fallback.clone(), |r| StateDir::resolve(Some(r)))
-}
 
 /// An incident that is continued: locked, and read again under the lock.
 struct Continued {
@@ -39,7 +33,7 @@ fn continue_with(cx: &Recover<'_>, mut incident: Incident, verb: &str) -> Result
         .untouched("everything")
         .next("-r PATH    # the runbook of that deployment"));
     }
-    let (memory, command) = (memory_of(&incident, cx.state), format!("incident {verb}"));
+    let (memory, command) = (engine::memory_of(&incident), format!("incident {verb}"));
     // Whoever takes the lock at home only must not begin, or move the incident, meanwhile.
     let at_home = if memory.path() == cx.state.path() {
         None

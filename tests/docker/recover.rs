@@ -229,3 +229,77 @@ fn nothing_left(stack: &Stack) -> Result<(), String> {
         "left behind: containers {containers:?}, databases {databases:?}, roles {roles:?}, files {files:?}"
     ))
 }
+
+/// A role with a setting of its own goes through the fence. What it writes after the rows were brought over would be
+/// acknowledged and out of service: the names are not swapped. The settings of the database, lists too, come along.
+#[test]
+fn a_writer_that_the_fence_does_not_stop_is_seen_before_the_swap() {
+    let Some(stack) = Stack::up("fence") else { return };
+    stack.drctl(&["backup"]).ok();
+    for sql in [
+        "alter role simgen_app set default_transaction_read_only = off",
+        "create role lister",
+        "alter role lister in database simgen set search_path = ''",
+        "alter role lister in database simgen set temp_tablespaces = 'pg_default'",
+    ] {
+        stack.psql(sql).unwrap();
+    }
+    let lists = "select c from pg_db_role_setting s join pg_database d on d.oid = s.setdatabase \
+                 join pg_roles r on r.oid = s.setrole, unnest(s.setconfig) c \
+                 where d.datname = 'simgen' and r.rolname = 'lister' order by 1";
+    let settings = stack.psql(lists).unwrap();
+    assert!(settings.contains("search_path=\"\""), "{settings}");
+    let traffic = stack.traffic();
+    std::thread::sleep(Duration::from_secs(1));
+    stack.agreed(&["drill", "inject", "db-corruption/heap-page"]).ok();
+
+    let out = stack.agreed(&["recover", "db-corruption"]);
+    assert_eq!(out.code, Some(8), "{}{}", out.stdout, out.stderr);
+    let error = out.event("error").to_string();
+    for words in ["although it is read-only", "simgen_app", "nothing was renamed"] {
+        assert!(error.contains(words), "{words:?} is not in {error}");
+    }
+    assert_eq!(
+        stack
+            .psql("select count(*) from pg_database where datname like '%drctl%'")
+            .unwrap()
+            .trim(),
+        "0"
+    );
+
+    stack
+        .psql("alter role simgen_app reset default_transaction_read_only")
+        .unwrap();
+    let log = traffic.log().to_str().unwrap().to_owned();
+    stack
+        .agreed(&[
+            "recover",
+            "db-corruption",
+            "--remedy",
+            "restore-database",
+            "--acknowledged",
+            &log,
+        ])
+        .ok();
+    std::thread::sleep(Duration::from_millis(500));
+    let truth = traffic.finish();
+    assert!(
+        truth.count > 10 && truth.lost.is_empty(),
+        "{} lost",
+        truth.lost.len()
+    );
+    assert_eq!(stack.psql(lists).unwrap(), settings);
+    for line in stack.drctl(&["incident", "list", "--json"]).ok().lines() {
+        let listed: serde_json::Value = serde_json::from_str(line).unwrap();
+        if listed["next"]
+            .as_array()
+            .is_some_and(|n| n.iter().any(|v| v == "close"))
+        {
+            stack
+                .agreed(&["incident", "close", listed["incident"].as_str().unwrap()])
+                .ok();
+        }
+    }
+    stack.drctl(&["drill", "heal", "--all", "--forget"]).ok();
+    nothing_left(&stack).unwrap();
+}
