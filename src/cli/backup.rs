@@ -1,6 +1,5 @@
 //! `drctl backup`: create, list, show, verify. Pruning is in `prune`.
 
-use std::future::Future;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -13,6 +12,7 @@ use serde_json::json;
 
 use super::Context;
 use crate::backup::{self, Catalogue, Entry, Options, Set, catalogue_error};
+use crate::engine::Interrupts;
 use crate::error::{Error, Kind, Result};
 use crate::event::{self, EVENT_VERSION, Event, Phase, Verdict};
 use crate::system::System;
@@ -126,7 +126,7 @@ async fn create(cx: &Context, args: &CreateArgs) -> Result<ExitCode> {
             pruned = Box::pin(super::prune::after_backup(cx, &system, &set)) => pruned?,
             () = interrupt(code.clone()) => {
                 let error = Error::new(Kind::Interrupted, format!("stopped after backup {} was complete", set.label))
-                    .untouched("the new set: it is good; older sets were not looked at to their end")
+                    .untouched("the new set: it is complete; older sets were not looked at to their end")
                     .next(format!("drctl backup verify {}", set.label))
                     .next("drctl backup prune");
                 let _ = ui::error(&error, cx.global.json);
@@ -162,22 +162,14 @@ async fn dry_run(cx: &Context, system: &System, options: Options) -> Result<Exit
     Ok(ExitCode::SUCCESS)
 }
 
-/// Completes at the first SIGINT or SIGTERM and leaves the exit code that belongs to it.
+/// Completes at the first signal that ends a run and leaves the exit code that belongs to it.
 async fn interrupt(code: Arc<AtomicU8>) {
-    use tokio::signal::unix::{SignalKind, signal};
-    let wait = |kind: SignalKind| -> std::pin::Pin<Box<dyn Future<Output = ()> + Send>> {
-        match signal(kind) {
-            Ok(mut stream) => Box::pin(async move {
-                stream.recv().await;
-            }),
-            // No handler: the default action ends the process, and the leases the helpers.
-            Err(_) => Box::pin(std::future::pending()),
-        }
+    let Ok(interrupts) = Interrupts::listen() else {
+        // No handler: the default action ends the process, and the leases the helpers.
+        return std::future::pending().await;
     };
-    tokio::select! {
-        () = wait(SignalKind::interrupt()) => code.store(130, Ordering::Relaxed),
-        () = wait(SignalKind::terminate()) => code.store(143, Ordering::Relaxed),
-    }
+    let which = interrupts.more_than(0).await;
+    code.store(which.kind().exit_code(), Ordering::Relaxed);
 }
 
 /// The line that cron mails.

@@ -99,6 +99,10 @@ async fn rules(system: &System) -> Vec<General> {
             .into_iter()
             .filter(|c| c.verdict == Verdict::Fail)
             .map(|c| c.found)
+            // A table that is not there, or damage, is no rule.
+            .filter(|found| {
+                found.starts_with(&format!("{role} may not ")) || found.starts_with("there is no role ")
+            })
             .collect();
         Some(judge(&service, &database, &role, &facts, &refused))
     }))
@@ -173,6 +177,16 @@ fn judge(service: &str, database: &str, role: &str, facts: &RoleFacts, refused: 
                 format!("alter role {r} in database {d} reset default_transaction_read_only;"),
             ),
         };
+        let mut next = vec![
+            undo,
+            "a session takes it over when it connects again: restart the application's pools".into(),
+        ];
+        if level == Level::Database {
+            next.insert(
+                0,
+                "drctl incident list    # a recovery that was cut off has set it: resume or undo that instead".into(),
+            );
+        }
         found.push(General {
             name: "read-only",
             explained: true,
@@ -180,10 +194,7 @@ fn judge(service: &str, database: &str, role: &str, facts: &RoleFacts, refused: 
                 "{service} runs, and refuses what {role} writes: default_transaction_read_only is on {place}"
             ),
             reasons: vec!["reads go on; no setting was changed".into()],
-            next: vec![
-                undo,
-                "a session takes it over when it connects again: restart the application's pools".into(),
-            ],
+            next,
         });
     }
     if let (Some(left), Some((oldest, age))) = (facts.transactions_left(), &facts.oldest)
@@ -441,7 +452,10 @@ mod tests {
         facts.read_only = vec![(Level::Database, true)];
         let found = judged(&facts, &[]);
         assert_eq!(found[0].0, "read-only");
-        assert!(found[0].1.starts_with("alter database"), "{found:?}");
+        // A recovery that was cut off may have set it.
+        assert!(found[0].1.starts_with("drctl incident list"), "{found:?}");
+        facts.read_only = vec![(Level::Role, true)];
+        assert!(judged(&facts, &[])[0].1.starts_with("alter role"));
         let mut facts = sound();
         facts.oldest = Some(("simgen".into(), 2_144_483_648));
         assert_eq!(judged(&facts, &[])[0].0, "wraparound");

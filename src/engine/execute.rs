@@ -75,8 +75,15 @@ pub struct Run<'a, H, L> {
 }
 
 enum Applied {
-    Done(Result<Outcome, String>, Duration),
+    Done(Result<Outcome, Failed>, Duration),
     Cut(Signal),
+}
+
+/// Why an action failed.
+struct Failed {
+    cause: String,
+    /// It says that it had not changed anything.
+    untouched: bool,
 }
 
 impl<H: Hands, L: Log> Run<'_, H, L> {
@@ -110,6 +117,8 @@ impl<H: Hands, L: Log> Run<'_, H, L> {
                     cause: "the plan has no such step".into(),
                 });
             };
+            // What an earlier run of it has changed, this one cannot know.
+            let first = !self.progress.started.contains(&number);
             self.record(Record::StepStarted { step: number })?;
             self.reporter.event(&Event::StepStarted {
                 step: number,
@@ -141,10 +150,11 @@ impl<H: Hands, L: Log> Run<'_, H, L> {
                         seconds: took.as_secs_f64(),
                     });
                 }
-                Applied::Done(Err(cause), _) => {
+                Applied::Done(Err(Failed { cause, untouched }), _) => {
                     self.record(Record::StepFailed {
                         step: number,
                         cause: cause.clone(),
+                        untouched: untouched && first,
                     })?;
                     self.reporter.event(&Event::StepFailed {
                         step: number,
@@ -189,7 +199,7 @@ impl<H: Hands, L: Log> Run<'_, H, L> {
                     match self.apply(action, step.timeout().max(SHORTEST_UNDO), seen).await {
                         Applied::Cut(which) => return Err(Stop::Now(which)),
                         Applied::Done(Ok(outcome), _) => (outcome.text, None),
-                        Applied::Done(Err(cause), _) => {
+                        Applied::Done(Err(Failed { cause, .. }), _) => {
                             self.record(Record::UndoFailed {
                                 step: number,
                                 cause: cause.clone(),
@@ -237,8 +247,14 @@ impl<H: Hands, L: Log> Run<'_, H, L> {
                 Applied::Done(
                     match result {
                         Ok(Ok(outcome)) => Ok(outcome),
-                        Ok(Err(e)) => Err(e.to_string()),
-                        Err(_) => Err(format!("not done within {}", crate::event::seconds(deadline))),
+                        Ok(Err(e)) => Err(Failed {
+                            cause: e.to_string(),
+                            untouched: matches!(e, ActionError::Untouched(_)),
+                        }),
+                        Err(_) => Err(Failed {
+                            cause: format!("not done within {}", crate::event::seconds(deadline)),
+                            untouched: false,
+                        }),
                     },
                     took,
                 )

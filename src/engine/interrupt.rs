@@ -82,7 +82,11 @@ impl Interrupts {
                 let which = tokio::select! {
                     got = int.recv() => got.map(|()| Signal::Interrupt),
                     got = term.recv() => got.map(|()| Signal::Terminate),
-                    got = async { hup.as_mut()?.recv().await }, if hup.is_some() => got.map(|()| Signal::Hangup),
+                    got = async { hup.as_mut()?.recv().await }, if hup.is_some() => {
+                        // Once: the shell, the kernel and sudo each tell of the one terminal that is gone.
+                        hup = None;
+                        got.map(|()| Signal::Hangup)
+                    }
                 };
                 let Some(which) = which else { return };
                 tx.send_modify(|(count, last)| {

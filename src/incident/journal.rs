@@ -101,6 +101,10 @@ pub enum Record {
         step: usize,
         /// Why.
         cause: String,
+        /// It had not changed anything, in this run or an earlier one: there is nothing to take
+        /// back.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        untouched: bool,
     },
     /// A signal asked drctl to stop.
     Interrupted {

@@ -134,7 +134,14 @@ impl Progress {
                     self.stage = Stage::Executed;
                 }
             }
-            Record::StepFailed { step, cause } => {
+            Record::StepFailed {
+                step,
+                cause,
+                untouched,
+            } => {
+                if *untouched {
+                    self.started.remove(step);
+                }
                 self.failed = Some((*step, cause.clone()));
                 self.stage = Stage::Undoing;
             }
@@ -243,6 +250,7 @@ mod tests {
         let fail = Record::StepFailed {
             step: 2,
             cause: "no".into(),
+            untouched: false,
         };
         let pass = Record::Verified {
             verdict: Verdict::Pass,

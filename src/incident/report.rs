@@ -219,7 +219,9 @@ fn steps(incident: &Incident) -> Vec<StepResult> {
                         seconds,
                         ..
                     } if *step == number => result = (outcome.clone(), Some(*seconds)),
-                    Record::StepFailed { step, cause } if *step == number => result = (cause.clone(), None),
+                    Record::StepFailed { step, cause, .. } if *step == number => {
+                        result = (cause.clone(), None);
+                    }
                     _ => {}
                 }
             }

@@ -70,7 +70,7 @@ pub fn timeline(entries: &[Entry], plan: &Plan) -> Vec<Moment> {
                 title(*step),
                 crate::event::seconds(std::time::Duration::try_from_secs_f64(*seconds).unwrap_or_default())
             ),
-            Record::StepFailed { step, cause } => format!("{} failed: {cause}", title(*step)),
+            Record::StepFailed { step, cause, .. } => format!("{} failed: {cause}", title(*step)),
             Record::Interrupted { signal } => format!("{signal} asks to stop"),
             Record::UndoDecided {} => "everything is to be taken back".into(),
             Record::UndoStarted { step } => match next {

@@ -62,6 +62,9 @@ pub struct Session {
     pub waits_for: Vec<i32>,
     /// It waits for a lock that excludes even readers.
     pub wants_exclusive: bool,
+    /// It waits for an advisory lock. Those who stand by for a leader do that all day.
+    #[serde(default)]
+    pub advisory: bool,
 }
 
 /// A role or a database that has a limit of its own.
@@ -95,7 +98,7 @@ select a.pid, a.backend_start::text, coalesce(a.usename, ''), coalesce(r.rolsupe
   greatest(extract(epoch from pg_catalog.clock_timestamp() - a.xact_start), 0)::bigint,
   upper(coalesce(substring(a.query from '^\s*([A-Za-z]+)'), '')), a.backend_type,
   case when a.wait_event_type = 'Lock' then pg_catalog.array_to_string(pg_catalog.pg_blocking_pids(a.pid), ',') end,
-  e.pid is not null
+  e.pid is not null, a.wait_event_type = 'Lock' and a.wait_event = 'advisory'
 from pg_catalog.pg_stat_activity a left join pg_catalog.pg_roles r on r.oid = a.usesysid
   left join (select distinct pid from pg_catalog.pg_locks where not granted and mode = 'AccessExclusiveLock') e
     on e.pid = a.pid
@@ -163,6 +166,7 @@ fn session(row: &Row) -> Session {
         kind: row.text(11).to_owned(),
         waits_for: row.text(12).split(',').filter_map(|p| p.parse().ok()).collect(),
         wants_exclusive: row.is_true(13),
+        advisory: row.is_true(14),
     }
 }
 

@@ -164,7 +164,8 @@ pub async fn recover<S: Scenario>(cx: &Recover<'_>) -> Result<Ended> {
         publish(cx.reporter, &proof.report);
         // Closed before its directory moves.
         drop(journal);
-        memory::bring_home(cx.state, Some(deployment), cx.reporter);
+        let held = (memory.state.path() != cx.state.path()).then_some(deployment);
+        memory::bring_home(cx.state, held, cx.reporter);
         if proof.verdict == Verdict::Pass {
             return Ok(Ended::Recovered(Box::new(proof.report)));
         }
@@ -397,9 +398,11 @@ fn known(listing: &Listing, deployment: &str) -> Result<()> {
     )
     .untouched("everything: nothing is begun on a deployment that may be half-way")
     .next("drctl incident list    # what else there is; a newer drctl may be able to read it");
-    if let Some(parent) = found.path.parent().and_then(std::path::Path::parent) {
+    // Not the list itself, with the incidents of every deployment.
+    let incidents = found.path.parent().filter(|p| p.ends_with("incidents"));
+    if let Some(parent) = incidents.and_then(std::path::Path::parent) {
         error = error.next(format!(
-            "mv {} {}/    # once you know that it has come to its end",
+            "mv {} {}/    # once you know that it has come to its end, or is a copy",
             found.path.display(),
             parent.display()
         ));

@@ -202,7 +202,9 @@ fn down<'a>(ev: &'a Evidence, rb: &'a Runbook) -> Vec<(&'a str, Option<&'a Conta
         .filter_map(|name| {
             let name = name.as_str();
             match ev.containers.get(name)? {
-                ContainerState::Found(facts) if is_finished_job(name, &facts.info, rb) => None,
+                ContainerState::Found(facts) if is_finished_job(name, &facts.info, &ev.containers, rb) => {
+                    None
+                }
                 ContainerState::Found(facts) if is_down(facts) => Some((name, Some(&**facts))),
                 ContainerState::Missing => Some((name, None)),
                 ContainerState::Found(_) | ContainerState::Unknown(_) => None,
@@ -217,7 +219,7 @@ fn finished<'a>(ev: &'a Evidence, rb: &Runbook) -> BTreeMap<&'a str, &'a Contain
     ev.containers
         .iter()
         .filter_map(|(name, state)| Some((name.as_str(), &state.found()?.info)))
-        .filter(|(name, info)| is_finished_job(name, info, rb))
+        .filter(|(name, info)| is_finished_job(name, info, &ev.containers, rb))
         .collect()
 }
 

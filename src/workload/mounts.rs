@@ -1,5 +1,7 @@
 //! Who else has the same files, and whether they are there.
 
+use std::path::{Path, PathBuf};
+
 use bollard::query_parameters as q;
 
 use super::docker::Docker;
@@ -17,6 +19,24 @@ const SERVERS: [&str; 10] = [
     "pg_resetwal",
     "patroni",
     "stolon-keeper",
+];
+
+/// Of the official image, while it prepares a start.
+const ENTRY_POINT: &str = "docker-entrypoint.sh";
+/// What only starts another program, which its arguments name.
+const STARTERS: [&str; 12] = [
+    "sh",
+    "bash",
+    "dash",
+    "ash",
+    "env",
+    "tini",
+    "dumb-init",
+    "gosu",
+    "su-exec",
+    "setpriv",
+    "python",
+    "python3",
 ];
 
 /// Another container with the same mount.
@@ -59,11 +79,18 @@ impl Docker {
             if !other.writable {
                 continue;
             }
+            let theirs = self.inspect(&other.id).await.ok();
             let serves = match self.processes(&other.id).await {
-                Ok(all) => all.is_empty() || all.iter().any(|p| may_serve(&p.command)),
-                Err(_) => true,
+                Ok(all) if !all.is_empty() => all.iter().any(|p| may_serve(&p.command)),
+                // Between two starts it has none: what it would run tells.
+                _ => theirs.as_ref().is_none_or(|t| may_serve(&t.command.join(" "))),
             };
-            if serves {
+            // Two servers may have a directory each below one mount.
+            let apart = theirs.as_ref().is_some_and(|t| {
+                let data = t.env_var("PGDATA").and_then(|d| place(t, d));
+                matches!((data, place(container, path)), (Some(theirs), Some(ours)) if !touch(&theirs, &ours))
+            });
+            if serves && !apart {
                 found.push(other.name);
             }
         }
@@ -71,9 +98,10 @@ impl Docker {
     }
 
     async fn sharers(&self, container: &ContainerInfo, path: &str) -> Result<Vec<Sharer>, WorkloadError> {
-        let Some(mount) = container.mount_of(path) else {
+        let Some(ours) = place(container, path) else {
             return Ok(Vec::new());
         };
+        let volume = container.mount_of(path).and_then(|m| m.volume.clone());
         let options = q::ListContainersOptionsBuilder::default().all(false).build();
         let running = self
             .call(
@@ -83,21 +111,25 @@ impl Docker {
             )
             .await?;
         let others = running.into_iter().filter_map(|c| {
-            let ours = c
+            let helper = c
                 .labels
                 .as_ref()
                 .is_some_and(|l| l.contains_key(LABEL_DEPLOYMENT));
             let id = c.id.unwrap_or_default();
-            if ours || id == container.id {
+            if helper || id == container.id {
                 return None;
             }
             let mut same = c
                 .mounts
                 .iter()
                 .flatten()
-                .filter(|m| match (&mount.volume, &m.name) {
+                .filter(|m| match (&volume, &m.name) {
                     (Some(volume), Some(name)) => volume == name,
-                    _ => m.source.as_deref() == Some(mount.source.as_str()),
+                    // A directory above it, or one in it, is the same files.
+                    _ => m
+                        .source
+                        .as_deref()
+                        .is_some_and(|s| !s.is_empty() && touch(Path::new(s), &ours)),
                 })
                 .peekable();
             same.peek()?;
@@ -135,18 +167,52 @@ impl Docker {
     }
 }
 
+/// Where a path of a container is on the engine's host. `None` where it has no mount, or one in
+/// memory, which is nobody else's.
+fn place(container: &ContainerInfo, path: &str) -> Option<PathBuf> {
+    let mount = container.mount_of(path).filter(|m| !m.source.is_empty())?;
+    let rest = path.strip_prefix(mount.destination.trim_end_matches('/'))?;
+    Some(Path::new(&mount.source).join(rest.trim_start_matches('/')))
+}
+
+/// One is the other, or lies in it.
+fn touch(a: &Path, b: &Path) -> bool {
+    a.starts_with(b) || b.starts_with(a)
+}
+
 /// Whether a process is of a server by its command line or title, as `postgres: checkpointer` or
-/// `bash /usr/local/bin/docker-entrypoint.sh postgres`.
+/// `bash /usr/local/bin/docker-entrypoint.sh postgres`. The name of a user or a directory that
+/// some tool is given is none.
 fn may_serve(command: &str) -> bool {
-    command.split_whitespace().any(|word| {
-        let program = word.rsplit('/').next().unwrap_or(word).trim_end_matches(':');
-        SERVERS.contains(&program)
-    })
+    let program = |word: &str| {
+        let name = word.rsplit('/').next().unwrap_or(word);
+        name.trim_start_matches('-').trim_end_matches(':').to_owned()
+    };
+    let is_server = |word: &str| SERVERS.contains(&program(word).as_str());
+    let mut words = command.split_whitespace();
+    let Some(first) = words.next() else {
+        return false;
+    };
+    let started = program(first);
+    if is_server(first) || started == ENTRY_POINT {
+        return true;
+    }
+    if !STARTERS.contains(&started.as_str()) {
+        return false;
+    }
+    // The first argument of these is a user.
+    let skipped = usize::from(matches!(started.as_str(), "gosu" | "su-exec"));
+    words
+        .skip(skipped)
+        .take(4)
+        .any(|word| is_server(word) || program(word) == ENTRY_POINT)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::may_serve;
+    use std::path::Path;
+
+    use super::{may_serve, touch};
 
     #[test]
     fn a_server_is_known_by_its_processes_and_a_tool_beside_it_is_none() {
@@ -156,6 +222,9 @@ mod tests {
             "/usr/lib/postgresql/15/bin/postgres -D /d",
             "bash /usr/local/bin/docker-entrypoint.sh postgres -c fsync=on",
             "/usr/bin/python3 /usr/bin/patroni /etc/patroni.yml",
+            "docker-entrypoint.sh postgres",
+            "gosu postgres postgres -D /d",
+            "tini -- docker-entrypoint.sh postgres",
         ] {
             assert!(may_serve(server), "{server}");
         }
@@ -164,8 +233,19 @@ mod tests {
             "/bin/postgres_exporter --web.listen-address=:9187",
             "tail -F /var/lib/postgresql/data/log/x.log",
             "sleep infinity",
+            "psql -h db -U postgres",
+            "su postgres -c pgbackrest backup",
+            "rsync -a /srv/postgres /backup",
+            "gosu postgres pgbackrest archive-push",
         ] {
             assert!(!may_serve(other), "{other}");
         }
+    }
+
+    #[test]
+    fn a_directory_above_or_below_holds_the_same_files() {
+        let touch = |a, b| touch(Path::new(a), Path::new(b));
+        assert!(touch("/srv/pg", "/srv/pg/data") && touch("/srv/pg/data", "/srv/pg"));
+        assert!(!touch("/srv/pg", "/srv/pg2") && !touch("/srv/a", "/srv/b"));
     }
 }

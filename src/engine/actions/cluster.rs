@@ -112,20 +112,24 @@ pub(super) async fn extract_base(
 ) -> Result<Outcome, ActionError> {
     let server = cx.system.postgres(service).await?;
     let begun = tokio::time::Instant::now();
-    sound(cx, base).await?;
-    // On a remote engine it lies there twice for a while: as it came, and beside the data.
-    let staging = cx.staged(&server, "extract-base", base, 2).await?;
-    let output = script(
-        cx,
-        &server,
-        run,
-        "extract-base",
-        EXTRACT,
-        &[("FIRST", first_segment)],
-        vec![staging.mount("/drctl/base", true)],
-    )
-    .await?;
-    staging.close().await?;
+    let copy = async {
+        // On a remote engine it lies there twice for a while: as it came, and beside the data.
+        let staging = cx.staged(&server, "extract-base", base, 2).await?;
+        let output = script(
+            cx,
+            &server,
+            run,
+            "extract-base",
+            EXTRACT,
+            &[("FIRST", first_segment)],
+            vec![staging.mount("/drctl/base", true)],
+        )
+        .await?;
+        staging.close().await?;
+        Ok(output)
+    };
+    // Together: it is read from the disk once, and the copy only lies beside the data.
+    let ((), output) = tokio::try_join!(sound(cx, base), copy)?;
     let differing: Vec<&str> = output
         .stdout
         .lines()

@@ -117,6 +117,7 @@ pub(super) async fn restart(cx: &ActionContext<'_>, service: &str) -> Result<Out
         // Known before the stop: one that may not be started again is not stopped either.
         let server = cx.system.postgres(service).await?;
         server::must_be_alone(cx, &server, "it is neither stopped nor started").await?;
+        server::must_have_data(cx, &server).await?;
     }
     stop(cx, service).await?;
     start(cx, service, true).await?;

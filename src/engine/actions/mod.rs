@@ -160,6 +160,9 @@ pub enum ActionError {
         /// What was found.
         found: String,
     },
+    /// It ended before it had changed anything, in words.
+    #[error("{0}")]
+    Untouched(String),
     /// Anything else, in words.
     #[error("{0}")]
     Other(String),

@@ -85,9 +85,20 @@ fn held_by(service: &str, others: &[String], untouched: &str) -> String {
 
 /// Refuses where a server that has run before finds no data any more. A container that never ran
 /// may make its first data.
-async fn must_have_data(cx: &ActionContext<'_>, server: &PostgresServer) -> Result<(), ActionError> {
+pub(super) async fn must_have_data(
+    cx: &ActionContext<'_>,
+    server: &PostgresServer,
+) -> Result<(), ActionError> {
     let container = &server.container;
-    if container.started_at.is_none() || container.mount_of(&server.data_dir).is_none() {
+    // In memory it is made anew at each start.
+    let lasting = container
+        .mount_of(&server.data_dir)
+        .is_some_and(|m| !m.source.is_empty());
+    // Its command may name another directory than the one that is known.
+    let elsewhere = container.command.iter().any(|word| {
+        word.starts_with("-D") || word.starts_with("--pgdata") || word.contains("data_directory")
+    });
+    if container.started_at.is_none() || !lasting || elsewhere {
         return Ok(());
     }
     for file in ["PG_VERSION", "global/pg_control"] {

@@ -86,11 +86,14 @@ async fn prune(
         .map_err(|e| ActionError::Other(e.to_string()))?;
     drop(ended);
     if let Some(e) = failed {
-        return Err(ActionError::Other(if done.labels.is_empty() {
-            format!("{e} (no backup set was removed)")
+        return Err(if done.labels.is_empty() {
+            ActionError::Untouched(format!("{e} (no backup set was removed)"))
         } else {
-            format!("{e} (removed before, and gone: {})", done.labels.join(", "))
-        }));
+            ActionError::Other(format!(
+                "{e} (removed before, and gone: {})",
+                done.labels.join(", ")
+            ))
+        });
     }
     Ok(Outcome::new(format!(
         "{} backup sets removed{}, {} free now",
@@ -165,7 +168,9 @@ async fn remove_images(cx: &ActionContext<'_>, images: &[String]) -> Result<Outc
                 removed.push(id);
             }
             Ok(false) => {}
-            Err(e) if removed.is_empty() => return Err(e.into()),
+            Err(e) if removed.is_empty() => {
+                return Err(ActionError::Untouched(format!("{e} (no image was removed)")));
+            }
             Err(e) => {
                 return Err(ActionError::Other(format!(
                     "{e} (removed before, and gone: {})",
@@ -202,7 +207,7 @@ async fn archive_log(
         .await
         .map_err(|e| ActionError::Other(e.to_string()))?
         .map_err(|e| {
-            ActionError::Other(format!(
+            ActionError::Untouched(format!(
                 "the log of {name} could not be archived in {}, and is as it was: {e}",
                 into.display()
             ))

@@ -321,7 +321,11 @@ pub(super) async fn fence_writers(
     }
     let outcome = Outcome::new(format!("{database} is read-only; no session from before is left"));
     // Rows are brought over after this: what is written later is what the swap must not lose.
-    Ok(match super::swap::writes(cx, &server, database).await {
+    let counting = session(cx, &server, database).await?;
+    let writes = super::swap::writes(&counting)
+        .await
+        .map_err(pg(format!("counting what was written to {database}")))?;
+    Ok(match writes {
         Some(writes) => outcome.fact(super::swap::WRITES, writes),
         None => outcome,
     })

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::server::{end_sessions, session, session_beside, wait_empty};
 use super::{ActionContext, ActionError, Outcome, pg};
-use crate::postgres::{Client, quote_ident, quote_literal, sqlstate};
+use crate::postgres::{Client, PgError, quote_ident, quote_literal, sqlstate};
 use crate::system::PostgresServer;
 
 /// Settings whose value is a list of names, stored with each name quoted where it needs to be
@@ -80,19 +80,42 @@ pub(super) async fn swap(
 
 /// A fact: rows inserted, changed and deleted in all tables of the fenced database.
 pub(super) const WRITES: &str = "writes-at-the-fence";
+/// Before version 15 the counters came from a file that may be half a second old
+/// (`PGSTAT_STAT_INTERVAL` in `pgstat.c`).
+const COUNTERS_SETTLE: Duration = Duration::from_millis(600);
 
-/// Rows inserted, changed and deleted in the tables of `database` since its counters began. `None`
-/// where that cannot be read. Tables of the system are left out: the server writes them itself.
-pub(super) async fn writes(cx: &ActionContext<'_>, server: &PostgresServer, database: &str) -> Option<i64> {
+/// Rows inserted, changed and deleted in the tables of the session's database since its counters
+/// began. `None` where the server does not count. Tables of the system are left out: the server
+/// writes them itself.
+pub(super) async fn writes(client: &Client) -> Result<Option<i64>, PgError> {
     const COUNT: &str = "select coalesce(sum(n_tup_ins + n_tup_upd + n_tup_del), 0)::bigint \
         from pg_catalog.pg_stat_user_tables";
-    let client = session(cx, server, database).await.ok()?;
-    client.value(COUNT).await.ok()??.parse().ok()
+    if client.value("show track_counts").await?.as_deref() != Some("on") {
+        return Ok(None);
+    }
+    let version = client.value("show server_version_num").await?;
+    if version
+        .and_then(|v| v.parse::<u32>().ok())
+        .is_some_and(|v| v < 150_000)
+    {
+        tokio::time::sleep(COUNTERS_SETTLE).await;
+    }
+    Ok(client.value(COUNT).await?.and_then(|n| n.parse().ok()))
+}
+
+fn connections(database: &str, on: bool) -> String {
+    format!(
+        "alter database {} with allow_connections {on}",
+        quote_ident(database)
+    )
 }
 
 /// Whether the fence held. It makes new sessions read-only, and a session may say otherwise: a role
 /// with a setting of its own, a driver that asks for `READ WRITE`. What such a one wrote since the
 /// rows were brought over would be in the kept database only, acknowledged and out of service.
+///
+/// Asked by a session that was there before connections were refused, when it is the last one:
+/// what a session wrote is counted when it ends, at the latest.
 async fn still_fenced(
     cx: &ActionContext<'_>,
     server: &PostgresServer,
@@ -100,17 +123,30 @@ async fn still_fenced(
     database: &str,
 ) -> Result<(), ActionError> {
     let Some(before) = cx.facts.get(WRITES).and_then(serde_json::Value::as_i64) else {
+        cx.warn(format!(
+            "{database} does not count what is written: whether somebody wrote to it meanwhile is not known"
+        ));
         return Ok(());
     };
-    // A session reports what it wrote when it ends, at the latest.
-    end_sessions(client, Some(database)).await?;
-    wait_empty(client, database, SESSIONS_END).await?;
-    let Some(now) = writes(cx, server, database).await else {
-        return Ok(());
+    let what = || pg(format!("looking whether {database} was written meanwhile"));
+    // A swap that was cut off may have refused them.
+    client
+        .execute(&connections(database, true))
+        .await
+        .map_err(what())?;
+    let counting = session(cx, server, database).await?;
+    client
+        .execute(&connections(database, false))
+        .await
+        .map_err(what())?;
+    end_others(client, database, &counting).await?;
+    let now = writes(&counting).await.map_err(what())?;
+    drop(counting);
+    let written = match now {
+        Some(now) if now > before => now - before,
+        _ => return Ok(()),
     };
-    if now <= before {
-        return Ok(());
-    }
+    let let_in = client.execute(&connections(database, true)).await;
     let overriding = client
         .rows(&format!(
             "select r.rolname from pg_catalog.pg_db_role_setting s join pg_catalog.pg_roles r on r.oid = s.setrole \
@@ -129,11 +165,43 @@ async fn still_fenced(
         ),
         None => "an application asks for READ WRITE by itself: stop it meanwhile".to_owned(),
     };
+    let_in.map_err(what())?;
     Err(ActionError::Other(format!(
-        "{database} was written although it is read-only: {} rows since the fence, which the restored one does not have; {who}; \
-         nothing was renamed",
-        now - before
+        "{database} was written although it is read-only: {written} rows since the fence, which the restored one does not have; \
+         {who}; nothing was renamed"
     )))
+}
+
+/// Ends the sessions of a database in which nobody may connect any more, but one.
+async fn end_others(client: &Client, database: &str, but: &Client) -> Result<(), ActionError> {
+    let what = || pg(format!("ending the sessions of {database}"));
+    let own = but
+        .value("select pg_catalog.pg_backend_pid()")
+        .await
+        .map_err(what())?
+        .unwrap_or_default();
+    let others = format!(
+        "from pg_catalog.pg_stat_activity where datname = {} and pid not in (pg_catalog.pg_backend_pid(), {own})",
+        quote_literal(database)
+    );
+    let end = tokio::time::Instant::now() + SESSIONS_END;
+    loop {
+        let left = client
+            .rows(&format!("select pg_catalog.pg_terminate_backend(pid) {others}"))
+            .await
+            .map_err(what())?;
+        if left.is_empty() {
+            return Ok(());
+        }
+        if tokio::time::Instant::now() >= end {
+            return Err(ActionError::Other(format!(
+                "{} sessions of {database} do not end within {}",
+                left.len(),
+                crate::event::seconds(SESSIONS_END)
+            )));
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
 
 pub(super) async fn swap_back(
@@ -156,10 +224,7 @@ pub(super) async fn swap_back(
         _ => format!("{database} was not swapped"),
     };
     client
-        .execute(&format!(
-            "alter database {} with allow_connections true",
-            quote_ident(database)
-        ))
+        .execute(&connections(database, true))
         .await
         .map_err(pg(format!("letting connections to {database} in")))?;
     Ok(Outcome::new(text))
@@ -173,10 +238,7 @@ pub(super) async fn swap_back(
 async fn rename(client: &Client, first: (&str, &str), second: (&str, &str)) -> Result<(), ActionError> {
     for name in [first.0, second.0] {
         client
-            .execute(&format!(
-                "alter database {} with allow_connections false",
-                quote_ident(name)
-            ))
+            .execute(&connections(name, false))
             .await
             .map_err(pg(format!("refusing connections to {name}")))?;
     }

@@ -80,18 +80,57 @@ pub(super) fn classify<'a>(ev: &'a Evidence, rb: &Runbook) -> Finding<'a> {
 /// five that waits stops its application, whatever the server could still take.
 fn pile_up<'a>(ev: &Evidence, facts: &'a SessionFacts, rb: &Runbook) -> Option<Root<'a>> {
     let root = facts.roots().into_iter().next()?;
-    if root.blocked.len() < FEW {
-        return None;
-    }
-    let many = root.blocked.len() * 4 >= facts.ordinary() as usize;
-    // Short waits are how locks work.
-    let long = root.blocked.iter().filter(|s| s.seconds >= LONG_WAIT).count() >= FEW;
-    let felt = || {
-        mostly_blocked(facts, &root, |s| &s.user)
-            || mostly_blocked(facts, &root, |s| &s.client)
-            || users_wait(ev, rb)
+    let counts = match size(facts, &root) {
+        Size::Many | Size::Mostly => true,
+        Size::Few => users_wait(ev, rb),
+        Size::None => false,
     };
-    (many || (long && felt())).then_some(root)
+    counts.then_some(root)
+}
+
+/// How much of the server a queue is.
+enum Size {
+    /// A quarter of the slots.
+    Many,
+    /// Most of the sessions of one role or client, for a while.
+    Mostly,
+    /// Some, for a while.
+    Few,
+    None,
+}
+
+fn size(facts: &SessionFacts, root: &Root<'_>) -> Size {
+    if root.blocked.len() < FEW {
+        return Size::None;
+    }
+    if root.blocked.len() * 4 >= facts.ordinary() as usize {
+        return Size::Many;
+    }
+    // Short waits are how locks work.
+    let long = |s: &&&Session| s.seconds >= LONG_WAIT && !s.advisory;
+    if root.blocked.iter().filter(long).count() < FEW {
+        Size::None
+    } else if mostly_blocked(facts, root, |s| &s.user) || mostly_blocked(facts, root, |s| &s.client) {
+        Size::Mostly
+    } else {
+        Size::Few
+    }
+}
+
+/// Whether the endpoints decide if the queue matters.
+pub(super) fn is_undecided(facts: &SessionFacts) -> bool {
+    facts
+        .roots()
+        .first()
+        .is_some_and(|root| matches!(size(facts, root), Size::Few))
+}
+
+/// What holds the lock is a prepared transaction, which has no process. (What has one and is not
+/// among the sessions is a process of the server's own.)
+pub(super) fn is_prepared(root: &Root<'_>) -> bool {
+    root.session.is_none()
+        && root.exclusive.is_none()
+        && root.blocked.iter().any(|s| s.waits_for.contains(&0))
 }
 
 /// More than half of the sessions that have the same `key` wait for the root, and not just few.
@@ -276,7 +315,7 @@ pub(super) fn diagnose(ev: &Evidence, rb: &Runbook) -> Diagnosis {
         look_alike: None,
     };
     match classify(ev, rb) {
-        Finding::PileUp(root) if root.session.is_none() && root.exclusive.is_none() => {
+        Finding::PileUp(root) if is_prepared(&root) => {
             let explanation = format!(
                 "{} sessions of {service} wait for a prepared transaction, which no session holds and no restart ends; \
                  whether it is committed or rolled back its coordinator must say: nothing is ended or decided here",

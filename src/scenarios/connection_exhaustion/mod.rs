@@ -135,8 +135,8 @@ impl Scenario for ConnectionExhaustion {
             Some(client) if waiting.iter().any(|s| s.waits_for.contains(&0)) => prepared(client).await,
             _ => Vec::new(),
         };
-        // A few that wait matter where users notice; nobody is asked where nobody waits.
-        let endpoints = if waiting.iter().any(|s| !s.waits_for.is_empty()) {
+        // A few that wait matter where users notice; nobody is asked where that decides nothing.
+        let endpoints = if facts.as_ref().is_some_and(diagnose::is_undecided) {
             world.endpoints().await.clone()
         } else {
             BTreeMap::new()

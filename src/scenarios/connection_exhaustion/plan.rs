@@ -1,6 +1,8 @@
 //! What is done about it: let go, end, and only then restart.
 
-use super::diagnose::{Finding, PATIENCE, classify, decide, diagnose, enough, root_in_words, verb};
+use super::diagnose::{
+    Finding, PATIENCE, classify, decide, diagnose, enough, is_prepared, root_in_words, verb,
+};
 use super::{ConnectionExhaustion, Evidence};
 use crate::plan::{
     Action, DataLoss, Expectation, PLAN_FORMAT, Plan, Release, Remedy, Risk, SessionAction, SessionRules,
@@ -83,12 +85,7 @@ pub(super) fn plan(ev: &Evidence, rb: &Runbook, request: &PlanRequest) -> Result
         _ => None,
     };
     // Neither sessions that end nor services that start again let go of its locks.
-    if let Some(Root {
-        session: None,
-        exclusive: None,
-        ..
-    }) = root
-    {
+    if root.is_some_and(is_prepared) {
         return Err(Refusal {
             message: "the sessions wait for a prepared transaction, and no tool may decide whether it is committed or rolled back: \
                       no session is ended and nothing restarted, which would not let go of its locks"

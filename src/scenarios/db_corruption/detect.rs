@@ -448,6 +448,7 @@ fn backup(
             .unwrap_or(manifest.started),
         version: part.server_version_number,
         system_identifier: part.system_identifier.clone(),
+        timeline: part.timeline,
         dumps: part
             .logical
             .iter()

@@ -342,7 +342,7 @@ fn nothing_found(
         return slots(ev, Vec::new());
     }
     // One loss that no order explains is told before those that one does.
-    if !losses.is_empty() && losses.iter().all(|(_, l)| l.is_order()) {
+    if ended_early.is_none() && !losses.is_empty() && losses.iter().all(|(_, l)| l.is_order()) {
         return ordered(losses);
     }
     if !losses.is_empty() || ended_early.is_some() {
@@ -371,6 +371,15 @@ fn nothing_found(
     if let Err(e) = &ev.files {
         reasons.push(format!("{examined} relations examined, nothing found"));
         return Finding::unknown(format!("its files could not be looked at: {e}"), reasons);
+    }
+    // Whose facts the backups hold is not known then, and none of them was compared.
+    let identified = ev.control.as_ref().is_ok_and(|c| !c.checksum_mismatch);
+    if !identified && ev.backups.iter().any(|b| !b.facts.is_empty()) {
+        reasons.push(format!("{examined} relations examined, nothing found"));
+        return Finding::unknown(
+            "its control file could not be read: nothing was compared with the backups",
+            reasons,
+        );
     }
     // Damage may sit in what was not read: sound is said only of a whole look.
     let unfinished: u32 = ev.databases.values().map(|d| d.unfinished).sum();

@@ -97,6 +97,9 @@ pub struct BackupEvidence {
     pub version: u32,
     /// System identifier it was taken from.
     pub system_identifier: String,
+    /// Timeline that the server was on; 0 where that was not recorded.
+    #[serde(default)]
+    pub timeline: u32,
     /// Dumps: database → directory and bytes.
     pub dumps: BTreeMap<String, (String, u64)>,
     /// The base backup.

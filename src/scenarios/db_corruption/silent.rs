@@ -209,12 +209,11 @@ pub(super) fn losses(
         return Vec::new();
     };
     let mut losses = Vec::new();
+    // A server that replays after a crash stays on its timeline; one that was restored begins
+    // another, and the backup may be of the history that was given up then.
+    let forked = control.filter(|c| backup.timeline > 0 && c.timeline > backup.timeline);
     if now.lsn < then.lsn {
-        // A server that replays after a crash stays on its timeline; one that was restored
-        // begins another.
-        if let (Some(control), Some(base)) = (control, &backup.base)
-            && control.timeline > base.timeline
-        {
+        if let Some(control) = forked {
             return vec![Loss::Restored {
                 timeline: control.timeline,
                 then: then.lsn.to_string(),
@@ -257,6 +256,13 @@ pub(super) fn losses(
             &backup.label,
             evidence,
         ));
+    }
+    if forked.is_some() {
+        for loss in &mut losses {
+            if let Loss::Rows { weight, .. } = loss {
+                *weight = Weight::Unsure;
+            }
+        }
     }
     losses
 }

@@ -107,7 +107,7 @@ fn reconnect(ev: &Evidence, rb: &Runbook, findings: &[Finding<'_>]) -> Vec<Step>
         let gone = findings
             .iter()
             .any(|f| f.service == service && matches!(f.lack, Lack::Gone { .. }));
-        if info.is_running() || !gone || is_finished_job(&service, info, rb) {
+        if info.is_running() || !gone || is_finished_job(&service, info, &ev.containers, rb) {
             continue;
         }
         steps.push(Step {

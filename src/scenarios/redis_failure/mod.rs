@@ -75,6 +75,8 @@ const FRESH: SignedDuration = SignedDuration::from_secs(10);
 const SECOND_LOOK: Duration = Duration::from_millis(2500);
 /// The check tools read the files from end to end: tens of MiB per second on a slow disk.
 const FILES_LIMIT: Duration = Duration::from_secs(60);
+/// The same beside a script that can be ended without them.
+const BUSY_FILES_LIMIT: Duration = Duration::from_secs(3);
 
 /// How long a server that takes connections and does not answer is asked on: one that a script
 /// keeps busy says so, to everybody, only when that has taken `busy-reply-threshold`, five seconds
@@ -117,8 +119,12 @@ impl Scenario for RedisFailing {
                     && needs_files(&server)
                 {
                     let run = format!("detect-{}", std::process::id());
-                    server.files =
-                        Some(redis_files::look(world.system, &facts.info, &run, FILES_LIMIT).await);
+                    // To end a script needs no file: they tell what the rung after that would cost.
+                    let limit = match trouble(&server) {
+                        Some(Trouble::Busy(_)) => BUSY_FILES_LIMIT,
+                        _ => FILES_LIMIT,
+                    };
+                    server.files = Some(redis_files::look(world.system, &facts.info, &run, limit).await);
                 }
                 (name.clone(), server)
             });

@@ -4,7 +4,7 @@ use super::super::LookAlike;
 use super::Server;
 use crate::probe::containers::{ContainerFacts, ContainerState};
 use crate::probe::redis::{RedisState, WritesHeld};
-use crate::probe::redis_files::{OTHER_FORMAT, RedisFileFacts, SnapshotState};
+use crate::probe::redis_files::{AppendState, OTHER_FORMAT, RedisFileFacts, SnapshotState};
 use crate::redis::ErrorKind;
 use crate::workload::{ContainerInfo, Status};
 
@@ -28,7 +28,7 @@ pub(super) enum Trouble {
 }
 
 /// Words of a Redis that cannot load its data (redis 7.0, rdb.c and aof.c).
-const DAMAGE: [&str; 9] = [
+const DAMAGE: [&str; 11] = [
     "Internal error in RDB reading",
     "Short read or OOM loading DB",
     "Wrong RDB checksum",
@@ -38,6 +38,9 @@ const DAMAGE: [&str; 9] = [
     "Unable to obtain the AOF file",
     "Fatal error loading the DB",
     "Wrong signature trying to load DB from file",
+    // Another version's as well as a flipped byte's: the look at the files tells.
+    "reading the append only file",
+    "no matching module",
 ];
 
 /// With this line a server begins to tell of a start (redis 7.0, server.c).
@@ -67,8 +70,6 @@ fn names_another_version(line: &str) -> bool {
     // Number 0 is what it makes of letters: a beginning that is overwritten, which is damage.
     let format = line.split_once(OTHER_FORMAT).map(|(_, n)| n.trim());
     format.is_some_and(|n| n != "0")
-        || line.contains("Unknown command") && line.contains("reading the append only file")
-        || line.contains("no matching module")
 }
 
 /// Data that is whole, and that this image cannot read: giving it up would lose all of it for a
@@ -137,7 +138,17 @@ pub(super) fn trouble(server: &Server) -> Option<Trouble> {
 /// version wrote them goes before damage: the log's last line is the same.
 fn unloadable(server: &Server, facts: &ContainerFacts) -> Option<Trouble> {
     let files = server.files.as_ref().and_then(|f| f.as_ref().ok());
-    let line = of_another_version(facts);
+    // A command or a module that it does not know, in files without damage, is a newer version's.
+    let unknown =
+        telling(facts).filter(|l| l.contains("Unknown command") || l.contains("no matching module"));
+    let sound = files.is_some_and(|f| match &f.append {
+        Some(append) if f.files.append_only => append.state == AppendState::Sound,
+        _ => f
+            .snapshot
+            .as_ref()
+            .is_some_and(|s| s.state == SnapshotState::Sound),
+    });
+    let line = of_another_version(facts).or(unknown.filter(|_| sound));
     if line.is_some() || files.is_some_and(|f| f.other_version().is_some()) {
         return Some(wrong_version(facts, files, line));
     }

@@ -174,9 +174,14 @@ fn concerned<'a>(ev: &'a Evidence, rb: &'a Runbook) -> impl Iterator<Item = (&'a
 ///
 /// Exit code 0 alone does not say so: `docker stop` of most servers ends in it, and Compose's
 /// policy is `no` where the file names none. So nothing may speak for a service: nobody in the
-/// runbook depends on it, it publishes no port, and nobody checks its health. To take a service
+/// runbook depends on it (but for its end), it publishes no port, and nobody checks its health. To take a service
 /// for a job is to leave users without it; to start a job again is to do its work twice.
-pub(super) fn is_finished_job(service: &str, info: &ContainerInfo, rb: &Runbook) -> bool {
+pub(super) fn is_finished_job(
+    service: &str,
+    info: &ContainerInfo,
+    containers: &BTreeMap<String, ContainerState>,
+    rb: &Runbook,
+) -> bool {
     let ended = info.status == Status::Exited && info.exit_code == 0 && info.error.is_empty();
     let app = rb
         .service(service)
@@ -187,7 +192,23 @@ pub(super) fn is_finished_job(service: &str, info: &ContainerInfo, rb: &Runbook)
         && info.health.is_none()
         && info.published.is_empty()
         && info.to_publish.is_empty()
-        && rb.dependents(service).is_empty()
+        && rb
+            .dependents(service)
+            .iter()
+            .all(|name| waits_for_its_end(containers.get(name.as_str()), service))
+}
+
+/// Whether a container only waited for the end of `service` before its own start, as Compose has
+/// written down in a label.
+fn waits_for_its_end(dependent: Option<&ContainerState>, service: &str) -> bool {
+    let needs = dependent
+        .and_then(ContainerState::found)
+        .and_then(|facts| facts.info.labels.get("com.docker.compose.depends_on"));
+    needs.is_some_and(|needs| {
+        needs
+            .split(',')
+            .any(|one| one.starts_with(&format!("{service}:service_completed_successfully")))
+    })
 }
 
 /// What is said of a finished job, so that one that was meant to run is not overlooked.
@@ -230,7 +251,7 @@ fn patients<'a>(ev: &'a Evidence, rb: &'a Runbook) -> Vec<Patient<'a>> {
             let trouble = match crashed {
                 Some(now) if migration(now).is_some() => Trouble::Migration,
                 Some(_) => Trouble::Loops,
-                None if is_finished_job(service, &first.info, rb) => return None,
+                None if is_finished_job(service, &first.info, &ev.containers, rb) => return None,
                 None => trouble(first)?,
             };
             Some(Patient {
@@ -406,7 +427,7 @@ fn remarks(ev: &Evidence, rb: &Runbook) -> Vec<String> {
                     "{name} was started{}, and its health check has not answered yet: wait",
                     ago(facts)
                 ))
-            } else if is_finished_job(name, &facts.info, rb) {
+            } else if is_finished_job(name, &facts.info, &ev.containers, rb) {
                 Some(job_in_words(name, &facts.info))
             } else if ev.again.contains_key(name) {
                 Some(format!(

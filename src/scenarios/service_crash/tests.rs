@@ -288,7 +288,12 @@ fn a_stopped_service_is_not_taken_for_a_finished_job() {
     // What lets users in is never a job.
     let mut nginx = container("nginx");
     finished(&mut nginx);
-    assert!(!is_finished_job("nginx", &nginx.info, &runbook()));
+    assert!(!is_finished_job(
+        "nginx",
+        &nginx.info,
+        &BTreeMap::new(),
+        &runbook()
+    ));
 }
 
 #[test]
