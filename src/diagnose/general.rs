@@ -163,10 +163,16 @@ fn judge(service: &str, database: &str, role: &str, facts: &RoleFacts, refused: 
                  pg_file_settings names"
                     .to_owned(),
             ),
-            Level::Everybody => ("for every role".into(), "alter role all reset default_transaction_read_only;".into()),
+            // These bind the administrator's session as well, which says otherwise for itself first.
+            Level::Everybody => (
+                "for every role".into(),
+                "set default_transaction_read_only = off; alter role all reset default_transaction_read_only;".into(),
+            ),
             Level::Database => (
                 format!("for database {database}"),
-                format!("alter database {d} reset default_transaction_read_only;"),
+                format!(
+                    "set default_transaction_read_only = off; alter database {d} reset default_transaction_read_only;"
+                ),
             ),
             Level::Role => (
                 format!("for role {role}"),

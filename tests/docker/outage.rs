@@ -136,10 +136,11 @@ fn an_application_that_is_kept_out_is_never_called_well() {
         (
             "read only",
             "alter database simgen set default_transaction_read_only = on",
-            "alter database simgen reset default_transaction_read_only",
+            // As `diagnose` says: the administrator's session is read-only, too.
+            "set default_transaction_read_only = off; alter database simgen reset default_transaction_read_only",
             10,
             "read-only",
-            "reset default_transaction_read_only",
+            "set default_transaction_read_only = off; alter database",
         ),
         (
             "another password",
