@@ -50,6 +50,13 @@ impl Opinion {
         self.diagnosis().is_some_and(|d| d.look_alike.is_some())
     }
 
+    /// What it found looks like its failure, and no other scenario is about it either.
+    fn is_of_its_own(&self) -> bool {
+        self.diagnosis()
+            .and_then(|d| d.look_alike.as_ref())
+            .is_some_and(|l| registry().iter().all(|scenario| scenario.name != l.name))
+    }
+
     /// The failure is there, or may be.
     #[must_use]
     pub fn is_finding(&self) -> bool {
@@ -119,7 +126,10 @@ pub fn rank(mut opinions: Vec<Opinion>) -> Vec<Opinion> {
             Certainty::Confirmed => 0,
             Certainty::Suspected => 1,
             Certainty::Unknown => 3,
-            Certainty::Absent => 4,
+            // What looks alike and is something of its own tells more than that another scenario
+            // should be asked.
+            Certainty::Absent if o.is_of_its_own() => 4,
+            Certainty::Absent => 5,
         };
         if o.consequence_of.is_some() { 2 } else { class }
     });
@@ -160,6 +170,24 @@ mod tests {
             took: Duration::ZERO,
             consequence_of: None,
         }
+    }
+
+    #[test]
+    fn a_look_alike_of_its_own_comes_before_one_that_points_elsewhere() {
+        let alike = |name: &'static str, to: &str| {
+            let mut opinion = opinion(name, &[], Certainty::Confirmed, true);
+            if let Ok(looked) = &mut opinion.looked
+                && let Some(look_alike) = &mut looked.diagnosis.look_alike
+            {
+                look_alike.name = to.into();
+            }
+            opinion
+        };
+        let ranked = rank(vec![
+            alike("network-partition", "redis-failure"),
+            alike("redis-failure", "wrong-version"),
+        ]);
+        assert_eq!(ranked[0].scenario.name, "redis-failure");
     }
 
     #[test]
