@@ -214,8 +214,9 @@ mod tests {
                 ("stuck-sessions", None),
                 ("db-down", Some("disk-full")),
                 ("network-partition", None),
-                ("redis-oom", None),
+                // Looks alike, and is something of its own.
                 ("db-corruption", None),
+                ("redis-oom", None),
             ]
         );
     }
