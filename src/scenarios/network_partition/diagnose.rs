@@ -397,10 +397,13 @@ fn summary(findings: &[Finding<'_>], ports: &[&Publication]) -> String {
 
 /// Why dependencies are not reached although every place and name is there.
 fn look_alike(ev: &Evidence, rb: &Runbook, bad: &[&Edge]) -> Option<LookAlike> {
-    // What does not run explains more than what does.
+    // What does not run explains more than what does. One that the engine starts again and again
+    // runs at the moment of a look, and has no name between two starts.
+    let loops =
+        |e: &Edge, facts: &ContainerFacts| e.answer == Answer::Unresolved && facts.info.restart_count > 0;
     let down = bad.iter().find_map(|e| {
         let facts = facts(ev, &e.to)?;
-        (!facts.is_well()).then_some((*e, facts))
+        (!facts.is_well() || loops(e, facts)).then_some((*e, facts))
     });
     if let Some((edge, facts)) = down {
         let name = scenario_of(rb, &edge.to);
