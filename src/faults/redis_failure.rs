@@ -173,31 +173,24 @@ pub async fn prepare(
             )));
         }
         "too-few-replicas" => {
-            let set = |value: String| ("min-replicas-to-write".to_owned(), value);
             let was = min_replicas(system, &service).await?;
-            let ((name, value), (back, was)) = (set("1".into()), set(was));
-            return Ok(Some(Prepared::of_redis(
+            return Ok(Some(setting(
                 service,
                 container,
-                vec![RedisHarm::Config { name, value }],
-                vec![RedisMend::Config {
-                    name: back,
-                    value: was,
-                }],
+                "min-replicas-to-write",
+                "1".into(),
+                was,
             )));
         }
         "memory-full" => {
             let memory = info(system, &service).await?.memory;
-            let set = |value: u64| ("maxmemory".to_owned(), value.to_string());
-            let ((name, value), (back, was)) = (set((memory.used / 2).max(1)), set(memory.max));
-            return Ok(Some(Prepared::of_redis(
+            let half = (memory.used / 2).max(1).to_string();
+            return Ok(Some(setting(
                 service,
                 container,
-                vec![RedisHarm::Config { name, value }],
-                vec![RedisMend::Config {
-                    name: back,
-                    value: was,
-                }],
+                "maxmemory",
+                half,
+                memory.max.to_string(),
             )));
         }
         _ => return Ok(None),
@@ -211,6 +204,20 @@ pub async fn prepare(
         }],
         container,
     }))
+}
+
+/// A setting is `value`, and `was` again afterwards.
+fn setting(service: String, container: String, name: &str, value: String, was: String) -> Prepared {
+    let name = name.to_owned();
+    Prepared::of_redis(
+        service,
+        container,
+        vec![RedisHarm::Config {
+            name: name.clone(),
+            value,
+        }],
+        vec![RedisMend::Config { name, value: was }],
+    )
 }
 
 /// How many replicas the server wants before it is written.

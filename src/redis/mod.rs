@@ -9,10 +9,12 @@ mod client;
 mod error;
 mod info;
 mod keys;
+mod unlink;
 
-pub use client::{Client, ConnectSpec, KeyFacts, ScanBatch, SlowCommand, Unlinked};
+pub use client::{Client, ConnectSpec, KeyFacts, ScanBatch, SlowCommand};
 pub use error::{ErrorKind, RedisError};
 pub use info::{
     ClientsInfo, Keyspace, Loading, MemoryInfo, PersistenceInfo, RedisInfo, ReplicationInfo, StatsInfo,
 };
 pub use keys::{Key, glob_matches, pattern_of};
+pub use unlink::Unlinked;

@@ -29,15 +29,17 @@ const STARTERS: [&str; 12] = [
     "bash",
     "dash",
     "ash",
+    "exec",
     "env",
     "tini",
     "dumb-init",
-    "gosu",
-    "su-exec",
     "setpriv",
+    "nice",
     "python",
     "python3",
 ];
+/// The same, and its first argument is a user.
+const AS_A_USER: [&str; 4] = ["gosu", "su-exec", "su", "runuser"];
 
 /// Another container with the same mount.
 struct Sharer {
@@ -181,31 +183,25 @@ fn touch(a: &Path, b: &Path) -> bool {
 }
 
 /// Whether a process is of a server by its command line or title, as `postgres: checkpointer` or
-/// `bash /usr/local/bin/docker-entrypoint.sh postgres`. The name of a user or a directory that
-/// some tool is given is none.
+/// `bash /usr/local/bin/docker-entrypoint.sh postgres`. Only the program counts: the name of a user
+/// or a directory that some tool is given is none.
 fn may_serve(command: &str) -> bool {
-    let program = |word: &str| {
-        let name = word.rsplit('/').next().unwrap_or(word);
-        name.trim_start_matches('-').trim_end_matches(':').to_owned()
-    };
-    let is_server = |word: &str| SERVERS.contains(&program(word).as_str());
-    let mut words = command.split_whitespace();
-    let Some(first) = words.next() else {
-        return false;
-    };
-    let started = program(first);
-    if is_server(first) || started == ENTRY_POINT {
-        return true;
+    let mut words = command
+        .split_whitespace()
+        // Options, their numbers, and variables of `env`.
+        .filter(|w| !w.starts_with('-') && !w.contains('=') && !w.starts_with(|c: char| c.is_ascii_digit()));
+    while let Some(word) = words.next() {
+        let program = word.rsplit('/').next().unwrap_or(word).trim_end_matches(':');
+        if SERVERS.contains(&program) || program == ENTRY_POINT {
+            return true;
+        }
+        if AS_A_USER.contains(&program) {
+            words.next();
+        } else if !STARTERS.contains(&program) {
+            return false;
+        }
     }
-    if !STARTERS.contains(&started.as_str()) {
-        return false;
-    }
-    // The first argument of these is a user.
-    let skipped = usize::from(matches!(started.as_str(), "gosu" | "su-exec"));
-    words
-        .skip(skipped)
-        .take(4)
-        .any(|word| is_server(word) || program(word) == ENTRY_POINT)
+    false
 }
 
 #[cfg(test)]
@@ -225,6 +221,9 @@ mod tests {
             "docker-entrypoint.sh postgres",
             "gosu postgres postgres -D /d",
             "tini -- docker-entrypoint.sh postgres",
+            "su postgres -c postgres -D /d",
+            "sh -c exec postgres -D /d",
+            "setpriv --reuid 999 --clear-groups /usr/lib/postgresql/15/bin/postgres -D /d",
         ] {
             assert!(may_serve(server), "{server}");
         }
@@ -235,6 +234,8 @@ mod tests {
             "sleep infinity",
             "psql -h db -U postgres",
             "su postgres -c pgbackrest backup",
+            "su - postgres -c pgbackrest backup",
+            "sh -c psql -U postgres",
             "rsync -a /srv/postgres /backup",
             "gosu postgres pgbackrest archive-push",
         ] {

@@ -126,10 +126,13 @@ pub(super) async fn extract_base(
         )
         .await?;
         staging.close().await?;
-        Ok(output)
+        Ok::<_, ActionError>(output)
     };
-    // Together: it is read from the disk once, and the copy only lies beside the data.
-    let ((), output) = tokio::try_join!(sound(cx, base), copy)?;
+    // Together: it is read from the disk once, and the copy only lies beside the data. Both to
+    // their end: a helper that still copies would be in the way of the step's undo.
+    let (sound, copied) = tokio::join!(sound(cx, base), copy);
+    sound?;
+    let output = copied?;
     let differing: Vec<&str> = output
         .stdout
         .lines()

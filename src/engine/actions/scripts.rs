@@ -198,3 +198,76 @@ pub(super) const DISCARD: &str = r#"
 rm -rf "$W"
 rmdir "$D/.drctl" 2>/dev/null || true
 "#;
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+    use std::path::{Path, PathBuf};
+    use std::process::Command;
+
+    use super::{COPY_DAMAGED, PRELUDE};
+
+    /// Copies the damage of a data directory; the copy, or what the script says against it.
+    fn copy(data: &Path) -> Result<PathBuf, String> {
+        let out = Command::new("/bin/sh")
+            .args(["-c", &format!("{PRELUDE}{COPY_DAMAGED}")])
+            .env("PGDATA", data)
+            .env("RUN", "run")
+            .env("TO", "new")
+            .output()
+            .unwrap();
+        if out.status.success() {
+            Ok(data.join(".drctl/run/new"))
+        } else {
+            Err(String::from_utf8_lossy(&out.stderr).into_owned())
+        }
+    }
+
+    fn cluster(place: &Path) -> (PathBuf, PathBuf) {
+        let (data, log) = (place.join("data"), place.join("log"));
+        for directory in ["base/1", "global", "pg_tblspc"] {
+            fs::create_dir_all(data.join(directory)).unwrap();
+        }
+        fs::create_dir(&log).unwrap();
+        fs::write(data.join("base/1/1259"), "rows").unwrap();
+        fs::write(log.join("000000010000000000000001"), "log").unwrap();
+        symlink(&log, data.join("pg_wal")).unwrap();
+        (data, log)
+    }
+
+    #[test]
+    fn a_copy_shares_nothing_with_the_original() {
+        let place = tempfile::tempdir().unwrap();
+        let (data, log) = cluster(place.path());
+        // Twice: the first may have been cut off.
+        for _ in 0..2 {
+            let copy = copy(&data).unwrap();
+            assert!(copy.join("pg_wal").symlink_metadata().unwrap().is_dir());
+            // As `pg_resetwal` does, on the copy.
+            fs::remove_file(copy.join("pg_wal/000000010000000000000001")).unwrap();
+            fs::write(copy.join("base/1/1259"), "other").unwrap();
+        }
+        assert_eq!(
+            fs::read_to_string(log.join("000000010000000000000001")).unwrap(),
+            "log"
+        );
+        assert_eq!(fs::read_to_string(data.join("base/1/1259")).unwrap(), "rows");
+    }
+
+    #[test]
+    fn what_cannot_be_copied_apart_is_not_copied() {
+        for link in ["pg_tblspc/16400", "base/2"] {
+            let place = tempfile::tempdir().unwrap();
+            let (data, _) = cluster(place.path());
+            let elsewhere = place.path().join("elsewhere");
+            fs::create_dir(&elsewhere).unwrap();
+            symlink(&elsewhere, data.join(link)).unwrap();
+            let refused = copy(&data).unwrap_err();
+            assert!(
+                refused.contains("would share them") || refused.contains("is a link"),
+                "{link}: {refused}"
+            );
+        }
+    }
+}
