@@ -312,11 +312,18 @@ fn frozen_server(stack: &Stack) {
     let began = Instant::now();
     stack.drctl(&["status"]).ok();
     eprintln!("status of a healthy stack: {:?}", began.elapsed());
-    docker(&["kill", "-s", "STOP", &stack.container("postgres")]).ok();
+    let postgres = stack.container("postgres");
+    docker(&["kill", "-s", "STOP", &postgres]).ok();
+    // It stops when it is its turn on a processor.
+    let end = Instant::now() + Duration::from_secs(10);
+    while !docker(&["top", &postgres, "-eo", "pid,stat"]).ok().contains(" T") {
+        assert!(Instant::now() < end, "it goes on");
+        std::thread::sleep(Duration::from_millis(50));
+    }
     let began = Instant::now();
     let out = stack.drctl(&["status"]);
     let took = began.elapsed();
-    docker(&["kill", "-s", "CONT", &stack.container("postgres")]).ok();
+    docker(&["kill", "-s", "CONT", &postgres]).ok();
     eprintln!("status with a frozen server: {took:?}");
     assert_eq!(out.code, Some(10), "{}{}", out.stdout, out.stderr);
     assert!(took < Duration::from_millis(3500), "{took:?}\n{}", out.stdout);

@@ -254,6 +254,13 @@ impl Stack {
 
     /// The same, of any service.
     pub fn beside(&self, service: &str, script: &str) -> String {
+        // Where it runs, it has its files itself, and another container is what takes longest.
+        let container = self.container(service);
+        let pgdata = "PGDATA=/var/lib/postgresql/data";
+        let inside = docker(&["exec", "-e", pgdata, &container, "/bin/sh", "-c", script]);
+        if inside.code == Some(0) {
+            return inside.stdout.trim().to_owned();
+        }
         self.with_its_files(service, ":ro", script)
     }
 
