@@ -1,5 +1,6 @@
 //! What the check tools print, as it is read.
 
+use super::parse::parse;
 use super::*;
 
 /// The beginning of what every look tells.
