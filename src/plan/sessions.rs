@@ -63,14 +63,21 @@ pub enum SessionAction {
         /// How many ordinary slots are wanted.
         free: u32,
     },
-    /// Makes the one session let go that the others wait for. Again: it is gone, or waits
-    /// no more.
+    /// Makes the one session let go that the others wait for. It is looked at again: one that
+    /// does something else by now is left alone. Again: it is gone, or waits no more.
     #[serde(rename_all = "kebab-case")]
     Unblock {
         /// Service.
         service: String,
         /// Which.
         session: SessionRef,
+        /// `xact_start`, as the server writes it: a pooled session runs one transaction after
+        /// the other. `None`: none was open.
+        #[serde(default)]
+        transaction: Option<String>,
+        /// It is given up because it still waits for a lock that excludes readers.
+        #[serde(default)]
+        waiting: bool,
         /// How.
         how: Release,
     },

@@ -53,6 +53,9 @@ pub struct Session {
     pub seconds: u64,
     /// Seconds since its transaction began.
     pub transaction_seconds: Option<u64>,
+    /// When that was, as the server writes it: tells one transaction of a session from the next.
+    #[serde(default)]
+    pub transaction: Option<String>,
     /// First word of its present or last statement.
     pub verb: String,
     /// `client backend`, `autovacuum worker` …
@@ -98,7 +101,7 @@ select a.pid, a.backend_start::text, coalesce(a.usename, ''), coalesce(r.rolsupe
   greatest(extract(epoch from pg_catalog.clock_timestamp() - a.xact_start), 0)::bigint,
   upper(coalesce(substring(a.query from '^\s*([A-Za-z]+)'), '')), a.backend_type,
   case when a.wait_event_type = 'Lock' then pg_catalog.array_to_string(pg_catalog.pg_blocking_pids(a.pid), ',') end,
-  e.pid is not null, a.wait_event_type = 'Lock' and a.wait_event = 'advisory'
+  e.pid is not null, a.wait_event_type = 'Lock' and a.wait_event = 'advisory', a.xact_start::text
 from pg_catalog.pg_stat_activity a left join pg_catalog.pg_roles r on r.oid = a.usesysid
   left join (select distinct pid from pg_catalog.pg_locks where not granted and mode = 'AccessExclusiveLock') e
     on e.pid = a.pid
@@ -162,6 +165,7 @@ fn session(row: &Row) -> Session {
         },
         seconds: row.number(8).unwrap_or_default(),
         transaction_seconds: row.number(9),
+        transaction: row.opt(15).map(ToOwned::to_owned),
         verb: row.text(10).to_owned(),
         kind: row.text(11).to_owned(),
         waits_for: row.text(12).split(',').filter_map(|p| p.parse().ok()).collect(),

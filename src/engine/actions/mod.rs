@@ -313,8 +313,17 @@ async fn on_sessions(cx: &ActionContext<'_>, action: &SessionAction) -> Result<O
         A::Unblock {
             service,
             session,
+            transaction,
+            waiting,
             how,
-        } => sessions::unblock(cx, service, session, *how).await,
+        } => {
+            let agreed = sessions::Agreed {
+                session,
+                transaction: transaction.as_deref(),
+                waiting: *waiting,
+            };
+            sessions::unblock(cx, service, &agreed, *how).await
+        }
         A::RestartPools {
             service,
             applications,

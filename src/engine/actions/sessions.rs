@@ -228,12 +228,69 @@ async fn wait_gone(client: &Client, sessions: &[&Session]) -> Result<(), ActionE
     }
 }
 
+/// What the operator agreed to make let go.
+pub(super) struct Agreed<'a> {
+    pub(super) session: &'a SessionRef,
+    /// The start of its transaction.
+    pub(super) transaction: Option<&'a str>,
+    /// Only while it waits for a lock that excludes readers.
+    pub(super) waiting: bool,
+}
+
+impl Agreed<'_> {
+    /// The session, if it still is what was agreed to; otherwise why it is left alone.
+    fn still<'a>(&self, facts: &'a SessionFacts) -> Result<&'a Session, &'static str> {
+        let pid = self.session.pid;
+        let now = facts.sessions.iter().find(|s| s.id == *self.session);
+        let waited_for = facts.sessions.iter().any(|s| s.waits_for.contains(&pid));
+        let Some(now) = now.filter(|_| waited_for) else {
+            return Err("nobody waits for it any more");
+        };
+        if now.transaction.as_deref() != self.transaction {
+            return Err("it has begun another transaction meanwhile");
+        }
+        if self.waiting && (!now.wants_exclusive || now.waits_for.is_empty()) {
+            return Err("it has its lock by now and works");
+        }
+        Ok(now)
+    }
+
+    /// How it is made to let go. What is idle inside a transaction has no statement to cancel,
+    /// and keeps its locks. A change that waits is only ever given up: the session stays.
+    fn how(&self, now: &Session, how: Release) -> Release {
+        if now.activity == Activity::InTransaction && !self.waiting {
+            Release::Terminate
+        } else {
+            how
+        }
+    }
+
+    /// It is looked at once more in the statement that tells it: it may go on in between.
+    fn sql(&self, function: &str) -> String {
+        let transaction = self.transaction.map_or_else(|| "null".to_owned(), quote_literal);
+        let waiting = if self.waiting {
+            " and exists (select from pg_catalog.pg_locks l \
+             where l.pid = a.pid and not l.granted and l.mode = 'AccessExclusiveLock')"
+        } else {
+            ""
+        };
+        format!(
+            "select pg_catalog.{function}(a.pid) from pg_catalog.pg_stat_activity a \
+             where a.pid = {} and a.backend_start = {}::timestamptz \
+             and a.xact_start is not distinct from {transaction}::timestamptz{waiting}",
+            self.session.pid,
+            quote_literal(&self.session.started)
+        )
+    }
+}
+
 pub(super) async fn unblock(
     cx: &ActionContext<'_>,
     service: &str,
-    session: &SessionRef,
+    agreed: &Agreed<'_>,
     how: Release,
 ) -> Result<Outcome, ActionError> {
+    let session = agreed.session;
     let server = cx.system.postgres(service).await?;
     let client = way_in(cx, &server).await?;
     let begun = Instant::now();
@@ -242,26 +299,25 @@ pub(super) async fn unblock(
     let mut told = false;
     loop {
         let facts = read(&client).await.map_err(pg("looking at the sessions"))?;
-        let waiting = facts
-            .sessions
-            .iter()
-            .filter(|s| s.waits_for.contains(&session.pid))
-            .count();
-        let still = facts.sessions.iter().find(|s| s.id == *session);
-        let Some(still) = still.filter(|_| waiting > 0) else {
-            let what = match (told, how) {
-                (false, _) => "nobody waits for it any more; nothing was done",
-                (true, Release::Cancel) => "its statement was cancelled, nobody waits for it any more",
-                (true, Release::Terminate) => "it was ended, nobody waits for it any more",
-            };
-            return Ok(Outcome::new(format!("session {}: {what}", session.pid))
-                .fact("unblock-seconds", begun.elapsed().as_secs_f64()));
+        let still = match agreed.still(&facts) {
+            Ok(still) => still,
+            Err(why) => {
+                let what = match (told, how) {
+                    (false, _) => format!("{why}; nothing was done"),
+                    (true, Release::Cancel) => format!("its statement was told to end, {why}"),
+                    (true, Release::Terminate) => format!("it was told to end, {why}"),
+                };
+                return Ok(Outcome::new(format!("session {}: {what}", session.pid))
+                    .fact("unblock-seconds", begun.elapsed().as_secs_f64()));
+            }
         };
-        // What is idle inside a transaction has no statement to cancel, and keeps its locks.
-        if still.activity == Activity::InTransaction {
-            how = Release::Terminate;
-        }
+        how = agreed.how(still, how);
         if Instant::now() >= end {
+            let waiting = facts
+                .sessions
+                .iter()
+                .filter(|s| s.waits_for.contains(&session.pid))
+                .count();
             return Err(ActionError::Other(format!(
                 "{waiting} sessions still wait for session {} of {}",
                 session.pid,
@@ -272,16 +328,11 @@ pub(super) async fn unblock(
             Release::Cancel => "pg_cancel_backend",
             Release::Terminate => "pg_terminate_backend",
         };
-        told = true;
-        client
-            .rows(&format!(
-                "select pg_catalog.{function}(pid) from pg_catalog.pg_stat_activity \
-                 where pid = {} and backend_start = {}::timestamptz",
-                session.pid,
-                quote_literal(&session.started)
-            ))
+        let rows = client
+            .rows(&agreed.sql(function))
             .await
             .map_err(pg("making the session let go"))?;
+        told |= !rows.is_empty();
         tokio::time::sleep(POLL * 2).await;
     }
 }
@@ -338,4 +389,69 @@ async fn has_sessions(cx: &ActionContext<'_>, service: &str, application: &str) 
         .sessions
         .iter()
         .any(|s| !s.client.is_empty() && addresses.values().any(|a| *a == s.client)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn facts(change: &serde_json::Value) -> SessionFacts {
+        let mut one = serde_json::json!({
+            "id": {"pid": 1, "started": "2026-11-20 19:00:00+00"}, "user": "app", "superuser": false,
+            "application": "", "client": "", "database": "app", "activity": "running", "seconds": 60,
+            "transaction-seconds": 60, "transaction": "2026-11-20 19:44:00+00", "verb": "ALTER",
+            "kind": "client backend", "waits-for": [9], "wants-exclusive": true
+        });
+        for (key, value) in change.as_object().into_iter().flatten() {
+            one[key] = value.clone();
+        }
+        let mut other = one.clone();
+        other["id"]["pid"] = 2.into();
+        other["waits-for"] = serde_json::json!([1]);
+        serde_json::from_value(serde_json::json!({
+            "slots": {"max": 50, "reserved": 3, "used": 2, "idle": 0, "idle-in-transaction": 0},
+            "sessions": [one, other], "limits": []
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn a_session_that_went_on_since_the_preview_is_left_alone() {
+        let session = SessionRef {
+            pid: 1,
+            started: "2026-11-20 19:00:00+00".into(),
+        };
+        let agreed = |waiting| Agreed {
+            session: &session,
+            transaction: Some("2026-11-20 19:44:00+00"),
+            waiting,
+        };
+        let same = facts(&serde_json::json!({}));
+        assert!(agreed(true).still(&same).is_ok());
+        // The pool runs another, healthy transaction in the same session.
+        let next = facts(&serde_json::json!({"transaction": "2026-11-20 19:45:00+00"}));
+        assert!(agreed(false).still(&next).is_err());
+        assert!(agreed(true).still(&next).is_err());
+        // The change of the table has its lock, and rewrites it.
+        let works = facts(&serde_json::json!({"waits-for": [], "wants-exclusive": false}));
+        assert!(agreed(true).still(&works).is_err());
+        assert!(agreed(false).still(&works).is_ok());
+    }
+
+    #[test]
+    fn only_a_transaction_that_holds_the_lock_is_ended_where_a_cancel_does_nothing() {
+        let session = SessionRef {
+            pid: 1,
+            started: String::new(),
+        };
+        let idle = facts(&serde_json::json!({"activity": "in-transaction"}));
+        for (waiting, how) in [(true, Release::Cancel), (false, Release::Terminate)] {
+            let agreed = Agreed {
+                session: &session,
+                transaction: None,
+                waiting,
+            };
+            assert_eq!(agreed.how(&idle.sessions[0], Release::Cancel), how);
+        }
+    }
 }

@@ -272,6 +272,8 @@ fn unblock(ev: &Evidence, root: &Root<'_>, session: &Session, how: Release) -> S
         action: Action::Sessions(SessionAction::Unblock {
             service: ev.service.clone(),
             session: session.id.clone(),
+            transaction: session.transaction.clone(),
+            waiting: root.exclusive.is_some(),
             how,
         }),
         undo: match how {
