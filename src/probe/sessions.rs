@@ -14,8 +14,16 @@ use crate::postgres::{Client, PgError, Row};
 /// drctl's own sessions, which end when it has looked.
 const OWN: &str = "drctl";
 /// Programs whose sessions look idle while they work: a parallel dump holds its snapshot in
-/// a session that is idle in a transaction.
-const TOOLS: [&str; 4] = ["pg_dump", "pg_dumpall", "pg_restore", "pg_basebackup"];
+/// a session that is idle in a transaction, a physical backup is begun in one that is idle
+/// until it is over. By how their names begin, in lower case.
+const TOOLS: [&str; 6] = [
+    "pg_dump",
+    "pg_restore",
+    "pg_basebackup",
+    "pgbackrest",
+    "barman",
+    "wal-g",
+];
 
 /// What a session does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -181,6 +189,13 @@ impl Session {
         self.kind == "client backend"
     }
 
+    /// A session of a backup, a dump or its restore, which fails when it is ended.
+    #[must_use]
+    pub fn is_tool(&self) -> bool {
+        let name = self.application.to_ascii_lowercase();
+        TOOLS.iter().any(|tool| name.starts_with(tool))
+    }
+
     /// Who it is, in words.
     #[must_use]
     pub fn holder(&self) -> String {
@@ -313,7 +328,7 @@ impl SessionFacts {
         let mut all: Vec<(&Session, u64)> = self
             .sessions
             .iter()
-            .filter(|s| s.is_client() && !TOOLS.contains(&s.application.as_str()))
+            .filter(|s| s.is_client() && !s.is_tool())
             .filter_map(|s| {
                 let left = |after: u64| after.saturating_sub(s.seconds);
                 match s.activity {

@@ -79,7 +79,8 @@ impl<'a> Room<'a> {
 pub(super) fn plan(ev: &Evidence, rb: &Runbook, request: &PlanRequest) -> Result<Plan, Refusal> {
     let diagnosis = diagnose(ev, rb);
     let finding = classify(ev, rb);
-    let room = ev.facts.as_ref().map(|f| Room::of(f, ev.rules(rb)));
+    let rules = ev.rules(rb);
+    let room = ev.facts.as_ref().map(|f| Room::of(f, rules.clone()));
     let root = match &finding {
         Finding::PileUp(root) => Some(root),
         _ => None,
@@ -99,7 +100,11 @@ pub(super) fn plan(ev: &Evidence, rb: &Runbook, request: &PlanRequest) -> Result
 
     let mut rungs: Vec<ladder::Rung> = Vec::new();
     if let Some(root) = root {
-        rungs.push(ladder::rung(request, Remedy::UnblockSessions, target(root).err()));
+        rungs.push(ladder::rung(
+            request,
+            Remedy::UnblockSessions,
+            target(root, &rules).err(),
+        ));
     }
     let no_room = match (&room, &finding) {
         (Some(room), Finding::PileUp(_)) if room.enough => Some(
@@ -134,7 +139,7 @@ pub(super) fn plan(ev: &Evidence, rb: &Runbook, request: &PlanRequest) -> Result
     )?;
 
     let mut steps = Vec::new();
-    match (chosen, root.map(|r| (r, target(r)))) {
+    match (chosen, root.map(|r| (r, target(r, &rules)))) {
         (Remedy::UnblockSessions, Some((root, Ok((session, how))))) => {
             steps.push(unblock(ev, root, session, how));
         }
@@ -208,15 +213,30 @@ fn way_in<'a>(ev: &'a Evidence, rb: &Runbook) -> Option<&'a Backend> {
 
 /// Whom to make let go, and how; or why nobody can be. A waiting request for an exclusive lock
 /// is given up before anybody's work is.
-fn target<'a>(root: &Root<'a>) -> Result<(&'a Session, Release), String> {
+fn target<'a>(root: &Root<'a>, rules: &SessionRules) -> Result<(&'a Session, Release), String> {
     match (root.exclusive, root.session) {
+        (Some(tool), _) | (None, Some(tool)) if tool.is_tool() => Err(format!(
+            "they wait for session {pid} of {}, which would fail as a whole; if it must, \
+             `select pg_terminate_backend({pid});` ends it",
+            tool.holder(),
+            pid = tool.id.pid,
+        )),
         (Some(waiting), _) => Ok((waiting, Release::Cancel)),
         (None, None) => Err("they wait for a prepared transaction".into()),
         (None, Some(s)) if !s.is_client() => Err(format!(
             "they wait for the server's own {}, which ends by itself",
             s.kind
         )),
-        (None, Some(s)) if s.activity == Activity::Running => Ok((s, Release::Cancel)),
+        (None, Some(s)) if s.activity == Activity::Running => {
+            if rules.running_over.is_some_and(|over| s.seconds >= over) {
+                return Ok((s, Release::Cancel));
+            }
+            Err(format!(
+                "they wait for {}, and a running statement is not ended without being asked: --running-over {}s asks",
+                root_in_words(root),
+                s.seconds.max(1)
+            ))
+        }
         (None, Some(s)) => Ok((s, Release::Terminate)),
     }
 }

@@ -252,6 +252,41 @@ fn a_waiting_change_of_a_table_is_given_up_before_anybodys_work() {
 }
 
 #[test]
+fn what_runs_is_not_ended_without_being_asked_and_a_backup_never() {
+    let queue = |application: &str, more: &Value| {
+        let mut root = session(1, "running", 2400, more);
+        root["verb"] = json!("CREATE");
+        root["application"] = json!(application);
+        let mut sessions = vec![root];
+        sessions.extend((2..=46).map(|n| session(n, "running", 20, &json!({"waits-for": [1]}))));
+        evidence(&sessions)
+    };
+    let asked = |mut ev: Evidence, over: Option<u64>| {
+        ev.running_over = over;
+        let unblock = PlanRequest {
+            remedy: Some(Remedy::UnblockSessions),
+            ..request()
+        };
+        plan_of(&ev, &unblock)
+    };
+    let index = queue("psql", &json!({}));
+    assert_eq!(certainty(&index), Certainty::Confirmed);
+    for (over, allowed) in [(None, false), (Some(3000), false), (Some(2400), true)] {
+        let plan = asked(index.clone(), over);
+        assert_eq!(plan.is_ok(), allowed, "{over:?}: {plan:?}");
+    }
+    let refusal = format!("{:?}", asked(index, None).unwrap_err());
+    assert!(refusal.contains("--running-over"), "{refusal}");
+    for tool in ["pg_dump", "pgBackRest [backup]", "barman", "wal-g"] {
+        for activity in ["running", "in-transaction", "idle"] {
+            let ev = queue(tool, &json!({"activity": activity}));
+            let refusal = format!("{:?}", asked(ev, Some(1)).unwrap_err());
+            assert!(refusal.contains(tool), "{refusal}");
+        }
+    }
+}
+
+#[test]
 fn nobody_decides_about_a_prepared_transaction_or_the_servers_own_work() {
     let waiting = |root: i32| (2..=46).map(move |n| session(n, "running", 20, &json!({"waits-for": [root]})));
     let mut prepared: Vec<Value> = waiting(0).collect();
