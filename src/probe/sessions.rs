@@ -76,6 +76,9 @@ pub struct Session {
     /// It waits for an advisory lock. Those who stand by for a leader do that all day.
     #[serde(default)]
     pub advisory: bool,
+    /// Its COMMIT is done here and waits for a synchronous standby.
+    #[serde(default)]
+    pub sync_rep: bool,
 }
 
 /// A role or a database that has a limit of its own.
@@ -109,7 +112,8 @@ select a.pid, a.backend_start::text, coalesce(a.usename, ''), coalesce(r.rolsupe
   greatest(extract(epoch from pg_catalog.clock_timestamp() - a.xact_start), 0)::bigint,
   upper(coalesce(substring(a.query from '^\s*([A-Za-z]+)'), '')), a.backend_type,
   case when a.wait_event_type = 'Lock' then pg_catalog.array_to_string(pg_catalog.pg_blocking_pids(a.pid), ',') end,
-  e.pid is not null, a.wait_event_type = 'Lock' and a.wait_event = 'advisory', a.xact_start::text
+  e.pid is not null, a.wait_event_type = 'Lock' and a.wait_event = 'advisory', a.xact_start::text,
+  a.wait_event = 'SyncRep'
 from pg_catalog.pg_stat_activity a left join pg_catalog.pg_roles r on r.oid = a.usesysid
   left join (select distinct pid from pg_catalog.pg_locks where not granted and mode = 'AccessExclusiveLock') e
     on e.pid = a.pid
@@ -179,6 +183,7 @@ fn session(row: &Row) -> Session {
         waits_for: row.text(12).split(',').filter_map(|p| p.parse().ok()).collect(),
         wants_exclusive: row.is_true(13),
         advisory: row.is_true(14),
+        sync_rep: row.is_true(16),
     }
 }
 
@@ -226,7 +231,10 @@ pub struct Holder<'a> {
 /// A session that others wait for and that waits for nobody.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Root<'a> {
-    /// The session; `None` is a prepared transaction.
+    /// Its process number; 0 is a prepared transaction.
+    pub pid: i32,
+    /// The session; `None` is a prepared transaction, or a process that is not among the
+    /// sessions.
     pub session: Option<&'a Session>,
     /// Everybody who waits for it, directly or through others.
     pub blocked: Vec<&'a Session>,
@@ -287,6 +295,7 @@ impl SessionFacts {
                     .max_by_key(|(_, count)| *count)
                     .map(|(s, _)| s);
                 Root {
+                    pid,
                     session: by_pid.get(&pid).copied(),
                     blocked,
                     exclusive,

@@ -18,6 +18,9 @@ const LATELY: i64 = 60;
 const FEW: usize = 3;
 /// Seconds from which on a wait for a lock is no passing one.
 const LONG_WAIT: u64 = 1;
+/// Seconds from which on one COMMIT that waits for a standby says that none gets through: they
+/// are let go in the order of the log.
+const STANDBY_WAIT: u64 = 5;
 /// Milliseconds that an answer may take, where the runbook does not say.
 const SLOW: u64 = 1000;
 /// Holders that are told.
@@ -30,6 +33,8 @@ pub(super) const PATIENCE: u64 = 120;
 pub(super) enum Finding<'a> {
     /// Many sessions wait behind one.
     PileUp(Root<'a>),
+    /// Every COMMIT waits for a synchronous standby.
+    Standby,
     /// No ordinary slot is free.
     Full,
     /// No slot at all: nobody could look.
@@ -57,6 +62,10 @@ pub(super) fn classify<'a>(ev: &'a Evidence, rb: &Runbook) -> Finding<'a> {
             _ => Finding::Unknown,
         };
     };
+    // First: who waits to commit keeps its locks, and others wait for those.
+    if commits_wait(facts) {
+        return Finding::Standby;
+    }
     if let Some(root) = pile_up(ev, facts, rb) {
         return Finding::PileUp(root);
     }
@@ -73,6 +82,18 @@ pub(super) fn classify<'a>(ev: &'a Evidence, rb: &Runbook) -> Finding<'a> {
         return Finding::Busy;
     }
     Finding::Full
+}
+
+/// Not the moment that each COMMIT waits where a standby is synchronous.
+fn commits_wait(facts: &SessionFacts) -> bool {
+    let waiting = |over: u64| {
+        facts
+            .sessions
+            .iter()
+            .filter(|s| s.sync_rep && s.seconds >= over)
+            .count()
+    };
+    waiting(LONG_WAIT) >= FEW || waiting(STANDBY_WAIT) > 0
 }
 
 /// One that a quarter of the slots wait for, or fewer where that is felt all the same: most of
@@ -128,9 +149,7 @@ pub(super) fn is_undecided(facts: &SessionFacts) -> bool {
 /// What holds the lock is a prepared transaction, which has no process. (What has one and is not
 /// among the sessions is a process of the server's own.)
 pub(super) fn is_prepared(root: &Root<'_>) -> bool {
-    root.session.is_none()
-        && root.exclusive.is_none()
-        && root.blocked.iter().any(|s| s.waits_for.contains(&0))
+    root.pid == 0 && root.exclusive.is_none()
 }
 
 /// More than half of the sessions that have the same `key` wait for the root, and not just few.
@@ -248,8 +267,10 @@ fn slots(facts: &SessionFacts) -> String {
 
 /// A root in words.
 pub(super) fn root_in_words(root: &Root<'_>) -> String {
-    let Some(session) = root.session else {
-        return "a prepared transaction, which no session holds".into();
+    let session = match root.session {
+        Some(session) => session,
+        None if root.pid == 0 => return "a prepared transaction, which no session holds".into(),
+        None => return format!("a process of the server's own or of drctl (pid {})", root.pid),
     };
     let doing = match session.activity {
         Activity::InTransaction => format!("idle in a transaction for {}", age(session.seconds)),
@@ -365,6 +386,7 @@ pub(super) fn diagnose(ev: &Evidence, rb: &Runbook) -> Diagnosis {
                 reasons,
             )
         }
+        Finding::Standby => standby(ev, reasons),
         Finding::Busy => busy(ev, reasons),
         Finding::OwnLimit => {
             let limits = ev
@@ -404,6 +426,27 @@ pub(super) fn diagnose(ev: &Evidence, rb: &Runbook) -> Diagnosis {
             Vec::new(),
         ),
     }
+}
+
+fn standby(ev: &Evidence, reasons: Vec<String>) -> Diagnosis {
+    let waiting = ev.facts.iter().flat_map(|f| &f.sessions).filter(|s| s.sync_rep);
+    look_alike(
+        "synchronous-standby",
+        format!(
+            "{} sessions of {} have committed and wait for a synchronous standby that does not answer; nobody is ended: a COMMIT that \
+             is cancelled, or whose session is, is committed here and not replicated",
+            waiting.count(),
+            ev.service
+        ),
+        reasons,
+        vec![
+            "show synchronous_standby_names; select application_name, sync_state from pg_stat_replication;    # who is missing?"
+                .into(),
+            "alter system set synchronous_standby_names = '';    # only if it does not come back: nothing is replicated before a COMMIT returns"
+                .into(),
+            "select pg_reload_conf();    # those that wait go on".into(),
+        ],
+    )
 }
 
 fn busy(ev: &Evidence, reasons: Vec<String>) -> Diagnosis {

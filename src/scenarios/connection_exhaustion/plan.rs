@@ -95,6 +95,14 @@ pub(super) fn plan(ev: &Evidence, rb: &Runbook, request: &PlanRequest) -> Result
             next: decide(ev),
         });
     }
+    // Nor does a standby come back by it.
+    if finding == Finding::Standby {
+        return Err(Refusal {
+            message: diagnosis.summary,
+            reasons: diagnosis.reasons,
+            next: diagnosis.look_alike.map(|l| l.next).unwrap_or_default(),
+        });
+    }
     let way_in = way_in(ev, rb);
     let applications = applications(rb, &ev.service);
 
@@ -222,7 +230,12 @@ fn target<'a>(root: &Root<'a>, rules: &SessionRules) -> Result<(&'a Session, Rel
             pid = tool.id.pid,
         )),
         (Some(waiting), _) => Ok((waiting, Release::Cancel)),
-        (None, None) => Err("they wait for a prepared transaction".into()),
+        (None, None) if is_prepared(root) => Err("they wait for a prepared transaction".into()),
+        (None, None) => Err(format!(
+            "they wait for {}; `select backend_type, application_name, wait_event from pg_stat_activity where pid = {};` tells what it is",
+            root_in_words(root),
+            root.pid
+        )),
         (None, Some(s)) if !s.is_client() => Err(format!(
             "they wait for the server's own {}, which ends by itself",
             s.kind

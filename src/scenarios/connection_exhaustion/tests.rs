@@ -336,6 +336,51 @@ fn nobody_decides_about_a_prepared_transaction_or_the_servers_own_work() {
 }
 
 #[test]
+fn commits_that_wait_for_a_standby_are_no_work_and_nobody_is_ended() {
+    let committing = |count: i32, seconds: u64| {
+        let mut sessions = many(47 - count, "idle", 9000);
+        sessions.extend((1..=count).map(|n| session(n, "running", seconds, &json!({"sync-rep": true}))));
+        evidence(&sessions)
+    };
+    let mut ev = committing(40, 60);
+    // Those that wait for the locks of one that commits do not change that.
+    ev.facts.as_mut().unwrap().sessions.extend(
+        evidence(
+            &(200..220)
+                .map(|n| session(n, "running", 20, &json!({"waits-for": [1]})))
+                .collect::<Vec<_>>(),
+        )
+        .facts
+        .unwrap()
+        .sessions,
+    );
+    for ev in [ev, committing(3, 1), committing(1, 5)] {
+        assert_eq!(look_alike(&ev).as_deref(), Some("synchronous-standby"));
+        let refusal = plan(&ev).unwrap_err();
+        assert!(
+            refusal.next.iter().any(|n| n.contains("pg_stat_replication")),
+            "{refusal:?}"
+        );
+    }
+    // Each COMMIT waits for a moment.
+    assert_eq!(look_alike(&committing(40, 0)), None);
+}
+
+#[test]
+fn a_process_that_is_no_session_is_not_called_a_prepared_transaction() {
+    let sessions: Vec<Value> = (2..=46)
+        .map(|n| session(n, "running", 20, &json!({"waits-for": [77]})))
+        .collect();
+    let ev = evidence(&sessions);
+    assert_eq!(look_alike(&ev), None);
+    let refusal = format!("{:?}", plan(&ev).unwrap_err());
+    assert!(
+        refusal.contains("pid 77") && !refusal.contains("prepared"),
+        "{refusal}"
+    );
+}
+
+#[test]
 fn load_is_no_leak_until_the_operator_says_so() {
     let mut ev = evidence(&many(47, "running", 40));
     assert_eq!(look_alike(&ev).as_deref(), Some("service-overload"));
