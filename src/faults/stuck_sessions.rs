@@ -73,13 +73,20 @@ pub async fn prepare(
         "few" => (sessions.limit / 10, None),
         _ => return Ok(None),
     };
-    let harm = RedisHarm::Members {
+    let members = |prefix: String, count, owner| RedisHarm::Members {
         database: sessions.database,
         index: sessions.index.clone(),
-        prefix: prefix.clone(),
+        prefix,
         count,
         owner,
     };
+    let mut harm = vec![members(prefix.clone(), count, owner)];
+    if matches!(variant, "no-owner" | "ended") {
+        // Hardly anybody is connected, and somebody is: without one living session nothing tells
+        // that the sessions' keys are called as the runbook says.
+        let lives = owned(request.ttl.as_secs().max(1));
+        harm.push(members(format!("{prefix}lives-"), 1, lives));
+    }
     let mends = vec![
         RedisMend::RemoveMembers {
             database: sessions.database,
@@ -91,10 +98,5 @@ pub async fn prepare(
             pattern: format!("{}{prefix}*", sessions.owner_prefix),
         },
     ];
-    Ok(Some(Prepared::of_redis(
-        service,
-        container.name,
-        vec![harm],
-        mends,
-    )))
+    Ok(Some(Prepared::of_redis(service, container.name, harm, mends)))
 }

@@ -70,6 +70,21 @@ pub enum RedisAction {
         index: String,
         /// What stands before a member's name in its owner's key.
         owner_prefix: String,
+        /// The set that keeps them for a day; empty: they are not kept.
+        #[serde(default)]
+        kept: String,
+    },
+    /// Puts the members that were removed back. Again: what is back is not kept any more.
+    #[serde(rename_all = "kebab-case")]
+    PutMembersBack {
+        /// Service.
+        service: String,
+        /// Database.
+        database: u32,
+        /// The set.
+        index: String,
+        /// The set that keeps them.
+        kept: String,
     },
     /// Keeps a copy of the snapshot of a server that runs: it would be overwritten by the save
     /// of its stop. Again: the first copy stays.
@@ -165,6 +180,7 @@ impl RedisAction {
             Self::ClearStaleMembers { index, .. } => {
                 format!("remove members of {index} that have no owner")
             }
+            Self::PutMembersBack { index, .. } => format!("put the removed members of {index} back"),
             Self::KillScript { service } => format!("end the script that {service} runs"),
             Self::Save { service } => format!("save the data of {service}"),
             Self::KeepSnapshot { files, .. } => format!("keep a copy of {}", files.snapshot),

@@ -31,6 +31,10 @@ pub struct SessionFacts {
     pub looked_at: u64,
     /// Of those, without a key of their own.
     pub stale: u64,
+    /// Whether any key has the owners' prefix: one of theirs, or, where all are stale and the set is
+    /// not far below its limit, any other. `false` too where the deadline was not enough to look.
+    #[serde(default)]
+    pub prefix_seen: bool,
 }
 
 /// Counts the members of the set, and those without an owner, until the probe's deadline.
@@ -45,6 +49,7 @@ pub async fn count(server: &RedisServer, sessions: &UserSessions) -> Result<Sess
         members,
         looked_at: 0,
         stale: 0,
+        prefix_seen: false,
     };
     let mut cursor = 0_u64;
     loop {
@@ -56,7 +61,55 @@ pub async fn count(server: &RedisServer, sessions: &UserSessions) -> Result<Sess
         facts.stale += stale;
         cursor = next;
         if cursor == 0 || Instant::now() >= until {
-            return Ok(facts);
+            break;
         }
+    }
+    facts.prefix_seen = facts.stale < facts.looked_at;
+    if !facts.prefix_seen && members * 2 > sessions.limit {
+        let until = Instant::now() + server.spec.deadline;
+        facts.prefix_seen = prefix_seen(&client, sessions, until).await?;
+    }
+    Ok(facts)
+}
+
+/// Whether any key but the set itself begins as the owners' keys do.
+async fn prefix_seen(client: &Client, sessions: &UserSessions, until: Instant) -> Result<bool, RedisError> {
+    let pattern = format!("{}*", literally(&sessions.owner_prefix));
+    let mut cursor = 0_u64;
+    loop {
+        let mut command = ::redis::cmd("SCAN");
+        command.arg(cursor).arg("MATCH").arg(&pattern);
+        command.arg("COUNT").arg(BATCH);
+        let (next, keys): (u64, Vec<Vec<u8>>) = client.ask(&command).await?;
+        if keys.iter().any(|k| k != sessions.index.as_bytes()) {
+            return Ok(true);
+        }
+        cursor = next;
+        if cursor == 0 || Instant::now() >= until {
+            return Ok(false);
+        }
+    }
+}
+
+/// A pattern that only `text` matches.
+fn literally(text: &str) -> String {
+    let mut pattern = String::new();
+    for c in text.chars() {
+        if matches!(c, '*' | '?' | '[' | ']' | '\\') {
+            pattern.push('\\');
+        }
+        pattern.push(c);
+    }
+    pattern
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prefix_is_no_pattern() {
+        assert_eq!(literally("session:"), "session:");
+        assert_eq!(literally("{a}[1]*\\"), "{a}\\[1\\]\\*\\\\");
     }
 }

@@ -18,16 +18,34 @@ const POLL: Duration = Duration::from_millis(100);
 
 /// One batch of a set: whose owner's key does not exist goes. In one step inside the server,
 /// so that a session which is opened meanwhile is not taken for one without an owner.
-/// KEYS: set. ARGV: cursor, count, prefix. Gives the next cursor, and how many went.
+/// `SMOVE` is taken where the memory is full, too. KEYS: set, and the one that keeps them.
+/// ARGV: cursor, count, prefix, seconds that they are kept. Gives the next cursor, and how many
+/// went.
 const CLEAR_STALE: &str = "
 local seen = redis.call('SSCAN', KEYS[1], ARGV[1], 'COUNT', ARGV[2])
 local gone = 0
 for _, member in ipairs(seen[2]) do
   if redis.call('EXISTS', ARGV[3] .. member) == 0 then
-    gone = gone + redis.call('SREM', KEYS[1], member)
+    if KEYS[2] == '' then
+      gone = gone + redis.call('SREM', KEYS[1], member)
+    else
+      gone = gone + redis.call('SMOVE', KEYS[1], KEYS[2], member)
+    end
   end
 end
+if gone > 0 and KEYS[2] ~= '' then redis.call('EXPIRE', KEYS[2], ARGV[4]) end
 return {seen[1], gone}";
+
+/// One batch of what was kept goes back. KEYS: set, and the one that keeps them. ARGV: count.
+const PUT_BACK: &str = "
+local back = 0
+for _, member in ipairs(redis.call('SRANDMEMBER', KEYS[2], ARGV[1])) do
+  back = back + redis.call('SMOVE', KEYS[2], KEYS[1], member)
+end
+return back";
+
+/// How long removed members are kept.
+const KEPT: Duration = Duration::from_secs(24 * 3600);
 
 fn failed(what: impl Into<String>) -> impl FnOnce(RedisError) -> ActionError {
     let what = what.into();
@@ -92,7 +110,7 @@ pub(super) async fn clear_stale_members(
     cx: &ActionContext<'_>,
     service: &str,
     database: u32,
-    index: &str,
+    (index, kept): (&str, &str),
     owner_prefix: &str,
 ) -> Result<Outcome, ActionError> {
     let client = client(cx, service, database).await?;
@@ -100,8 +118,12 @@ pub(super) async fn clear_stale_members(
     let (mut cursor, mut removed) = (0_u64, 0_u64);
     loop {
         let mut command = ::redis::cmd("EVAL");
-        command.arg(CLEAR_STALE).arg(1).arg(index);
-        command.arg(cursor).arg(BATCH).arg(owner_prefix);
+        command.arg(CLEAR_STALE).arg(2).arg(index).arg(kept);
+        command
+            .arg(cursor)
+            .arg(BATCH)
+            .arg(owner_prefix)
+            .arg(KEPT.as_secs());
         let (next, gone): (u64, u64) = client
             .ask(&command)
             .await
@@ -122,6 +144,38 @@ pub(super) async fn clear_stale_members(
         "{removed} members of {index} without an owner are removed"
     ))
     .fact("stale-removed", removed))
+}
+
+pub(super) async fn put_members_back(
+    cx: &ActionContext<'_>,
+    service: &str,
+    database: u32,
+    index: &str,
+    kept: &str,
+) -> Result<Outcome, ActionError> {
+    let client = client(cx, service, database).await?;
+    let end = Instant::now() + cx.deadline;
+    let mut total = 0_u64;
+    loop {
+        let mut command = ::redis::cmd("EVAL");
+        command.arg(PUT_BACK).arg(2).arg(index).arg(kept).arg(BATCH);
+        let back: u64 = client
+            .ask(&command)
+            .await
+            .map_err(failed(format!("putting members of {index} back")))?;
+        total += back;
+        if back == 0 {
+            return Ok(Outcome::new(format!(
+                "{total} members of {index} are back; none is left in {kept}, which keeps them for a day"
+            )));
+        }
+        if Instant::now() >= end {
+            return Err(ActionError::Other(format!(
+                "{total} members of {index} are back, and {} was not enough for all; the rest is in {kept}",
+                seconds(cx.deadline)
+            )));
+        }
+    }
 }
 
 pub(super) async fn kill_script(cx: &ActionContext<'_>, service: &str) -> Result<Outcome, ActionError> {
