@@ -3,6 +3,8 @@
 
 mod parse;
 
+use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -10,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::plan::RedisFiles;
 use crate::system::System;
-use crate::workload::{ContainerInfo, HelperSpec};
+use crate::workload::{ContainerInfo, HelperSpec, WorkloadError};
 
 const LOOK: &str = include_str!("redis_files.sh");
 /// What a server and the check tool say of a file that a newer version has written (rdb.c,
@@ -134,6 +136,14 @@ impl RedisFileFacts {
         }
     }
 
+    /// Whether a start finds nothing to load and writes over what is there: without its manifest
+    /// Redis 7 does not look at the parts of its append-only file.
+    #[must_use]
+    pub fn would_be_overwritten(&self) -> bool {
+        let lost = |a: &AppendFacts| a.bytes > 0 && matches!(a.state, AppendState::Manifest { .. });
+        self.files.append_only && self.append.as_ref().is_some_and(lost)
+    }
+
     /// In which format the files are that the server would load, where it is one that its image
     /// does not read: those are not damaged, another image loads them.
     #[must_use]
@@ -241,6 +251,33 @@ pub async fn look(
         .await
         .map_err(|e| e.to_string())?;
     parse::parse(&output.stdout)
+}
+
+/// Whether the directory of an append-only file is there and its manifest is not, by the names
+/// that the command line gives. Two questions to the engine, for whom a look would take too long.
+///
+/// # Errors
+/// The engine's trouble.
+pub async fn lacks_manifest(system: &System, container: &ContainerInfo) -> Result<bool, WorkloadError> {
+    let (directory, manifest) = append_paths(container);
+    let docker = &system.docker;
+    Ok(docker.has_path(&container.id, &directory).await?
+        && !docker.has_path(&container.id, &manifest).await?)
+}
+
+/// The directory of the append-only file, and its manifest.
+fn append_paths(container: &ContainerInfo) -> (String, String) {
+    let told: BTreeMap<String, String> = environment(container).into_iter().collect();
+    let setting = |name: &str, default: &'static str| {
+        let value = told.get(name).filter(|v| !v.is_empty());
+        value.map_or_else(|| default.to_owned(), Clone::clone)
+    };
+    let directory = Path::new("/")
+        .join(&container.working_dir)
+        .join(setting("ARG_DIR", ""))
+        .join(setting("ARG_LOGS", "appendonlydir"));
+    let manifest = directory.join(format!("{}.manifest", setting("ARG_NAME", "appendonly.aof")));
+    (directory.display().to_string(), manifest.display().to_string())
 }
 
 fn environment(container: &ContainerInfo) -> Vec<(String, String)> {

@@ -167,6 +167,17 @@ fn a_damaged_append_only_file_loses_what_stands_behind_the_damage_and_no_more() 
     end_incident(&stack);
     heal(&stack);
 
+    // Its list alone is gone: started, it would be empty and write over its files.
+    let redis = stack.container("redis");
+    docker(&["exec", &redis, "redis-cli", "set", "before", "1"]).ok();
+    docker(&["stop", &redis]).ok();
+    stack.change_files_of("redis", "rm /data/appendonlydir/appendonly.aof.manifest");
+    let plan = recover(&stack, "repair");
+    assert_eq!(plan["data-loss"]["none"], true, "{plan}");
+    assert_eq!(keys(&stack, "before"), Some(1));
+    end_incident(&stack);
+    stack.wait_healthy();
+
     inject(&stack, "aof-damaged");
     let plan = recover(&stack, "repair");
     assert!(

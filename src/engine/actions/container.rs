@@ -7,7 +7,7 @@ use futures_util::future::join_all;
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-use super::{ActionContext, ActionError, Outcome, server};
+use super::{ActionContext, ActionError, Outcome, redis_files, server};
 use crate::event::seconds;
 use crate::probe::containers::{ContainerState, one};
 use crate::runbook::ServiceKind;
@@ -24,6 +24,13 @@ fn is_postgres(cx: &ActionContext<'_>, service: &str) -> bool {
         .runbook
         .service(service)
         .is_some_and(|s| matches!(s.kind, ServiceKind::Postgres(_)))
+}
+
+fn is_redis(cx: &ActionContext<'_>, service: &str) -> bool {
+    cx.system
+        .runbook
+        .service(service)
+        .is_some_and(|s| matches!(s.kind, ServiceKind::Redis(_)))
 }
 
 pub(super) async fn stop(cx: &ActionContext<'_>, service: &str) -> Result<Outcome, ActionError> {
@@ -55,6 +62,9 @@ pub(super) async fn start(cx: &ActionContext<'_>, service: &str, wait: bool) -> 
         return server::start(cx, service, wait).await;
     }
     let container = cx.system.container(service).await?;
+    if is_redis(cx, service) && !container.is_running() {
+        redis_files::must_have_manifest(cx, service, &container, "it is not started").await?;
+    }
     let begun = Instant::now();
     cx.system.docker.start(&container.id).await?;
     if !wait {
@@ -118,6 +128,9 @@ pub(super) async fn restart(cx: &ActionContext<'_>, service: &str) -> Result<Out
         let server = cx.system.postgres(service).await?;
         server::must_be_alone(cx, &server, "it is neither stopped nor started").await?;
         server::must_have_data(cx, &server).await?;
+    } else if is_redis(cx, service) {
+        let container = cx.system.container(service).await?;
+        redis_files::must_have_manifest(cx, service, &container, "it is neither stopped nor started").await?;
     }
     stop(cx, service).await?;
     start(cx, service, true).await?;

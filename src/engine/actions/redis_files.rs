@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 use super::{ActionContext, ActionError, Outcome, succeeded};
 use crate::plan::{FileMend, RedisFiles};
 use crate::probe::http::Http;
+use crate::probe::redis_files::{lacks_manifest, look};
 use crate::system::{RedisServer, WORK_DIR};
-use crate::workload::{HelperOutput, HelperSpec, Status};
+use crate::workload::{ContainerInfo, HelperOutput, HelperSpec, Status};
 
 const SCRIPT: &str = include_str!("redis_files.sh");
 /// How long an application may take to fill its cache.
@@ -48,6 +49,37 @@ fn entries<'a>(files: &'a RedisFiles, mend: &FileMend) -> Vec<&'a str> {
         FileMend::Checksum => vec![&files.snapshot],
         FileMend::Manifest(_) | FileMend::Cut | FileMend::FromSnapshot => vec![&files.append_entry],
     }
+}
+
+/// Refuses where the start of a server would find it empty and write over its files. `untouched`
+/// says what is left alone.
+pub(super) async fn must_have_manifest(
+    cx: &ActionContext<'_>,
+    service: &str,
+    container: &ContainerInfo,
+    untouched: &str,
+) -> Result<(), ActionError> {
+    if !lacks_manifest(cx.system, container).await? {
+        return Ok(());
+    }
+    let seen = look(cx.system, container, cx.run, cx.deadline).await;
+    let (state, directory) = match &seen {
+        Ok(facts) if !facts.would_be_overwritten() => return Ok(()),
+        Ok(facts) => (facts.in_words(), facts.files.directory.as_str()),
+        Err(why) => (
+            format!("its files could not be looked at: {why}"),
+            "its data directory",
+        ),
+    };
+    let next = if container.is_running() {
+        "`redis-cli bgrewriteaof` has it written anew from what is in memory"
+    } else {
+        "`drctl recover redis-failure` writes it anew"
+    };
+    Err(ActionError::Other(format!(
+        "the append-only file of {service} has no manifest in {directory} ({state}): {untouched}, for it would be \
+         empty and write over the files that are there; {next}"
+    )))
 }
 
 /// Nobody may have the files open: not this container, and no other one with the same data.

@@ -206,3 +206,36 @@ check-snapshot=[offset 9] Wrong signature trying to load DB from file
     // It makes a 0 of letters.
     assert_eq!(look("no", &NEWER.replace("99\n", "0\n")).other_version(), None);
 }
+
+#[test]
+fn the_place_of_a_manifest_is_told_by_the_command_line() {
+    let paths = |command: &[&str]| {
+        let mut info: ContainerInfo = serde_json::from_value(serde_json::json!({
+            "id": "id", "name": "redis", "image": "redis:7", "image-id": "sha256:aa", "status": "exited", "exit-code": 0,
+            "oom-killed": false, "error": "", "health": null, "started-at": null, "finished-at": null, "restart-count": 0,
+            "restart-policy": "no", "stop-signal": "SIGTERM", "shm-size": 0, "memory-limit": 0, "networks": {},
+            "published": {}, "mounts": [], "labels": {}, "working-dir": "/data"
+        }))
+        .unwrap();
+        info.command = command.iter().map(|w| (*w).to_owned()).collect();
+        append_paths(&info)
+    };
+    let manifest = |command: &[&str]| paths(command).1;
+    assert_eq!(paths(&["redis-server"]).0, "/data/appendonlydir");
+    assert_eq!(
+        manifest(&["redis-server"]),
+        "/data/appendonlydir/appendonly.aof.manifest"
+    );
+    assert_eq!(
+        manifest(&[
+            "redis-server",
+            "--dir",
+            "/var/lib/redis",
+            "--appendfilename",
+            "log",
+            "--appenddirname",
+            "logs"
+        ]),
+        "/var/lib/redis/logs/log.manifest"
+    );
+}

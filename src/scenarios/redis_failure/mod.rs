@@ -36,6 +36,7 @@ use crate::probe::redis_files::{self, RedisFileFacts};
 use crate::redis::ErrorKind;
 use crate::runbook::Runbook;
 use crate::system::System;
+use crate::workload::ContainerInfo;
 
 /// The scenario.
 #[derive(Debug, Clone, Copy)]
@@ -116,7 +117,7 @@ impl Scenario for RedisFailing {
                     second_look(world.system, name, &mut server, limit).await;
                 }
                 if let Some(facts) = server.container.found()
-                    && needs_files(&server)
+                    && (needs_files(&server) || may_be_overwritten(world.system, &facts.info).await)
                 {
                     let run = format!("detect-{}", std::process::id());
                     // To end a script needs no file: they tell what the rung after that would cost.
@@ -178,6 +179,15 @@ async fn second_look(system: &System, name: &str, server: &mut Server, limit: Du
             Err(e) => Err(e.to_string()),
         };
     }
+}
+
+/// Whether one that does not run may have lost the manifest of its append-only file. To read all
+/// files of each that is only stopped would delay its start.
+async fn may_be_overwritten(system: &System, container: &ContainerInfo) -> bool {
+    !container.is_running()
+        && redis_files::lacks_manifest(system, container)
+            .await
+            .unwrap_or_default()
 }
 
 /// Whether the answer depends on what lies on the disk.

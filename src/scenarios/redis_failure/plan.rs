@@ -9,7 +9,7 @@ use crate::plan::{
 };
 use crate::probe::redis_files::{AppendState, RedisFileFacts, SnapshotState};
 use crate::runbook::Runbook;
-use crate::workload::ContainerInfo;
+use crate::workload::{ContainerInfo, Status};
 
 /// Room beside the copy that is mended.
 const MARGIN: u64 = 16 << 20;
@@ -272,6 +272,9 @@ impl Ground<'_> {
         let service = || self.name.to_owned();
         let run = || self.run.to_owned();
         let timeout_seconds = self.rb.deadlines.step.as_secs();
+        let found = self.server.container.found();
+        let did_not_run =
+            found.is_some_and(|f| matches!(f.info.status, Status::Created | Status::Exited | Status::Dead));
         let mut steps = Vec::new();
         if self.keep_first {
             steps.push(Step {
@@ -297,10 +300,14 @@ impl Ground<'_> {
                 .into(),
             risk: Risk::Disruptive,
             action: Action::Workload(WorkloadAction::Stop { service: service() }),
-            undo: Undo::Action(Action::Workload(WorkloadAction::Start {
-                service: service(),
-                wait: false,
-            })),
+            undo: if did_not_run {
+                Undo::NotNeeded("it did not run".into())
+            } else {
+                Undo::Action(Action::Workload(WorkloadAction::Start {
+                    service: service(),
+                    wait: false,
+                }))
+            },
             timeout_seconds: self.rb.deadlines.stop.as_secs() + 60,
         });
         let (title, why) = self.words(mend, files);

@@ -1,7 +1,7 @@
 //! What each kind of damaged files leads to.
 
 use super::*;
-use crate::plan::{Action, FileMend, RedisAction, RedisFiles, Risk, lint};
+use crate::plan::{Action, FileMend, RedisAction, RedisFiles, Risk, Undo, lint};
 use crate::probe::redis_files::{AppendFacts, AppendState, Keys, SnapshotFacts, SnapshotState};
 use crate::runbook;
 use crate::scenarios::service_crash::fixtures::container;
@@ -141,6 +141,53 @@ fn the_gentlest_mend_is_chosen_and_what_loses_needs_the_name() {
         planned(of(SnapshotState::Damaged("short".into())), None).map(|p| p.1),
         Ok(FileMend::Empty)
     );
+}
+
+#[test]
+fn a_stopped_one_without_its_manifest_is_mended_before_it_is_started() {
+    let stopped = |seen: Option<RedisFileFacts>| {
+        let mut ev = evidence(files(true));
+        let server = ev.servers.get_mut("redis").unwrap();
+        server.files = seen.map(Ok);
+        let ContainerState::Found(facts) = &mut server.container else {
+            unreachable!()
+        };
+        facts.last_words.clear();
+        facts.info.status = Status::Exited;
+        plan::plan(&ev, &rb(), &request(None)).unwrap()
+    };
+    let of = |state, bytes| RedisFileFacts {
+        append: Some(AppendFacts {
+            bytes,
+            ..append(state)
+        }),
+        ..files(true)
+    };
+    let lost = AppendState::Manifest {
+        rebuilt: Ok(vec!["file a seq 1 type b".into()]),
+    };
+    let plan = stopped(Some(of(lost.clone(), 1 << 20)));
+    assert_eq!(plan.remedy, Remedy::Repair);
+    lint(&plan).unwrap();
+    // It was not running: nothing is to be started again over the old files.
+    assert!(
+        matches!(plan.steps[0].undo, Undo::NotNeeded(_)),
+        "{:?}",
+        plan.steps
+    );
+    // There is nothing to write over, or it is not what it loads.
+    let other = RedisFileFacts {
+        append: Some(append(lost.clone())),
+        ..files(false)
+    };
+    for seen in [
+        None,
+        Some(of(lost, 0)),
+        Some(of(AppendState::Sound, 9)),
+        Some(other),
+    ] {
+        assert_eq!(stopped(seen).remedy, Remedy::Start);
+    }
 }
 
 #[test]

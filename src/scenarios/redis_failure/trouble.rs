@@ -109,6 +109,16 @@ pub(super) fn trouble(server: &Server) -> Option<Trouble> {
         }
         ContainerState::Unknown(cause) => return Some(Trouble::Unknown(cause.clone())),
     };
+    // Before a start, which would write over them.
+    if !facts.info.is_running()
+        && let Some(Ok(files)) = &server.files
+        && files.would_be_overwritten()
+    {
+        return Some(Trouble::Damaged(
+            "without the manifest it would start empty, and write over the files of its append-only file"
+                .into(),
+        ));
+    }
     match facts.info.status {
         Status::Paused => return Some(Trouble::Frozen),
         Status::Running if facts.is_stopped_by_signal() => return Some(Trouble::Frozen),
