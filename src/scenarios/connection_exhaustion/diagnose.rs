@@ -8,7 +8,7 @@ use crate::event::seconds;
 use crate::plan::SessionRules;
 use crate::postgres::sqlstate;
 use crate::probe::connection::Connection;
-use crate::probe::sessions::{Activity, Holder, Root, Session, SessionFacts};
+use crate::probe::sessions::{Activity, Holder, OwnLimit, Root, Session, SessionFacts};
 use crate::runbook::Runbook;
 use crate::scenarios::{Certainty, Diagnosis, LookAlike};
 
@@ -198,7 +198,7 @@ pub(super) fn enough(facts: &SessionFacts) -> u32 {
 }
 
 /// Limits that concern the roles and databases of the runbook.
-fn own_limits(facts: &SessionFacts, ev: &Evidence, rb: &Runbook) -> Vec<String> {
+fn own_limits<'a>(facts: &'a SessionFacts, ev: &Evidence, rb: &Runbook) -> Vec<&'a OwnLimit> {
     let ours = rb
         .postgres_services()
         .filter(|(name, ..)| name.as_str() == ev.service)
@@ -208,12 +208,7 @@ fn own_limits(facts: &SessionFacts, ev: &Evidence, rb: &Runbook) -> Vec<String> 
             role.into_iter().chain([format!("database {name}")])
         });
     let ours: Vec<String> = ours.collect();
-    facts
-        .limits
-        .iter()
-        .filter(|l| ours.contains(&l.what))
-        .map(|l| format!("{} has {} sessions and may have {}", l.what, l.used, l.limit))
-        .collect()
+    facts.limits.iter().filter(|l| ours.contains(&l.what)).collect()
 }
 
 fn age(seconds_: u64) -> String {
@@ -394,8 +389,13 @@ pub(super) fn diagnose(ev: &Evidence, rb: &Runbook) -> Diagnosis {
                 .as_ref()
                 .map(|f| own_limits(f, ev, rb))
                 .unwrap_or_default();
-            let explanation = format!("{service} has free connections; {}", limits.join("; "));
-            let next = ev.facts.iter().flat_map(|f| &f.limits).map(|l| {
+            let words: Vec<String> = limits
+                .iter()
+                .map(|l| format!("{} has {} sessions and may have {}", l.what, l.used, l.limit))
+                .collect();
+            let explanation = format!("{service} has free connections; {}", words.join("; "));
+            // Not every limit that is reached: a role may be locked out on purpose.
+            let next = limits.iter().map(|l| {
                 format!(
                     "alter {} connection limit -1;    # or what it should be",
                     quoted(&l.what)

@@ -436,6 +436,16 @@ fn free_slots_limits_and_a_server_that_is_down() {
         Some("own-limit")
     );
     assert_eq!(look_alike(&limited("role somebody")), None);
+    // Nobody is told to let a role in that is locked out on purpose.
+    let mut both = limited("role simgen_app");
+    let mut locked_out = both.facts.as_ref().unwrap().limits[0].clone();
+    locked_out.what = "role dismissed".into();
+    both.facts.as_mut().unwrap().limits.push(locked_out);
+    let next = ConnectionExhaustion::diagnose(&both, &runbook())
+        .look_alike
+        .unwrap()
+        .next;
+    assert_eq!(next.len(), 1, "{next:?}");
     let down = |connection: Value| {
         change(&|v| {
             v["facts"] = Value::Null;
