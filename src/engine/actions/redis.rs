@@ -5,8 +5,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::{ActionContext, ActionError, Outcome};
-use crate::event::seconds;
-use crate::redis::{Client, ErrorKind, RedisError};
+use crate::event::{bytes, seconds};
+use crate::redis::{Client, ErrorKind, MemoryInfo, RedisError};
 
 /// Members of a set that are looked at in one step of the server: at 200 its other clients
 /// wait for less than a millisecond.
@@ -66,6 +66,14 @@ pub(super) async fn set_config(
     value: &str,
 ) -> Result<Outcome, ActionError> {
     let client = client(cx, service, 0).await?;
+    if name == "maxmemory" {
+        let info = client.info().await.map_err(failed(format!("asking {service}")))?;
+        if let Some(why) = would_evict(&info.memory, value) {
+            return Err(ActionError::Other(format!(
+                "maxmemory of {service} is left as it is: {why}"
+            )));
+        }
+    }
     client
         .config_set(name, value)
         .await
@@ -73,6 +81,21 @@ pub(super) async fn set_config(
     Ok(Outcome::new(format!(
         "{name} of {service} is {value}, until its next start"
     )))
+}
+
+/// Why a limit cannot be set without losing keys: a server whose policy evicts does so at once,
+/// thousands in a moment.
+fn would_evict(memory: &MemoryInfo, limit: &str) -> Option<String> {
+    let limit = limit.parse::<u64>().ok().filter(|l| *l > 0)?;
+    let used = memory.used.saturating_sub(memory.not_counted);
+    (memory.policy != "noeviction" && used > limit).then(|| {
+        format!(
+            "it uses {} by now, and with {} it would evict keys at once to get below {}; make room first, or keep the limit",
+            bytes(used),
+            memory.policy,
+            bytes(limit)
+        )
+    })
 }
 
 pub(super) async fn clear_patterns(
@@ -244,5 +267,29 @@ pub(super) async fn save(cx: &ActionContext<'_>, service: &str) -> Result<Outcom
             )));
         }
         tokio::time::sleep(POLL).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_is_not_lowered_where_keys_would_be_evicted() {
+        let memory = |policy: &str| MemoryInfo {
+            used: 150 << 20,
+            not_counted: 10 << 20,
+            policy: policy.into(),
+            ..MemoryInfo::default()
+        };
+        let limit = |mib: u64| (mib << 20).to_string();
+        for policy in ["allkeys-lru", "volatile-ttl"] {
+            assert!(would_evict(&memory(policy), &limit(100)).is_some());
+            // What is not counted does not have to go.
+            for fits in [limit(145), limit(200), limit(0)] {
+                assert_eq!(would_evict(&memory(policy), &fits), None);
+            }
+        }
+        assert_eq!(would_evict(&memory("noeviction"), &limit(100)), None);
     }
 }
