@@ -422,7 +422,15 @@ fn needs(rb: &Runbook, name: &str, other: &str) -> bool {
     rb.dependents(other).iter().any(|d| d.as_str() == name)
 }
 
-fn timeout(rb: &Runbook) -> u64 {
+fn timeout(rb: &Runbook, services: &[&str]) -> u64 {
+    let is_postgres = |name: &&str| {
+        rb.service(name)
+            .is_some_and(|s| matches!(s.kind, ServiceKind::Postgres(_)))
+    };
+    if services.iter().any(is_postgres) {
+        // It may have to replay its log first.
+        return rb.deadlines.step.as_secs();
+    }
     rb.deadlines.stop.as_secs() + 120
 }
 
@@ -452,7 +460,7 @@ fn start_together(names: &[&str], treatable: &[(&str, &ContainerFacts)], rb: &Ru
             services: services.clone(),
         }),
         undo: Undo::Action(Action::Workload(WorkloadAction::StopTogether { services })),
-        timeout_seconds: timeout(rb),
+        timeout_seconds: timeout(rb, names),
     }
 }
 
@@ -479,7 +487,7 @@ fn single(name: &str, facts: &ContainerFacts, rb: &Runbook) -> Step {
         risk,
         action: Action::Workload(action),
         undo: Undo::NotNeeded(undo.into()),
-        timeout_seconds: timeout(rb),
+        timeout_seconds: timeout(rb, &[name]),
     }
 }
 
@@ -569,6 +577,10 @@ mod tests {
         );
         assert!(plan.steps.iter().all(|s| matches!(s.undo, Undo::Action(_))));
         assert_eq!(plan.risk(), Risk::Reversible);
+        // A server may have to replay its log; an application has nothing of the kind to do.
+        let deadlines = &runbook().deadlines;
+        assert_eq!(plan.steps[0].timeout(), deadlines.step);
+        assert!(plan.steps[1].timeout() < deadlines.step);
     }
 
     #[test]

@@ -11,6 +11,8 @@ use crate::workload::Status;
 
 /// How often a starting server is asked.
 const POLL: Duration = Duration::from_millis(100);
+/// How long a start is waited for without a word.
+const TOLD_AFTER: Duration = Duration::from_secs(5);
 
 pub(super) async fn stop(cx: &ActionContext<'_>, service: &str) -> Result<Outcome, ActionError> {
     let server = cx.system.postgres(service).await?;
@@ -131,6 +133,7 @@ pub(super) async fn start(cx: &ActionContext<'_>, service: &str, wait: bool) -> 
         return Ok(Outcome::new(format!("{service} is started")));
     }
     let end = begun + cx.deadline;
+    let mut told = false;
     loop {
         let server = cx.system.postgres(service).await?;
         if matches!(
@@ -157,6 +160,14 @@ pub(super) async fn start(cx: &ActionContext<'_>, service: &str, wait: bool) -> 
             },
             Err(e) => e.to_string(),
         };
+        if !told && begun.elapsed() > TOLD_AFTER {
+            // A silent wait would be taken for a hang, and cut off in the middle of a replay.
+            cx.note(format!(
+                "waiting for {service}, up to {}: {last}",
+                seconds(cx.deadline)
+            ));
+            told = true;
+        }
         if tokio::time::Instant::now() >= end {
             return Err(ActionError::Other(format!(
                 "{service} runs and does not take connections after {}: {last}",

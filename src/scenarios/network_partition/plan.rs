@@ -110,6 +110,9 @@ fn reconnect(ev: &Evidence, rb: &Runbook, findings: &[Finding<'_>]) -> Vec<Step>
         if info.is_running() || !gone || is_finished_job(&service, info, &ev.containers, rb) {
             continue;
         }
+        let is_postgres = rb
+            .service(&service)
+            .is_some_and(|s| matches!(s.kind, ServiceKind::Postgres(_)));
         steps.push(Step {
             title: format!("Start {service}"),
             why: "it could not be started without its network".into(),
@@ -117,12 +120,15 @@ fn reconnect(ev: &Evidence, rb: &Runbook, findings: &[Finding<'_>]) -> Vec<Step>
             action: Action::Workload(WorkloadAction::Start {
                 service: service.clone(),
                 // The others come up side by side; the proof waits for all of them.
-                wait: rb
-                    .service(&service)
-                    .is_some_and(|s| matches!(s.kind, ServiceKind::Postgres(_))),
+                wait: is_postgres,
             }),
             undo: Undo::Action(Action::Workload(WorkloadAction::Stop { service })),
-            timeout_seconds: rb.deadlines.stop.as_secs() + 60,
+            timeout_seconds: if is_postgres {
+                // It may have to replay its log first.
+                rb.deadlines.step.as_secs()
+            } else {
+                rb.deadlines.stop.as_secs() + 60
+            },
         });
     }
     steps
