@@ -41,7 +41,7 @@ pub enum SpaceAction {
         enough: u64,
     },
     /// Lets a service come back that a full disk has stopped: a server that the engine starts
-    /// again and again is started anew, one that answers is left alone. Again: it runs.
+    /// again and again is started anew, one that runs is waited for. Again: it runs.
     #[serde(rename_all = "kebab-case")]
     Revive {
         /// Service.

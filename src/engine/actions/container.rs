@@ -17,7 +17,7 @@ use crate::workload::{ContainerInfo, Status};
 pub(super) const POLL: Duration = Duration::from_millis(100);
 /// How long a started container must stay up before it is believed: a crash loop's first
 /// starts come faster than that (seen: 0.5 to 2.0 s on engine 20.10).
-const STAYS_UP: Duration = Duration::from_millis(1500);
+pub(super) const STAYS_UP: Duration = Duration::from_millis(1500);
 
 fn is_postgres(cx: &ActionContext<'_>, service: &str) -> bool {
     cx.system

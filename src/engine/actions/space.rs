@@ -18,7 +18,7 @@ use crate::incident::StateDir;
 use crate::plan::SpaceAction;
 use crate::private_dir::private_directory;
 use crate::probe::disk;
-use crate::runbook::{Runbook, ServiceKind};
+use crate::runbook::Runbook;
 use crate::workload::Status;
 
 /// As zstd's own default: about as fast as a disk, and logs shrink to a twentieth.
@@ -351,35 +351,27 @@ fn same(
 }
 
 async fn revive(cx: &ActionContext<'_>, service: &str) -> Result<Outcome, ActionError> {
-    let is_postgres = cx
-        .system
-        .runbook
-        .service(service)
-        .is_some_and(|s| matches!(s.kind, ServiceKind::Postgres(_)));
-    let info = cx.system.container(service).await?;
-    // A start that has just succeeded by itself is not disturbed: the engine tries again and
-    // again, and its next attempt found room.
-    if is_postgres
-        && info.status == Status::Running
-        && let Ok(server) = cx.system.postgres(service).await
-        && let Ok(client) = server.connect().await
-        && client
-            .value("select pg_is_in_recovery()")
-            .await
-            .ok()
-            .flatten()
-            .as_deref()
-            == Some("f")
-    {
-        return Ok(Outcome::new(format!("{service} has come back by itself")));
+    let mut info = cx.system.container(service).await?;
+    if info.status == Status::Running && info.restart_count > 0 {
+        // It may have begun before there was room, and end once more.
+        tokio::time::sleep(container::STAYS_UP).await;
+        info = cx.system.container(service).await?;
     }
-    if matches!(info.status, Status::Restarting) || info.restart_count > 0 {
-        // Ends the pause that the engine makes between two attempts, a minute at last.
-        cx.system
-            .docker
-            .stop(&info.id, cx.system.runbook.deadlines.stop)
-            .await?;
+    if info.status != Status::Restarting {
+        let done = container::start(cx, service, true).await;
+        // One that runs is never stopped: it replays its log, serves, or holds what only it has.
+        if done.is_ok()
+            || info.status != Status::Running
+            || cx.system.container(service).await?.status != Status::Restarting
+        {
+            return done;
+        }
     }
+    // Ends the pause that the engine makes between two attempts, a minute at last.
+    cx.system
+        .docker
+        .stop(&info.id, cx.system.runbook.deadlines.stop)
+        .await?;
     container::start(cx, service, true).await
 }
 

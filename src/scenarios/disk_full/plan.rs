@@ -7,6 +7,8 @@ use crate::event::bytes;
 use crate::plan::{
     Action, DataLoss, Expectation, PLAN_FORMAT, Plan, RedisAction, Remedy, Risk, SpaceAction, Step, Undo,
 };
+use crate::postgres::sqlstate;
+use crate::probe::connection::Connection;
 use crate::probe::disk::{HERE, Place, Use};
 use crate::runbook::Runbook;
 use crate::scenarios::{PlanRequest, Refusal, Scenario, ladder};
@@ -237,6 +239,15 @@ fn free(ev: &Evidence, rb: &Runbook, shortage: &Shortage<'_>) -> Result<Vec<Step
     })
 }
 
+/// Whether a server serves nobody. One that refuses drctl alone serves others.
+fn is_away(connection: &Connection) -> bool {
+    match connection {
+        Connection::Open { .. } => false,
+        Connection::Closed { .. } | Connection::Silent => true,
+        Connection::Refused { sqlstate, .. } => sqlstate == sqlstate::CANNOT_CONNECT_NOW,
+    }
+}
+
 /// What follows once there is room: servers come back, and show that they can write.
 fn revive(
     ev: &Evidence,
@@ -246,6 +257,12 @@ fn revive(
     expect: &mut Vec<Expectation>,
 ) {
     let timeout_seconds = rb.deadlines.stop.as_secs() + 300;
+    let ended = |name: &str| {
+        ev.containers
+            .get(name)
+            .and_then(|c| c.found())
+            .is_some_and(|f| !f.info.is_running())
+    };
     let well = |name: &str| {
         ev.containers
             .get(name)
@@ -263,11 +280,14 @@ fn revive(
         timeout_seconds,
     };
     for (name, server) in ev.servers_on(shortage.disk) {
-        if !server.connection.is_open() {
-            steps.push(back(
-                name,
-                "it ended because its log could not grow; with room it replays it, and nothing is lost",
-            ));
+        if ended(name) || is_away(&server.connection) {
+            steps.push(Step {
+                timeout_seconds: rb.deadlines.step.as_secs(),
+                ..back(
+                    name,
+                    "it ended because its log could not grow; with room it replays it, and nothing is lost",
+                )
+            });
         }
         expect.push(Expectation::ServerAnswers {
             service: name.to_owned(),

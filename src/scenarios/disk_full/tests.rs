@@ -218,6 +218,24 @@ fn the_safest_goes_first_and_no_more_than_is_needed() {
 }
 
 #[test]
+fn a_server_that_refuses_drctl_alone_is_not_brought_back() {
+    for (sqlstate, comes_back) in [("57P03", true), ("28P01", false), ("53300", false)] {
+        let mut ev = evidence(0);
+        let server = ev.databases.get_mut("postgres").unwrap().as_mut().unwrap();
+        server.connection = Connection::Refused {
+            sqlstate: sqlstate.into(),
+            message: String::new(),
+        };
+        let plan = planned(&ev).unwrap();
+        let step = plan
+            .steps
+            .iter()
+            .find(|s| matches!(s.action, Action::Space(SpaceAction::Revive { .. })));
+        assert_eq!(step.is_some(), comes_back, "{sqlstate}: {:?}", plan.steps);
+    }
+}
+
+#[test]
 fn an_image_is_not_said_to_come_back() {
     let mut ev = evidence(0);
     ev.backups.old.clear();
