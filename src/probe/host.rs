@@ -37,6 +37,19 @@ pub struct Disk {
     pub free: u64,
 }
 
+impl Disk {
+    /// How full it is, in words.
+    #[must_use]
+    pub fn in_words(&self, how: &str) -> String {
+        format!(
+            "the disk that holds {} is {how}: {} MiB free of {}",
+            self.path,
+            self.free >> 20,
+            self.size >> 20
+        )
+    }
+}
+
 impl Host {
     /// What is exhausted, in words.
     #[must_use]
@@ -50,12 +63,7 @@ impl Host {
             ));
         }
         for disk in self.disks.iter().filter(|d| d.free < d.size / 50) {
-            words.push(format!(
-                "the disk that holds {} is full: {} MiB free of {}",
-                disk.path,
-                disk.free >> 20,
-                disk.size >> 20
-            ));
+            words.push(disk.in_words("nearly full"));
         }
         words
     }

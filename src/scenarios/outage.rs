@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::disk_full::recognise::ROOM;
 use super::service_crash::{is_finished_job, job_in_words};
 use super::{Certainty, DetectOptions, Diagnosis, LookAlike, PlanRequest, Refusal, Scenario, ladder};
 use crate::error::Result;
@@ -319,14 +320,16 @@ fn plan(ev: &Evidence, rb: &Runbook, request: &PlanRequest) -> Result<Plan, Refu
         .iter()
         .filter_map(|(name, facts)| Some((*name, (*facts)?)))
         .collect();
-    let full = ev.host.as_ref().map(Host::exhausted).unwrap_or_default();
+    // Not a share of the disk: two percent of a large one are plenty.
+    let mut disks = ev.host.iter().flat_map(|h| &h.disks);
+    let full = disks.find(|d| d.free < ROOM);
     let obstacle = if ev.engine.is_some() {
         Some("the engine does not answer".to_owned())
     } else if !missing.is_empty() {
         Some(format!("there is no container of {}", missing.join(", ")))
     } else {
         // A database that starts on a full disk ends again, and may be the worse for it.
-        full.into_iter().find(|w| w.contains("is full"))
+        full.map(|d| d.in_words("full"))
     };
     let mut otherwise = what_to_type(ev);
     if !missing.is_empty() {
@@ -653,6 +656,12 @@ mod tests {
             }],
         });
         assert!(plan(&ev, &runbook(), &request()).is_err());
+        // Little of a large disk is much: a remark.
+        let disk = &mut ev.host.as_mut().unwrap().disks[0];
+        (disk.size, disk.free) = (10 << 40, 190 << 30);
+        assert!(plan(&ev, &runbook(), &request()).is_ok());
+        let reasons = diagnose(&ev, &runbook()).reasons;
+        assert!(reasons.iter().any(|r| r.contains("nearly full")), "{reasons:?}");
     }
 
     #[test]
