@@ -9,7 +9,7 @@ use super::actions::{ActionError, Outcome};
 use super::interrupt::{Interrupts, Signal};
 use crate::event::{Event, SharedReporter};
 use crate::incident::{JournalError, Log, Progress, Record, Stage};
-use crate::plan::{Action, Plan, Risk, Step, Undo};
+use crate::plan::{Action, Plan, Risk, Step, Undo, WorkloadAction};
 
 /// What carries out actions. A trait so that the order of records and effects can be
 /// tested at every point where a run can be cut off.
@@ -20,6 +20,18 @@ pub trait Hands: Sync {
         action: &Action,
         deadline: Duration,
     ) -> impl Future<Output = Result<Outcome, ActionError>> + Send;
+
+    /// Those of `services` that run or, of `Which::Replaying`, replay their log.
+    fn running(&self, services: &[String], which: Which) -> impl Future<Output = Vec<String>> + Send;
+}
+
+/// What is asked of services before they are stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Which {
+    /// Any that runs.
+    Any,
+    /// A PostgreSQL server that takes no connections yet: stopped, its replay begins anew.
+    Replaying,
 }
 
 /// How long an action may outlive its own deadline before it is dropped.
@@ -169,7 +181,8 @@ impl<H: Hands, L: Log> Run<'_, H, L> {
     }
 
     /// Takes back every step that began, in reverse order, and stops at the first that
-    /// cannot be taken back: the earlier ones rest on it.
+    /// cannot be taken back: the earlier ones rest on it. Unless the operator said so, no
+    /// service is stopped that was down before and runs now.
     ///
     /// # Errors
     /// [`Stop`], never `Interrupted`: the first signal that comes now is the second.
@@ -191,40 +204,90 @@ impl<H: Hands, L: Log> Run<'_, H, L> {
                 Undo::Manual(what) => (format!("left to you: {what}"), Some(what.clone())),
                 Undo::Impossible(why) => (format!("stays: {why}"), Some(why.clone())),
                 Undo::Action(action) => {
+                    let (action, left) = self.unless_it_runs(number, action).await;
+                    let Some(action) = action else {
+                        let left = left.unwrap_or_default();
+                        self.finish_undo(number, left.clone(), Some(left))?;
+                        continue;
+                    };
                     self.reporter.event(&Event::UndoStarted {
                         step: number,
                         title: step.title.clone(),
                         how: action.summary(),
                     });
-                    match self.apply(action, step.timeout().max(SHORTEST_UNDO), seen).await {
+                    match self.apply(&action, step.timeout().max(SHORTEST_UNDO), seen).await {
                         Applied::Cut(which) => return Err(Stop::Now(which)),
-                        Applied::Done(Ok(outcome), _) => (outcome.text, None),
+                        Applied::Done(Ok(outcome), _) => (outcome.text, left),
                         Applied::Done(Err(Failed { cause, .. }), _) => {
-                            self.record(Record::UndoFailed {
-                                step: number,
-                                cause: cause.clone(),
-                            })?;
-                            self.reporter.event(&Event::UndoFailed {
-                                step: number,
-                                cause: cause.clone(),
-                            });
-                            return Err(Stop::Undo { step: number, cause });
+                            return self.undo_failed(number, cause);
                         }
                     }
                 }
             };
-            self.record(Record::UndoFinished {
-                step: number,
-                outcome: outcome.clone(),
-                left,
-            })?;
-            self.reporter.event(&Event::UndoFinished {
-                step: number,
-                outcome,
-            });
+            self.finish_undo(number, outcome, left)?;
         }
         self.record(Record::Undone {})?;
         Ok(())
+    }
+
+    fn finish_undo(
+        &mut self,
+        step: usize,
+        outcome: String,
+        left: Option<String>,
+    ) -> Result<(), JournalError> {
+        self.record(Record::UndoFinished {
+            step,
+            outcome: outcome.clone(),
+            left,
+        })?;
+        self.reporter.event(&Event::UndoFinished { step, outcome });
+        Ok(())
+    }
+
+    fn undo_failed(&mut self, step: usize, cause: String) -> Result<(), Stop> {
+        self.record(Record::UndoFailed {
+            step,
+            cause: cause.clone(),
+        })?;
+        self.reporter.event(&Event::UndoFailed {
+            step,
+            cause: cause.clone(),
+        });
+        Err(Stop::Undo { step, cause })
+    }
+
+    /// What of an undo is done when the operator has not asked for it, and what is left as it is.
+    async fn unless_it_runs(&self, number: usize, undo: &Action) -> (Option<Action>, Option<String>) {
+        let whole = (Some(undo.clone()), None);
+        if self.progress.undo_decided {
+            return whole;
+        }
+        let left = &self.progress.left;
+        let is_kept = left.iter().any(|(n, _)| !self.plan.only_started(*n).is_empty());
+        if is_kept && matches!(undo, Action::Network(_)) {
+            return (None, Some("it stays: what was left running needs it".into()));
+        }
+        let started = self.plan.only_started(number);
+        let which = if self.progress.failed.is_some() {
+            Which::Any
+        } else {
+            Which::Replaying
+        };
+        let running = self.hands.running(started, which).await;
+        if running.is_empty() {
+            return whole;
+        }
+        let rest: Vec<String> = started.iter().filter(|s| !running.contains(s)).cloned().collect();
+        let stop = |services| Action::Workload(WorkloadAction::StopTogether { services });
+        let why = match which {
+            Which::Any => "it was down before",
+            Which::Replaying => "stopped, it would replay its log from the beginning",
+        };
+        (
+            (!rest.is_empty()).then(|| stop(rest)),
+            Some(format!("{} left running: {why}", running.join(", "))),
+        )
     }
 
     fn interrupted(&mut self, which: Signal) -> Result<(), Stop> {

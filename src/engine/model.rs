@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use tokio::sync::watch;
 
 use super::actions::{ActionError, Outcome};
-use super::execute::{Hands, Run, Stop};
+use super::execute::{Hands, Run, Stop, Which};
 use super::interrupt::{Interrupts, Signal};
 use crate::event::{SharedReporter, Silent};
 use crate::incident::{JournalError, Log, Progress, Record, Stage, StateError};
@@ -34,6 +34,8 @@ struct World {
     /// A signal that comes during this action.
     signal: Mutex<Option<(String, watch::Sender<(u32, Signal)>)>>,
     order: Mutex<Vec<String>>,
+    /// Services that run, and whether they replay their log.
+    running: Mutex<BTreeMap<String, bool>>,
 }
 
 impl World {
@@ -44,6 +46,7 @@ impl World {
             fails: Mutex::new(BTreeMap::new()),
             signal: Mutex::new(None),
             order: Mutex::new(Vec::new()),
+            running: Mutex::new(BTreeMap::new()),
         }
     }
 
@@ -90,6 +93,12 @@ impl Hands for World {
         }
         self.parts.lock().unwrap()[index] = if verb == "do" { Part::New } else { Part::Old };
         Ok(Outcome::default())
+    }
+
+    async fn running(&self, services: &[String], which: Which) -> Vec<String> {
+        let running = self.running.lock().unwrap();
+        let is = |s: &&String| running.get(*s).is_some_and(|r| *r || which == Which::Any);
+        services.iter().filter(is).cloned().collect()
     }
 }
 
@@ -190,7 +199,7 @@ async fn process(
         reporter: &reporter,
         interrupts,
     };
-    if undo && run.progress.stage != Stage::Undone {
+    if undo && (run.progress.stage != Stage::Undone || !run.progress.left.is_empty()) {
         run.record(Record::UndoDecided {})?;
     }
     match run.progress.stage {
@@ -347,6 +356,60 @@ async fn the_first_signal_ends_in_the_old_state() {
         } else {
             assert!(matches!(stop, Err(Stop::Interrupted(_))), "{during}: {stop:?}");
             assert!(world.all(Part::Old), "{during}: {:?}", world.parts);
+        }
+    }
+}
+
+/// Steps that only start what was down.
+fn starts(steps: usize) -> Plan {
+    let mut plan = plan(steps);
+    for step in &mut plan.steps {
+        let Action::Workload(WorkloadAction::Stop { service }) = step.action.clone() else {
+            unreachable!()
+        };
+        step.action = Action::Workload(WorkloadAction::Start { service, wait: true });
+    }
+    plan
+}
+
+#[tokio::test]
+async fn what_was_down_and_runs_is_stopped_only_when_the_operator_says_so() {
+    let (plan, world, mut paper) = (starts(3), World::new(3), Paper::default());
+    world.fails.lock().unwrap().insert("do-2".into(), 1);
+    world.running.lock().unwrap().insert("undo-1".into(), false);
+    let stop = process(&plan, &world, &mut paper, false, Interrupts::none()).await;
+    assert!(matches!(stop, Err(Stop::Step { step: 2, .. })), "{stop:?}");
+    let order = || world.order.lock().unwrap().clone();
+    // The one that does not run is taken back.
+    assert_eq!(order(), ["do-1", "do-2", "undo-2"]);
+    let progress = fold(&paper.records, 3);
+    assert_eq!((progress.stage, progress.left.len()), (Stage::Undone, 1));
+    process(&plan, &world, &mut paper, true, Interrupts::none())
+        .await
+        .unwrap();
+    assert_eq!(order().last().map(String::as_str), Some("undo-1"));
+    assert!(world.all(Part::Old), "{:?}", world.parts);
+    assert!(fold(&paper.records, 3).left.is_empty());
+}
+
+#[tokio::test]
+async fn a_server_that_replays_its_log_is_not_stopped_by_a_signal() {
+    for (plan, replays) in [(starts(1), true), (starts(1), false), (plan(1), true)] {
+        let (world, mut paper) = (World::new(1), Paper::default());
+        world.running.lock().unwrap().insert("undo-1".into(), replays);
+        let (tx, rx) = watch::channel((0, Signal::Interrupt));
+        *world.signal.lock().unwrap() = Some(("do-1".into(), tx));
+        world.fails.lock().unwrap().insert("do-1".into(), 1);
+        let only_starts = !plan.only_started(1).is_empty();
+        // It fails after the signal, or the signal comes first: both turn back.
+        let stop = process(&plan, &world, &mut paper, false, Interrupts::from_channel(rx)).await;
+        let progress = fold(&paper.records, 1);
+        let stopped = world.order.lock().unwrap().iter().any(|o| o == "undo-1");
+        if replays {
+            // The files under it need a stop first.
+            assert_eq!(stopped, !only_starts, "{stop:?}");
+        } else {
+            assert_eq!(stopped, progress.failed.is_none(), "{stop:?}");
         }
     }
 }

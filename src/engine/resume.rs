@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::actions::{self, ActionContext, ActionError, Checked, Outcome};
-use super::execute::{Hands, Run, Stop};
+use super::execute::{Hands, Run, Stop, Which};
 use super::interrupt::Interrupts;
 use super::{acknowledged, verify};
 use crate::error::{Error, Kind, Result};
@@ -53,6 +53,10 @@ impl Hands for Live<'_> {
         let outcome = actions::apply(&context, action).await?;
         self.facts().extend(outcome.facts.clone());
         Ok(outcome)
+    }
+
+    async fn running(&self, services: &[String], which: Which) -> Vec<String> {
+        actions::running(self.system, services, which).await
     }
 }
 
@@ -201,7 +205,11 @@ fn explain(incident: &Incident, first: Option<&Stop>, second: Option<&Stop>) -> 
             Kind::FailedChanged
         }
         (_, None | Some(Stop::Interrupted(_))) if !incident.progress.left.is_empty() => {
-            message.push_str("; the other steps were taken back, this stays:");
+            message.push_str(if incident.progress.undone.len() > incident.progress.left.len() {
+                "; the other steps were taken back, this stays:"
+            } else {
+                "; nothing was taken back, this stays:"
+            });
             causes.extend(
                 incident
                     .progress
@@ -223,6 +231,13 @@ fn explain(incident: &Incident, first: Option<&Stop>, second: Option<&Stop>) -> 
     let mut error = Error::new(kind, message);
     error.causes = causes;
     if kind == Kind::FailedChanged {
+        if incident.left_by_choice() {
+            error = error
+                .next("drctl diagnose    # what is still wrong, and what helps")
+                .next(format!(
+                    "drctl incident undo {id}    # stop what was left running, too"
+                ));
+        }
         for verb in incident.progress.choices() {
             error = error.next(format!("drctl incident {verb} {id}"));
         }

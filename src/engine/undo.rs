@@ -24,7 +24,9 @@ pub fn cannot_undo(incident: &Incident, later: &[Incident]) -> Option<Error> {
                 "incident {id} is closed: what it kept is gone, nothing can bring it back"
             ));
         }
-        Stage::Undone => return refused(format!("incident {id} is already taken back")),
+        Stage::Undone if !incident.left_by_choice() => {
+            return refused(format!("incident {id} is already taken back"));
+        }
         _ => {}
     }
     // A later recovery of the same service stands on what this one brought into service.
@@ -33,7 +35,8 @@ pub fn cannot_undo(incident: &Incident, later: &[Incident]) -> Option<Error> {
             && l.plan.deployment == incident.plan.deployment
             && l.id() != id
             && l.opened_at() > incident.opened_at()
-            && !matches!(l.progress.stage, Stage::Undone | Stage::Fresh)
+            && (l.progress.stage != Stage::Undone || l.left_by_choice())
+            && l.progress.stage != Stage::Fresh
     });
     above.and_then(|l| {
         refused(format!("incident {} came later and stands on this one", l.id()))

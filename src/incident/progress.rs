@@ -89,8 +89,10 @@ pub struct Progress {
     pub failed: Option<(usize, String)>,
     /// The step that could not be taken back at the last attempt, and why.
     pub undo_failed: Option<(usize, String)>,
-    /// What drctl could not take back.
+    /// What drctl could not take back, or did not by itself.
     pub left: Vec<(usize, String)>,
+    /// The operator said that it is to be taken back.
+    pub undo_decided: bool,
     /// The incident before this one, whose remedy did not hold.
     pub follows: Option<String>,
     /// When drctl was started.
@@ -149,7 +151,14 @@ impl Progress {
             Record::Interrupted { .. } if matches!(self.stage, Stage::Fresh | Stage::Executing) => {
                 self.stage = Stage::Undoing;
             }
-            Record::UndoDecided {} => self.stage = Stage::Undoing,
+            Record::UndoDecided {} => {
+                self.stage = Stage::Undoing;
+                self.undo_decided = true;
+                // What was left as it is, is looked at once more.
+                for (step, _) in self.left.drain(..) {
+                    self.undone.remove(&step);
+                }
+            }
             Record::UndoStarted { .. } => self.undo_failed = None,
             Record::UndoFinished { step, left, .. } => {
                 self.undone.insert(*step);
@@ -295,7 +304,7 @@ mod tests {
                 vec![2, 1],
             ),
             (
-                vec![start(1), finish(1), start(2), finish(2), signal],
+                vec![start(1), finish(1), start(2), finish(2), signal.clone()],
                 Stage::Executed,
                 None,
                 vec![2, 1],
@@ -318,6 +327,23 @@ mod tests {
                 Stage::Undoing,
                 None,
                 vec![2, 1],
+            ),
+            // What was left running by itself is stopped when the operator says so.
+            (
+                vec![
+                    start(1),
+                    signal,
+                    Record::UndoFinished {
+                        step: 1,
+                        outcome: String::new(),
+                        left: Some("it runs".into()),
+                    },
+                    Record::Undone {},
+                    Record::UndoDecided {},
+                ],
+                Stage::Undoing,
+                Some(1),
+                vec![1],
             ),
             (
                 vec![Record::UndoDecided {}, Record::Undone {}],

@@ -179,9 +179,11 @@ impl Report {
 fn next(incident: &Incident) -> Vec<String> {
     let plan = &incident.plan;
     let can_undo = plan.steps.iter().any(|s| matches!(s.undo, Undo::Action(_)));
-    incident
-        .progress
-        .choices()
+    let mut choices = incident.progress.choices().to_vec();
+    if incident.progress.stage == Stage::Undone && incident.left_by_choice() {
+        choices.push("undo");
+    }
+    choices
         .iter()
         // A rebuilt index keeps nothing that could be brought back.
         .filter(|verb| **verb != "undo" || can_undo)
@@ -190,6 +192,7 @@ fn next(incident: &Incident) -> Vec<String> {
                 ("close", Stage::Verified(_)) if plan.discard.is_empty() => "nothing is kept: close it",
                 ("close", Stage::Verified(_)) => "let go of the old data",
                 ("close", _) => "clear away what is left of it",
+                ("undo", Stage::Undone) => "stop what was left running, too",
                 ("undo", _) if plan.discard.is_empty() => "take it back",
                 ("undo", _) => "bring the old data back",
                 (_, Stage::Undoing) => "go on taking it back",
@@ -225,7 +228,9 @@ fn steps(incident: &Incident) -> Vec<StepResult> {
                     _ => {}
                 }
             }
-            let state = if progress.undone.contains(&number) {
+            let state = if progress.left.iter().any(|(step, _)| *step == number) {
+                "stays"
+            } else if progress.undone.contains(&number) {
                 "taken back"
             } else if progress.finished.contains(&number) {
                 "done"

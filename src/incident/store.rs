@@ -82,6 +82,16 @@ pub struct Incident {
 }
 
 impl Incident {
+    /// Whether something was left as it is that drctl can take back when it is told to.
+    #[must_use]
+    pub fn left_by_choice(&self) -> bool {
+        let has_undo = |number: usize| {
+            let step = self.plan.steps.get(number.wrapping_sub(1));
+            step.is_some_and(|s| matches!(s.undo, crate::plan::Undo::Action(_)))
+        };
+        self.progress.left.iter().any(|(number, _)| has_undo(*number))
+    }
+
     /// Makes the directory of a new incident. Its identity is the plan's run.
     ///
     /// # Errors

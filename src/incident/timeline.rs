@@ -81,6 +81,11 @@ pub fn timeline(entries: &[Entry], plan: &Plan) -> Vec<Moment> {
                 }
                 _ => format!("taking back {} begins", title(*step)),
             },
+            Record::UndoFinished {
+                step,
+                outcome,
+                left: Some(_),
+            } => format!("{} stays: {outcome}", title(*step)),
             Record::UndoFinished { step, outcome, .. } => {
                 format!("{} is taken back: {outcome}", title(*step))
             }

@@ -298,8 +298,8 @@ pub enum WorkloadAction {
         /// Whether to wait until it answers.
         wait: bool,
     },
-    /// Starts services that do not need each other, at once, and waits until each answers.
-    /// Again: they run.
+    /// Starts services that do not need each other, at once, and waits until each answers. An
+    /// application that does not come up is left to the proof. Again: they run.
     #[serde(rename_all = "kebab-case")]
     StartTogether {
         /// Services.
@@ -327,6 +327,16 @@ pub enum WorkloadAction {
 }
 
 impl Action {
+    /// The services that it only stops.
+    #[must_use]
+    pub fn stops(&self) -> &[String] {
+        match self {
+            Self::Workload(WorkloadAction::Stop { service }) => std::slice::from_ref(service),
+            Self::Workload(WorkloadAction::StopTogether { services }) => services,
+            _ => &[],
+        }
+    }
+
     /// What it does, in words, for an undo line.
     #[must_use]
     pub fn summary(&self) -> String {

@@ -238,6 +238,31 @@ impl Step {
     }
 }
 
+impl Plan {
+    /// The services that a step only starts, and that its undo stops: nothing before it has
+    /// stopped them or touched their files, so no other undo needs them stopped.
+    #[must_use]
+    pub fn only_started(&self, number: usize) -> &[String] {
+        use WorkloadAction as W;
+        let index = number.wrapping_sub(1);
+        let Some(step) = self.steps.get(index) else {
+            return &[];
+        };
+        let starts = matches!(
+            step.action,
+            Action::Workload(W::Start { .. } | W::StartTogether { .. })
+        );
+        let harmless = |s: &Step| match &s.action {
+            Action::Workload(action) => !matches!(action, W::Stop { .. } | W::StopTogether { .. }),
+            action => matches!(action, Action::Network(_) | Action::Container(_)),
+        };
+        match &step.undo {
+            Undo::Action(undo) if starts && self.steps.iter().take(index).all(harmless) => undo.stops(),
+            _ => &[],
+        }
+    }
+}
+
 /// One thing that must be true afterwards.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -162,7 +162,7 @@ pub async fn undo(cx: &Recover<'_>, incident: Incident) -> Result<Report> {
     let id = c.incident.id().to_owned();
     let question = format!(
         "Take back {} steps of incident {id}? What was written since stays in what is taken out of service.",
-        c.incident.progress.to_undo().len()
+        c.incident.progress.to_undo().len() + c.incident.progress.left.len()
     );
     let how = agree(cx, &c.incident, &question).await?;
     let interrupts = listen()?;

@@ -354,6 +354,7 @@ pub fn unproven(id: &str, verdict: Verdict) -> Error {
         error
     };
     error
+        .next("drctl diagnose    # what is still wrong, and what helps")
         .next(format!("drctl incident resume {id}    # verify again"))
         .next(format!("drctl incident undo {id}    # bring the old data back"))
 }

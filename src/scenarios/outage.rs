@@ -214,8 +214,8 @@ fn down<'a>(ev: &'a Evidence, rb: &'a Runbook) -> Vec<(&'a str, Option<&'a Conta
         .collect()
 }
 
-/// Jobs that have done their work: they are not started again, which would do it twice, and a
-/// start that "does not stay up" would take back all the others.
+/// Jobs that have done their work: they are not started again, which would do it twice, and the
+/// proof would find them down.
 fn finished<'a>(ev: &'a Evidence, rb: &Runbook) -> BTreeMap<&'a str, &'a ContainerInfo> {
     ev.containers
         .iter()

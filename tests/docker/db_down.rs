@@ -257,11 +257,11 @@ fn no_start_beside_a_second_server_and_none_on_an_empty_directory() {
         4,
         &["another container holds its data", &rival.0, "docker stop"],
     );
-    // Where the diagnosis does not ask, the step does.
+    // Where the diagnosis does not ask, the step does. Redis, which came up beside it, stays up.
     refused_with(
         &stack,
         &["recover", "outage"],
-        8,
+        9,
         &["runs on the data of postgres", &rival.0, "it is not started"],
     );
     drop(rival);
@@ -299,7 +299,7 @@ fn no_start_beside_a_second_server_and_none_on_an_empty_directory() {
     refused_with(
         &stack,
         &["recover", "outage"],
-        8,
+        9,
         &["is empty", "it is not started", "findmnt -T"],
     );
     assert_eq!(stack.beside_the_server("ls -A \"$PGDATA\""), ".elsewhere");
@@ -367,13 +367,16 @@ fn rules_that_are_gone_and_a_recovery_that_is_paused_are_left_to_people() {
     stop_all(&stack);
     let began = Instant::now();
     let out = stack.agreed(&["recover", "outage"]);
-    assert_eq!(out.code, Some(8), "{}", out.stdout);
+    assert_eq!(out.code, Some(9), "{}", out.stdout);
     assert!(
         out.stdout.contains("recovery of postgres is paused"),
         "{}",
         out.stdout
     );
     assert!(began.elapsed() < Duration::from_secs(120));
+    // It runs and waits for a decision; nobody asked for a stop.
+    assert_eq!(stack.inspect("postgres", "{{.State.Status}}"), "running");
+    assert_eq!(stack.psql(state).unwrap().trim(), "paused");
 }
 
 /// How the server is: the configuration is as the fault made it and nobody is served, or a line of it is a comment

@@ -50,6 +50,46 @@ fn everything_is_started_again_in_order_and_can_be_stopped_again() {
     stack.wait_healthy();
 }
 
+/// One that does not come up takes nobody down again.
+#[test]
+fn what_came_up_stays_up_when_one_service_does_not() {
+    let Some(stack) = Stack::up("outageone") else {
+        return;
+    };
+    for service in SERVICES {
+        crate::stack::docker(&["stop", "-t", "20", &stack.container(service)]).ok();
+    }
+    let bad = stack.container("api2");
+    let over = std::sync::atomic::AtomicBool::new(false);
+    let out = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(std::sync::atomic::Ordering::Relaxed) {
+                crate::stack::docker(&["kill", &bad]);
+                std::thread::sleep(std::time::Duration::from_millis(200));
+            }
+        });
+        let out = stack.agreed(&["recover", "outage"]);
+        over.store(true, std::sync::atomic::Ordering::Relaxed);
+        out
+    });
+    assert_eq!(out.code, Some(10), "{}{}", out.stdout, out.stderr);
+    for words in ["api2 does not stay up", "drctl diagnose", "drctl incident undo"] {
+        assert!(
+            out.stdout.contains(words),
+            "{words:?} is not in {}{}",
+            out.stdout,
+            out.stderr
+        );
+    }
+    let up = |stack: &Stack| states(stack).iter().filter(|s| s.contains(" running ")).count();
+    assert_eq!(up(&stack), SERVICES.len() - 1, "{:?}", states(&stack));
+    // The operator may still say so.
+    stack.agreed(&["incident", "undo"]).ok();
+    assert_eq!(up(&stack), 0, "{:?}", states(&stack));
+    stack.agreed(&["recover", "outage"]).ok();
+    stack.wait_healthy();
+}
+
 #[test]
 fn one_service_is_no_outage() {
     let Some(stack) = Stack::up("nooutage") else {

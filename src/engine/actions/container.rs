@@ -7,10 +7,12 @@ use futures_util::future::join_all;
 use jiff::Timestamp;
 use tokio::time::Instant;
 
+use super::super::execute::Which;
 use super::{ActionContext, ActionError, Outcome, redis_files, server};
 use crate::event::seconds;
 use crate::probe::containers::{ContainerState, one};
 use crate::runbook::ServiceKind;
+use crate::system::System;
 use crate::workload::{ContainerInfo, Status};
 
 /// How often a starting container is looked at.
@@ -79,34 +81,81 @@ pub(super) async fn start_together(
     services: &[String],
 ) -> Result<Outcome, ActionError> {
     let begun = Instant::now();
-    together(
-        services,
-        join_all(services.iter().map(|s| start(cx, s, true))).await,
-    )?;
-    Ok(Outcome::new(format!("up: {}", services.join(", ")))
-        .fact("start-seconds", begun.elapsed().as_secs_f64()))
+    let ended = join_all(services.iter().map(|s| start(cx, s, true))).await;
+    let (up, failed) = apart(services, ended);
+    let is_store = |name: &str| {
+        cx.system
+            .runbook
+            .service(name)
+            .is_some_and(|s| matches!(s.kind, ServiceKind::Postgres(_) | ServiceKind::Redis(_)))
+    };
+    if !may_go_on(&up, &failed, is_store) {
+        return Err(ActionError::Other(in_words(&failed)));
+    }
+    if failed.is_empty() {
+        return Ok(Outcome::new(format!("up: {}", up.join(", ")))
+            .fact("start-seconds", begun.elapsed().as_secs_f64()));
+    }
+    // The proof finds them down: that is where the recovery fails, with all the others up.
+    cx.warn(format!("not up: {}", in_words(&failed)));
+    Ok(
+        Outcome::new(format!("up: {}; not up: {}", up.join(", "), in_words(&failed)))
+            .fact("start-seconds", begun.elapsed().as_secs_f64()),
+    )
+}
+
+/// Whether what comes next is started although `failed` did not come up. One application out of
+/// several keeps nobody else down; what stores data is waited for by all the others.
+fn may_go_on(up: &[&str], failed: &[(&str, String)], is_store: impl Fn(&str) -> bool) -> bool {
+    failed.is_empty() || (!up.is_empty() && !failed.iter().any(|(name, _)| is_store(name)))
 }
 
 pub(super) async fn stop_together(
     cx: &ActionContext<'_>,
     services: &[String],
 ) -> Result<Outcome, ActionError> {
-    together(services, join_all(services.iter().map(|s| stop(cx, s))).await)?;
+    let ended = join_all(services.iter().map(|s| stop(cx, s))).await;
+    let (_, failed) = apart(services, ended);
+    if !failed.is_empty() {
+        return Err(ActionError::Other(in_words(&failed)));
+    }
     Ok(Outcome::new(format!("stopped: {}", services.join(", "))))
 }
 
-/// Every failure is told, not only the first.
-fn together(services: &[String], ended: Vec<Result<Outcome, ActionError>>) -> Result<(), ActionError> {
-    let failed: Vec<String> = services
-        .iter()
-        .zip(ended)
-        .filter_map(|(service, ended)| Some(format!("{service}: {}", ended.err()?)))
-        .collect();
-    if failed.is_empty() {
-        Ok(())
-    } else {
-        Err(ActionError::Other(failed.join("; ")))
+/// Those of whom it ended well, and the others with why.
+fn apart(services: &[String], ended: Vec<Result<Outcome, ActionError>>) -> (Vec<&str>, Vec<(&str, String)>) {
+    let (mut well, mut failed) = (Vec::new(), Vec::new());
+    for (service, ended) in services.iter().map(String::as_str).zip(ended) {
+        match ended {
+            Ok(_) => well.push(service),
+            Err(e) => failed.push((service, e.to_string())),
+        }
     }
+    (well, failed)
+}
+
+/// Every failure is told, not only the first.
+fn in_words(failed: &[(&str, String)]) -> String {
+    let each: Vec<String> = failed
+        .iter()
+        .map(|(name, why)| format!("{name}: {why}"))
+        .collect();
+    each.join("; ")
+}
+
+/// Those of `services` that run or, of [`Which::Replaying`], replay their log.
+pub async fn running(system: &System, services: &[String], which: Which) -> Vec<String> {
+    let each = services.iter().map(async |service| {
+        let is = match which {
+            Which::Any => system
+                .container(service)
+                .await
+                .is_ok_and(|c| c.status == Status::Running),
+            Which::Replaying => server::replays(system, service).await,
+        };
+        is.then(|| service.clone())
+    });
+    join_all(each).await.into_iter().flatten().collect()
 }
 
 pub(super) async fn thaw(cx: &ActionContext<'_>, service: &str) -> Result<Outcome, ActionError> {
@@ -234,6 +283,33 @@ mod tests {
             assert_eq!(up.seen(start, at(0)), Duration::ZERO);
             assert!(up.seen(start, at(1400)) < STAYS_UP);
             assert!(up.seen(start, at(1500)) >= STAYS_UP, "{clock}");
+        }
+    }
+
+    #[test]
+    fn one_application_keeps_nobody_else_down_and_a_data_store_does() {
+        let ended = |bad: &'static str, all: &[String]| {
+            let each = all.iter().map(|s| {
+                if s == bad {
+                    Err(ActionError::Other("exit code 1: no such file".into()))
+                } else {
+                    Ok(Outcome::default())
+                }
+            });
+            each.collect::<Vec<_>>()
+        };
+        let is_store = |name: &str| matches!(name, "postgres" | "redis");
+        for (all, bad, goes_on) in [
+            (&["api1", "api2"][..], "", true),
+            (&["api1", "api2"], "api2", true),
+            (&["postgres", "redis"], "redis", false),
+            (&["nginx"], "nginx", false),
+        ] {
+            let all: Vec<String> = all.iter().map(ToString::to_string).collect();
+            let (up, failed) = apart(&all, ended(bad, &all));
+            assert_eq!(may_go_on(&up, &failed, is_store), goes_on, "{all:?}, {bad}");
+            assert_eq!(failed.len(), usize::from(!bad.is_empty()));
+            assert!(bad.is_empty() || in_words(&failed) == format!("{bad}: exit code 1: no such file"));
         }
     }
 

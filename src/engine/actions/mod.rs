@@ -20,6 +20,8 @@ mod space;
 mod sql;
 mod swap;
 
+pub use container::running;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;

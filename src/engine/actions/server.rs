@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use super::{ActionContext, ActionError, Outcome, pg};
 use crate::event::seconds;
-use crate::postgres::{Client, PgError, quote_literal};
+use crate::postgres::{Client, PgError, quote_literal, sqlstate};
 use crate::probe::connection::replay_paused;
-use crate::system::PostgresServer;
+use crate::system::{PostgresServer, System};
 use crate::workload::Status;
 
 /// How often a starting server is asked.
@@ -175,6 +175,16 @@ pub(super) async fn start(cx: &ActionContext<'_>, service: &str, wait: bool) -> 
             )));
         }
         tokio::time::sleep(POLL).await;
+    }
+}
+
+/// Whether it runs and takes no connections yet, or no longer. Where that cannot be asked, no:
+/// nor of one that the engine starts again and again, which begins anew by itself.
+pub(super) async fn replays(system: &System, service: &str) -> bool {
+    match system.postgres(service).await {
+        Ok(server) if server.container.restart_count > 0 => false,
+        Ok(server) => matches!(server.connect().await, Err(e) if e.is(sqlstate::CANNOT_CONNECT_NOW)),
+        Err(_) => false,
     }
 }
 
