@@ -269,6 +269,13 @@ impl ContainerInfo {
         self.status == Status::Running
     }
 
+    /// True when it was created to have no place of its own in any network: it uses the host's,
+    /// none, or another container's, and the engine refuses to connect it.
+    #[must_use]
+    pub fn has_no_own_network(&self) -> bool {
+        ["host", "none"].contains(&self.network_mode.as_str()) || self.network_mode.starts_with("container:")
+    }
+
     /// Processors that it may use; `None` without a limit.
     #[must_use]
     pub fn cpu_limit(&self) -> Option<f64> {

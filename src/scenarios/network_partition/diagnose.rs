@@ -80,9 +80,20 @@ fn facts<'a>(ev: &'a Evidence, service: &str) -> Option<&'a ContainerFacts> {
     ev.containers.get(service)?.found()
 }
 
+/// Whether an end of a dependency is in no network by design: what a name resolves to there says
+/// nothing of the deployment's networks.
+pub(super) fn is_outside(ev: &Evidence, from: &str, to: &str) -> bool {
+    [from, to]
+        .iter()
+        .any(|s| facts(ev, s).is_some_and(|f| f.info.has_no_own_network()))
+}
+
 /// Networks in which a service should be: the one that it was created in, and those that
 /// join it with what it needs.
 fn wanted<'a>(ev: &'a Evidence, rb: &Runbook, service: &str, info: &'a ContainerInfo) -> BTreeSet<&'a str> {
+    if info.has_no_own_network() {
+        return BTreeSet::new();
+    }
     let mut all: BTreeSet<&str> = info.attachments.keys().map(String::as_str).collect();
     all.extend(home(info));
     let needed = rb.service(service).into_iter().flat_map(|s| &s.depends_on);
@@ -115,7 +126,7 @@ fn wanted<'a>(ev: &'a Evidence, rb: &Runbook, service: &str, info: &'a Container
 /// The network that a container was created in, if it is one of the deployment's own.
 fn home(info: &ContainerInfo) -> Option<&str> {
     let mode = info.network_mode.as_str();
-    (!BUILT_IN.contains(&mode) && !mode.starts_with("container:")).then_some(mode)
+    (!BUILT_IN.contains(&mode) && !info.has_no_own_network()).then_some(mode)
 }
 
 /// Everything that is missing, whether it hurts or not.
@@ -177,6 +188,7 @@ fn hurts(ev: &Evidence, f: &Finding<'_>) -> bool {
         .reach
         .edges
         .iter()
+        .filter(|e| !is_outside(ev, &e.from, &e.to))
         .filter(|e| e.to == f.service || (e.from == f.service && !matches!(f.lack, Lack::Names(_))));
     match f.lack {
         // It cannot be started before there is a network, whatever ended it.
@@ -417,6 +429,11 @@ fn look_alike(ev: &Evidence, rb: &Runbook, bad: &[&Edge]) -> Option<LookAlike> {
             next: vec![format!("drctl diagnose {name}"), format!("drctl recover {name}")],
         });
     }
+    let bad: Vec<&Edge> = bad
+        .iter()
+        .copied()
+        .filter(|e| !is_outside(ev, &e.from, &e.to))
+        .collect();
     if let Some(edge) = bad.iter().find(|e| e.answer == Answer::Refused) {
         let name = scenario_of(rb, &edge.to);
         return Some(LookAlike {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::diagnose::{Finding, Lack, diagnose, findings, restartable_ports};
+use super::diagnose::{Finding, Lack, diagnose, findings, is_outside, restartable_ports};
 use super::{Evidence, NetworkPartition};
 use crate::plan::{
     Action, DataLoss, Expectation, NetworkAction, PLAN_FORMAT, Plan, Remedy, Risk, Step, Undo, WorkloadAction,
@@ -51,6 +51,7 @@ pub(super) fn plan(ev: &Evidence, rb: &Runbook, request: &PlanRequest) -> Result
                 .iter()
                 .map(move |to| (from.to_string(), to.to_string()))
         })
+        .filter(|(from, to)| !is_outside(ev, from, to))
         .collect();
     Ok(Plan {
         format: PLAN_FORMAT,

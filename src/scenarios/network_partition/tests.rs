@@ -215,6 +215,34 @@ fn each_failure_is_told_from_the_others_and_from_what_only_looks_so() {
     }
 }
 
+/// It was created so, and the engine would refuse to connect it.
+#[test]
+fn what_uses_the_network_of_the_host_or_of_another_container_lacks_none() {
+    for mode in ["host", "none", "container:abc"] {
+        let mut ev = healthy();
+        let api = info(&mut ev, "api1");
+        api.network_mode = mode.into();
+        api.attachments.clear();
+        if !mode.starts_with("container:") {
+            api.attachments.insert(mode.into(), Attachment::default());
+        }
+        for edge in &mut ev.reach.edges {
+            if edge.from == "api1" || edge.to == "api1" {
+                edge.answer = Answer::Unresolved;
+            }
+        }
+        let d = NetworkPartition::diagnose(&ev, &runbook());
+        assert_eq!(d.certainty, Certainty::Absent, "{mode}: {d:?}");
+        assert_eq!(d.look_alike, None, "{mode}");
+        // Another's failure is still found, and its proof does not ask for that one's names.
+        info(&mut ev, "postgres").attachments.clear();
+        let plan = ask(&ev).unwrap();
+        assert_eq!(plan.steps.len(), 1, "{mode}: {:?}", plan.steps);
+        let asks = |e: &crate::plan::Expectation| matches!(e, crate::plan::Expectation::Reaches { edges } if edges.iter().any(|(from, to)| from == "api1" || to == "api1"));
+        assert!(!plan.expect.iter().any(asks), "{mode}");
+    }
+}
+
 /// It listens, the engine says that it publishes, and the host refuses.
 fn closed_port(service: &str) -> Evidence {
     let mut ev = healthy();

@@ -167,9 +167,7 @@ fn unloadable(server: &Server, facts: &ContainerFacts) -> Option<Trouble> {
 
 /// Nobody reaches it, and nothing is wrong with it: it has lost its networks.
 fn is_in_no_network(info: &ContainerInfo) -> bool {
-    let shares =
-        ["host", "none"].contains(&info.network_mode.as_str()) || info.network_mode.starts_with("container:");
-    info.attachments.is_empty() && info.networks.is_empty() && !shares
+    info.attachments.is_empty() && info.networks.is_empty() && !info.has_no_own_network()
 }
 
 /// With an append-only file Redis never looks at a snapshot (redis 7.0, `loadDataFromDisk`):
