@@ -137,7 +137,8 @@ pub struct Publication {
     pub address: String,
     /// The engine says that it is published.
     pub published: bool,
-    /// A connection from the host succeeds; `None` when the engine is not on this host.
+    /// A connection from the host succeeds; `None` when the engine is not on this host, or the
+    /// number of the port is not known.
     pub host_answers: Option<bool>,
     /// Something listens on it inside; `None` when that could not be seen.
     pub listens: Option<bool>,
@@ -238,12 +239,15 @@ async fn publication(
     wanted: &str,
     listening: &BTreeMap<&str, BTreeSet<u16>>,
 ) -> Publication {
-    let host_answers = if system.docker.is_local() && port.ends_with("/tcp") {
-        let limit = system.runbook.deadlines.probe;
-        let attempt = tokio::time::timeout(limit, tokio::net::TcpStream::connect(wanted)).await;
-        Some(matches!(attempt, Ok(Ok(_))))
-    } else {
-        None
+    let at = host_address(info.published.get(port).map(String::as_str), wanted)
+        .filter(|_| system.docker.is_local() && port.ends_with("/tcp"));
+    let host_answers = match at {
+        Some(at) => {
+            let limit = system.runbook.deadlines.probe;
+            let attempt = tokio::time::timeout(limit, tokio::net::TcpStream::connect(at)).await;
+            Some(matches!(attempt, Ok(Ok(_))))
+        }
+        None => None,
     };
     let number = port.split('/').next().and_then(|p| p.parse().ok());
     Publication {
@@ -257,6 +261,18 @@ async fn publication(
             .zip(number)
             .map(|(all, n): (_, u16)| all.contains(&n)),
     }
+}
+
+/// Where a port of the host is to be asked: what the engine publishes, else what was asked for.
+/// The latter may leave the number to the engine (none, 0, a range): nobody knows it then.
+fn host_address<'a>(published: Option<&'a str>, wanted: &'a str) -> Option<&'a str> {
+    let has_number = |address: &&str| {
+        let number = address.rsplit_once(':').and_then(|(_, n)| n.parse::<u16>().ok());
+        number.is_some_and(|n| n != 0)
+    };
+    published
+        .filter(has_number)
+        .or_else(|| Some(wanted).filter(has_number))
 }
 
 fn half_a_probe(system: &System) -> Duration {
@@ -424,6 +440,19 @@ mod tests {
              0: 00000000000000000000000000000000:0050 00000000000000000000000000000000:0000 0A 0:0\n\
              1: 00000000000000000000000001000000:0051 00000000000000000000000000000000:0000 0A 0:0\n";
         assert_eq!(listening_ports(text), BTreeSet::from([8000, 80]));
+    }
+
+    #[test]
+    fn a_port_whose_number_the_engine_chose_is_asked_where_it_is() {
+        for wanted in ["127.0.0.1:", "127.0.0.1:0", "127.0.0.1:8000-8010"] {
+            assert_eq!(
+                host_address(Some("127.0.0.1:32768"), wanted),
+                Some("127.0.0.1:32768")
+            );
+            assert_eq!(host_address(None, wanted), None);
+        }
+        assert_eq!(host_address(None, "127.0.0.1:80"), Some("127.0.0.1:80"));
+        assert_eq!(host_address(Some("127.0.0.1:"), "::1:80"), Some("::1:80"));
     }
 
     #[test]
