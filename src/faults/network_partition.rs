@@ -62,6 +62,8 @@ pub enum NetworkHarm {
         network: String,
         /// Names.
         aliases: Vec<String>,
+        /// Addresses that were asked for; they stay.
+        addresses: Vec<String>,
     },
     /// The network is removed; nothing running may be in it.
     Remove {
@@ -94,6 +96,9 @@ pub enum NetworkMend {
         network: String,
         /// Names.
         aliases: Vec<String>,
+        /// Addresses that were asked for.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        addresses: Vec<String>,
     },
 }
 
@@ -112,9 +117,12 @@ pub async fn apply(system: &System, harm: &NetworkHarm) -> Result<String> {
             container,
             network,
             aliases,
+            addresses,
         } => {
             docker.disconnect_network(network, container).await?;
-            docker.connect_network(network, container, aliases).await?;
+            docker
+                .connect_network(network, container, aliases, addresses)
+                .await?;
             Ok(format!(
                 "container {container} is in network {network} without its name"
             ))
@@ -155,6 +163,7 @@ pub async fn put_right(system: &System, mend: &NetworkMend) -> Result<Option<Str
             container,
             network,
             aliases,
+            addresses,
         } => {
             let info = match docker.inspect(container).await {
                 // Created anew since: the new one is not the fault's.
@@ -165,12 +174,18 @@ pub async fn put_right(system: &System, mend: &NetworkMend) -> Result<Option<Str
                 return Ok(None);
             };
             if let Some(place) = info.attachments.get(network) {
-                if place.network_id == there.id && aliases.iter().all(|a| place.aliases.contains(a)) {
+                let at = place.fixed_addresses();
+                if place.network_id == there.id
+                    && aliases.iter().all(|a| place.aliases.contains(a))
+                    && addresses.iter().all(|a| at.contains(a))
+                {
                     return Ok(None);
                 }
                 docker.disconnect_network(network, container).await?;
             }
-            docker.connect_network(&there.id, container, aliases).await?;
+            docker
+                .connect_network(&there.id, container, aliases, addresses)
+                .await?;
             Ok(Some(format!(
                 "container {container} was connected to network {network}"
             )))
@@ -203,12 +218,13 @@ pub async fn prepare(
         "detached" => detached(&info)?,
         "alias-missing" => (
             info.attachments
-                .keys()
-                .map(|network| {
+                .iter()
+                .map(|(network, place)| {
                     Harm::Network(NetworkHarm::Rename {
                         container: container.clone(),
                         network: network.clone(),
                         aliases: Vec::new(),
+                        addresses: place.fixed_addresses(),
                     })
                 })
                 .collect(),
@@ -277,9 +293,34 @@ fn places(info: &ContainerInfo) -> Result<Vec<Mend>> {
                 container: info.name.clone(),
                 network: network.clone(),
                 aliases: place.aliases.clone(),
+                addresses: place.fixed_addresses(),
             })
         })
         .collect())
+}
+
+/// Neither a recovery nor healing could create one with these settings again.
+fn restorable(network: &NetworkInfo) -> Result<()> {
+    let mut settings = network.unrecorded.clone();
+    if network.internal {
+        settings.insert(0, "internal".into());
+    }
+    if network.driver != "bridge" {
+        settings.insert(0, format!("driver {}", network.driver));
+    }
+    if settings.is_empty() {
+        return Ok(());
+    }
+    Err(Error::new(
+        Kind::Refused,
+        format!(
+            "network {} has settings that it would lack when it is created again: {}",
+            network.name,
+            settings.join(", ")
+        ),
+    )
+    .untouched("everything")
+    .next("drctl drill inject network-partition/detached"))
 }
 
 /// All services of the victim's network are stopped, the network is removed, and a start of
@@ -298,6 +339,7 @@ async fn everything(system: &System, info: &ContainerInfo) -> Result<(Vec<Harm>,
             Error::new(Kind::Refused, format!("there is no network {network}")).untouched("everything"),
         );
     };
+    restorable(&as_it_was)?;
     let all = containers::look(system).await;
     // What needs others is stopped first and started last.
     let order: Vec<&ContainerInfo> = system
@@ -329,4 +371,43 @@ async fn everything(system: &System, info: &ContainerInfo) -> Result<(Vec<Harm>,
         container: i.name.clone(),
     }));
     Ok((harms, mends))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_network_that_cannot_be_made_again_as_it_was_is_not_removed() {
+        let plain = NetworkInfo {
+            name: "n".into(),
+            driver: "bridge".into(),
+            ..NetworkInfo::default()
+        };
+        assert!(restorable(&plain).is_ok());
+        for network in [
+            NetworkInfo {
+                internal: true,
+                ..plain.clone()
+            },
+            NetworkInfo {
+                unrecorded: vec!["ip_range".into()],
+                ..plain.clone()
+            },
+            NetworkInfo {
+                driver: "macvlan".into(),
+                ..plain
+            },
+        ] {
+            let e = restorable(&network).unwrap_err();
+            assert_eq!(e.kind, Kind::Refused);
+            assert!(e.untouched.is_some());
+        }
+    }
+
+    #[test]
+    fn a_record_of_an_older_version_is_read() {
+        let text = r#"{"attached":{"container":"c","network":"n","aliases":["a"]}}"#;
+        assert!(serde_json::from_str::<NetworkMend>(text).is_ok());
+    }
 }

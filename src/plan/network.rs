@@ -33,6 +33,9 @@ pub enum NetworkAction {
         network: String,
         /// Names.
         aliases: Vec<String>,
+        /// Addresses that were asked for when it was created; the engine chooses otherwise.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        addresses: Vec<String>,
     },
     /// Takes a container out of a network. Again: it is out.
     #[serde(rename_all = "kebab-case")]
@@ -55,12 +58,18 @@ impl NetworkAction {
                 service,
                 network,
                 aliases,
+                addresses,
             } => format!(
-                "connect {service} to network {network} as {}",
+                "connect {service} to network {network} as {}{}",
                 if aliases.is_empty() {
                     "its container's name only".to_owned()
                 } else {
                     aliases.join(", ")
+                },
+                if addresses.is_empty() {
+                    String::new()
+                } else {
+                    format!(" at {}", addresses.join(", "))
                 }
             ),
             Self::Disconnect { service, network } => format!("take {service} out of network {network}"),

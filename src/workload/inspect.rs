@@ -154,7 +154,11 @@ fn first_bindings(ports: PortMap) -> BTreeMap<String, String> {
 }
 
 fn attachment(e: EndpointSettings) -> Attachment {
-    let fixed = e.ipam_config.and_then(|c| c.ipv4_address.or(c.ipv6_address));
+    let asked = e.ipam_config.unwrap_or_default();
+    let mut fixed = [asked.ipv4_address, asked.ipv6_address]
+        .into_iter()
+        .flatten()
+        .filter(|a| !a.is_empty());
     let mut aliases = e.aliases.unwrap_or_default();
     // Newer engines list the names that they made themselves apart.
     aliases.extend(e.dns_names.unwrap_or_default());
@@ -164,7 +168,8 @@ fn attachment(e: EndpointSettings) -> Attachment {
         network_id: e.network_id.unwrap_or_default(),
         address: e.ip_address.unwrap_or_default(),
         aliases,
-        fixed_address: fixed.filter(|a| !a.is_empty()),
+        fixed_address: fixed.next(),
+        fixed_address_v6: fixed.next(),
     }
 }
 

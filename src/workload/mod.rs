@@ -182,6 +182,21 @@ pub struct Attachment {
     pub aliases: Vec<String>,
     /// Address that was asked for, rather than given by the engine.
     pub fixed_address: Option<String>,
+    /// The same of IPv6, where both were asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fixed_address_v6: Option<String>,
+}
+
+impl Attachment {
+    /// The addresses that were asked for: at most one of a kind.
+    #[must_use]
+    pub fn fixed_addresses(&self) -> Vec<String> {
+        [&self.fixed_address, &self.fixed_address_v6]
+            .into_iter()
+            .flatten()
+            .cloned()
+            .collect()
+    }
 }
 
 /// What `inspect` tells of a container, reduced to what decisions rest on.

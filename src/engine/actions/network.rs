@@ -18,7 +18,8 @@ pub(super) async fn apply(cx: &ActionContext<'_>, action: &NetworkAction) -> Res
             service,
             network,
             aliases,
-        } => connect(cx, service, network, aliases).await,
+            addresses,
+        } => connect(cx, service, network, aliases, addresses).await,
         NetworkAction::Disconnect { service, network } => disconnect(cx, service, network).await,
     }
 }
@@ -72,6 +73,7 @@ async fn connect(
     service: &str,
     network: &str,
     aliases: &[String],
+    addresses: &[String],
 ) -> Result<Outcome, ActionError> {
     let docker = &cx.system.docker;
     let container = cx.system.container(service).await?;
@@ -87,13 +89,17 @@ async fn connect(
         let has: BTreeSet<&str> = place.aliases.iter().map(String::as_str).collect();
         let wanted: BTreeSet<&str> = aliases.iter().map(String::as_str).collect();
         let same = |a: &BTreeSet<&str>, b: &BTreeSet<&str>| a.difference(b).all(|n| own.contains(*n));
-        if place.network_id == found.id && same(&has, &wanted) && same(&wanted, &has) {
+        let at = place.fixed_addresses();
+        let is_there = addresses.iter().all(|a| at.contains(a));
+        if place.network_id == found.id && same(&has, &wanted) && same(&wanted, &has) && is_there {
             return Ok(Outcome::new(format!("{service} has its place in {network}")));
         }
         // A place is bound to the identifier of a network, and its names cannot be changed.
         docker.disconnect_network(network, &container.id).await?;
     }
-    docker.connect_network(&found.id, &container.id, aliases).await?;
+    docker
+        .connect_network(&found.id, &container.id, aliases, addresses)
+        .await?;
     let now = cx.system.container(service).await?;
     let address = now.networks.get(network).cloned().unwrap_or_default();
     let at = if address.is_empty() {

@@ -1,13 +1,14 @@
 //! What the evidence means: which places and names are missing, and what only looks so.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use super::{Evidence, Networks};
 use crate::probe::containers::{ContainerFacts, ContainerState, end_in_words};
 use crate::probe::reach::{Answer, Edge, LABEL_SERVICE, Publication};
 use crate::runbook::{Runbook, ServiceKind};
 use crate::scenarios::{Certainty, Diagnosis, LookAlike};
-use crate::workload::{ContainerInfo, NetworkInfo, Status};
+use crate::workload::{Attachment, ContainerInfo, NetworkInfo, Status};
 
 /// Compose's label with the project's name.
 const LABEL_PROJECT: &str = "com.docker.compose.project";
@@ -36,8 +37,10 @@ pub(super) struct Finding<'a> {
     pub(super) names: Vec<String>,
     /// The names that it has there now.
     pub(super) had: Vec<String>,
-    /// Its address was asked for rather than given.
-    pub(super) fixed_address: Option<String>,
+    /// The addresses that were asked for rather than given, and that it can have there.
+    pub(super) addresses: Vec<String>,
+    /// Those that it cannot: they are of the range of the network that is gone.
+    pub(super) lost_addresses: Vec<String>,
 }
 
 impl Finding<'_> {
@@ -161,17 +164,51 @@ fn lacks<'a>(ev: &'a Evidence, rb: &Runbook, networks: &[NetworkInfo]) -> Vec<Fi
             let mut names: Vec<String> = name.cloned().into_iter().collect();
             names.extend(had.iter().filter(|n| Some(*n) != name && **n != short).cloned());
             names.push(short);
+            // Another network refuses an address that is not of its range.
+            let fits = |a: &String| {
+                !matches!(lack, Lack::Gone { .. })
+                    || existing.iter().flat_map(|n| &n.subnets).any(|s| is_in(a, s))
+            };
+            let (addresses, lost_addresses) = place
+                .map(Attachment::fixed_addresses)
+                .unwrap_or_default()
+                .into_iter()
+                .partition(fits);
             all.push(Finding {
                 service,
                 network: network.to_owned(),
                 lack,
                 names,
                 had,
-                fixed_address: place.and_then(|p| p.fixed_address.clone()),
+                addresses,
+                lost_addresses,
             });
         }
     }
     all
+}
+
+/// Whether an address is of a range (`10.0.0.0/24`).
+fn is_in(address: &str, range: &str) -> bool {
+    let Some((base, length)) = range.split_once('/') else {
+        return false;
+    };
+    let length = length.parse::<u32>().unwrap_or(u32::MAX);
+    match (address.parse(), base.parse()) {
+        (Ok(IpAddr::V4(a)), Ok(IpAddr::V4(b))) if length <= 32 => {
+            (u32::from(a) ^ u32::from(b))
+                .checked_shr(32 - length)
+                .unwrap_or(0)
+                == 0
+        }
+        (Ok(IpAddr::V6(a)), Ok(IpAddr::V6(b))) if length <= 128 => {
+            (u128::from(a) ^ u128::from(b))
+                .checked_shr(128 - length)
+                .unwrap_or(0)
+                == 0
+        }
+        _ => false,
+    }
 }
 
 /// The start of a container failed because its network is gone.

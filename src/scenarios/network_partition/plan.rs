@@ -143,12 +143,12 @@ fn create(rb: &Runbook, f: &Finding<'_>) -> Step {
         .and_then(|rest| rest.strip_prefix('_'))
         .unwrap_or(&network)
         .to_owned();
-    let addresses = f.fixed_address.as_ref().map_or_else(String::new, |a| {
-        format!("; its address range is not recorded anywhere, so the fixed address {a} is not kept")
-    });
     Step {
         title: format!("Create network {network}"),
-        why: format!("there is none, and a container is bound to the one that is gone{addresses}"),
+        why: "there is none, and a container is bound to the one that is gone; how that was set up is not recorded \
+              anywhere, so it gets an address range of the engine's choice and no options, and is not `internal`: \
+              with that in the compose file, give this up and run `docker compose up -d`"
+            .into(),
         risk: Risk::Reversible,
         action: Action::Network(NetworkAction::Create {
             network: network.clone(),
@@ -174,6 +174,7 @@ fn connect(ev: &Evidence, rb: &Runbook, f: &Finding<'_>) -> Step {
             service: service.clone(),
             network: network.clone(),
             aliases: f.had.clone(),
+            addresses: f.addresses.clone(),
         },
         Lack::Detached | Lack::Gone { .. } => NetworkAction::Disconnect {
             service: service.clone(),
@@ -183,6 +184,11 @@ fn connect(ev: &Evidence, rb: &Runbook, f: &Finding<'_>) -> Step {
     let mut why = f.in_words();
     if interrupts {
         why.push_str("; its connections break for a moment");
+    }
+    if !f.lost_addresses.is_empty() {
+        why.push_str("; its fixed address ");
+        why.push_str(&f.lost_addresses.join(", "));
+        why.push_str(" is not of the new network's range, and is not kept");
     }
     Step {
         title: format!("Connect {service} to network {network} as {}", f.names.join(", ")),
@@ -196,6 +202,7 @@ fn connect(ev: &Evidence, rb: &Runbook, f: &Finding<'_>) -> Step {
             service,
             network,
             aliases: f.names.clone(),
+            addresses: f.addresses.clone(),
         }),
         undo: Undo::Action(Action::Network(back)),
         timeout_seconds: rb.deadlines.probe.as_secs() + 60,

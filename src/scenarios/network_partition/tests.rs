@@ -323,6 +323,7 @@ fn only_what_is_missing_is_put_back() {
             service: "postgres".into(),
             network: "simgen_default".into(),
             aliases: vec!["postgres".into(), "postgres0000".into()],
+            addresses: vec![],
         })
     );
     assert!(matches!(
@@ -348,6 +349,44 @@ fn a_name_is_given_back_beside_those_that_are_there_and_taken_back_exactly() {
         panic!("{step:?}")
     };
     assert_eq!(*aliases, ["redis0000000", "cache"]);
+}
+
+#[test]
+fn an_address_that_was_asked_for_is_kept_where_the_network_can_give_it() {
+    let fixed = |mut ev: Evidence| {
+        let place = place(&mut ev, "redis");
+        place.fixed_address = Some("10.0.0.5".into());
+        place.fixed_address_v6 = Some("fd00::5".into());
+        let plan = ask(&ev).unwrap();
+        let is = |s: &&crate::plan::Step| s.title.starts_with("Connect redis");
+        plan.steps.iter().find(is).unwrap().clone()
+    };
+    let of = |action: &Action| match action {
+        Action::Network(NetworkAction::Connect { addresses, .. }) => addresses.clone(),
+        other => panic!("{other:?}"),
+    };
+    let step = fixed(nameless());
+    assert_eq!(of(&step.action), ["10.0.0.5", "fd00::5"]);
+    let Undo::Action(undo) = &step.undo else {
+        panic!("{step:?}")
+    };
+    assert_eq!(of(undo), ["10.0.0.5", "fd00::5"]);
+
+    // The new one's range is the engine's choice: it would refuse the address.
+    let step = fixed(gone());
+    assert!(of(&step.action).is_empty());
+    assert!(step.why.contains("10.0.0.5, fd00::5 is not of"), "{}", step.why);
+
+    let replaced = |subnet: &str| Evidence {
+        networks: Networks::Known(vec![NetworkInfo {
+            subnets: vec![subnet.into()],
+            ..network("n9")
+        }]),
+        ..gone()
+    };
+    assert_eq!(of(&fixed(replaced("10.0.0.0/24")).action), ["10.0.0.5"]);
+    assert_eq!(of(&fixed(replaced("fd00::/64")).action), ["fd00::5"]);
+    assert!(of(&fixed(replaced("10.0.1.0/24")).action).is_empty());
 }
 
 #[test]
