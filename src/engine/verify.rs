@@ -44,8 +44,17 @@ pub fn describe(expectation: &Expectation) -> String {
         }
         Expectation::Validations { database, .. } => format!("the validation queries of {database} hold"),
         Expectation::ApplicationRole { database, role, .. } => format!("role {role} may use {database}"),
-        Expectation::Room { path, at_least } => {
-            format!("{} are free at {path}", crate::event::bytes(*at_least))
+        Expectation::Room {
+            path,
+            at_least,
+            files,
+        } => {
+            let more = if *files > 0 {
+                format!(" and {files} more files can be made")
+            } else {
+                String::new()
+            };
+            format!("{} are free{more} at {path}", crate::event::bytes(*at_least))
         }
         Expectation::ServerWrites { service } => format!("{service} can write"),
         Expectation::Reaches { edges } => {
@@ -182,7 +191,13 @@ pub async fn check(system: &System, expectation: &Expectation) -> Vec<Checked> {
             })
             .await
         }
-        Expectation::Room { path, at_least } => vec![super::space::room(path, *at_least, what)],
+        Expectation::Room {
+            path,
+            at_least,
+            files,
+        } => {
+            vec![super::space::room(path, *at_least, *files, what)]
+        }
         Expectation::ServerWrites { service } => {
             vec![super::space::server_writes(system, service, what).await]
         }

@@ -373,6 +373,9 @@ pub enum Expectation {
         path: String,
         /// Bytes.
         at_least: u64,
+        /// Files that can still be made, where it limits them.
+        #[serde(default)]
+        files: u64,
     },
     /// A PostgreSQL server can write: its log, its tables, a checkpoint.
     #[serde(rename_all = "kebab-case")]

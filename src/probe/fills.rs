@@ -121,6 +121,9 @@ pub struct OldImage {
     pub id: String,
     /// Bytes of all its layers; those that another image has too stay.
     pub bytes: u64,
+    /// Bytes that go with it for certain; 0 where the engine does not tell.
+    #[serde(default)]
+    pub own_bytes: u64,
 }
 
 const WAL: &str = "select pg_size_bytes(current_setting('wal_segment_size')), pg_size_bytes(current_setting('max_wal_size')), \

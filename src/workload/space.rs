@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 
+use bollard::models::ImageSummary;
 use bollard::query_parameters as q;
 
 use super::WorkloadError;
@@ -11,6 +12,27 @@ use super::docker::Docker;
 
 /// Label by which Compose marks what it has built, and what it runs.
 const PROJECT: &str = "com.docker.compose.project";
+
+/// An image without a name and a use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NamelessImage {
+    /// Its identifier.
+    pub id: String,
+    /// Bytes of all its layers.
+    pub bytes: u64,
+    /// Bytes of the layers that no other image has; 0 where the engine does not tell.
+    pub own_bytes: u64,
+}
+
+fn nameless(image: ImageSummary) -> NamelessImage {
+    // Engines before API 1.42 say -1 here: they do not look.
+    let own = (image.shared_size >= 0).then(|| image.size.saturating_sub(image.shared_size));
+    NamelessImage {
+        id: image.id,
+        bytes: u64::try_from(image.size).unwrap_or_default(),
+        own_bytes: own.and_then(|n| u64::try_from(n).ok()).unwrap_or_default(),
+    }
+}
 
 impl Docker {
     /// Where the engine keeps its data, on its own host.
@@ -50,16 +72,19 @@ impl Docker {
     }
 
     /// Images that Compose built for a project, that have lost their name to a newer build, and
-    /// that no container uses, running or not: identifier and bytes.
+    /// that no container uses, running or not.
     ///
     /// # Errors
     /// The engine's trouble.
-    pub async fn nameless_images(&self, project: &str) -> Result<Vec<(String, u64)>, WorkloadError> {
+    pub async fn nameless_images(&self, project: &str) -> Result<Vec<NamelessImage>, WorkloadError> {
         let filters = HashMap::from([
             ("dangling".to_owned(), vec!["true".to_owned()]),
             ("label".to_owned(), vec![format!("{PROJECT}={project}")]),
         ]);
-        let options = q::ListImagesOptionsBuilder::default().filters(&filters).build();
+        let options = q::ListImagesOptionsBuilder::default()
+            .filters(&filters)
+            .shared_size(true)
+            .build();
         let images = self
             .call(
                 "the list of images",
@@ -83,7 +108,7 @@ impl Docker {
                     && !containers.iter().any(|c| c.image_id.as_ref() == Some(&i.id))
                     && i.repo_tags.iter().all(|t| t.starts_with("<none>"))
             })
-            .map(|i| (i.id, u64::try_from(i.size).unwrap_or_default()))
+            .map(nameless)
             .collect())
     }
 
@@ -109,5 +134,26 @@ impl Docker {
             Err(WorkloadError::NotFound { .. } | WorkloadError::Engine { status: 409, .. }) => Ok(false),
             Err(e) => Err(e),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layers_that_another_image_has_are_not_counted_as_its_own() {
+        let own = |size, shared_size| {
+            nameless(ImageSummary {
+                size,
+                shared_size,
+                ..ImageSummary::default()
+            })
+            .own_bytes
+        };
+        assert_eq!(own(900, 880), 20);
+        assert_eq!(own(900, 0), 900);
+        assert_eq!(own(900, -1), 0, "not told");
+        assert_eq!(own(900, 901), 0);
     }
 }

@@ -161,7 +161,7 @@ async fn remove_images(cx: &ActionContext<'_>, images: &[String]) -> Result<Outc
     // Looked at again: one may have got a name, or a container, since.
     let now = cx.system.docker.nameless_images(project.as_str()).await?;
     let mut removed: Vec<&str> = Vec::new();
-    for (id, _) in now.iter().filter(|(id, _)| images.contains(id)) {
+    for id in now.iter().map(|i| &i.id).filter(|id| images.contains(id)) {
         match cx.system.docker.remove_image(id).await {
             Ok(true) => {
                 cx.note(format!("image {id} removed"));

@@ -10,7 +10,7 @@ use crate::runbook::Runbook;
 use crate::scenarios::{Certainty, Diagnosis, LookAlike};
 
 /// Fewer files than this cannot be made any more: a server's next segment, a backup.
-const FILES: u64 = 16;
+pub(super) const FILES: u64 = 16;
 /// drctl's journal needs 1 MiB; a little more is wanted.
 const STATE_NEEDS: u64 = 16 << 20;
 /// With less, nothing that writes to it works for long.
@@ -185,12 +185,12 @@ pub(super) fn fillers(ev: &Evidence, disk: &FileSystem) -> Vec<(u64, String)> {
             all.push((log.bytes, format!("the log of {}", log.container)));
         }
     }
-    let images: u64 = ev.images.iter().map(|i| i.bytes).sum();
+    let images: u64 = ev.images.iter().map(|i| i.own_bytes).sum();
     if engine && images > 0 {
         all.push((
             images,
             format!(
-                "{} images of this deployment without a name and a use",
+                "{} images of this deployment without a name and a use, without the layers that other images have",
                 ev.images.len()
             ),
         ));

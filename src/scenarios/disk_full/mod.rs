@@ -183,7 +183,11 @@ async fn observe(world: &Observer<'_>, options: &DetectOptions) -> Evidence {
         images: images
             .unwrap_or_default()
             .into_iter()
-            .map(|(id, bytes)| OldImage { id, bytes })
+            .map(|i| OldImage {
+                id: i.id,
+                bytes: i.bytes,
+                own_bytes: i.own_bytes,
+            })
             .collect(),
         backups,
         kept,

@@ -1,7 +1,7 @@
 //! Frees what is safe, the safest first and no more than is needed, and brings back what the
 //! full disk has stopped.
 
-use super::diagnose::{Lack, Shortage, by_hand, diagnose, fillers, shortages};
+use super::diagnose::{FILES, Lack, Shortage, by_hand, diagnose, fillers, shortages};
 use super::{DiskFull, Evidence};
 use crate::event::bytes;
 use crate::plan::{
@@ -50,6 +50,10 @@ pub(super) fn plan(ev: &Evidence, rb: &Runbook, request: &PlanRequest) -> Result
                 path,
                 // A server that has come back has taken a part of it again.
                 at_least: shortage.enough / 4,
+                files: match shortage.lack {
+                    Lack::Files => FILES,
+                    Lack::Bytes => 0,
+                },
             });
         }
     }
@@ -156,14 +160,21 @@ fn free(ev: &Evidence, rb: &Runbook, shortage: &Shortage<'_>) -> Result<Vec<Step
     if shortage.lack == Lack::Bytes {
         if missing > 0 && disk.holds(&Use::Engine) && !ev.images.is_empty() {
             let sum: u64 = ev.images.iter().map(|i| i.bytes).sum();
-            missing = missing.saturating_sub(sum);
+            // Builds share most of their layers with the one that is used, and those stay: what
+            // is not certain to come back must not carry the plan.
+            let certain: u64 = ev.images.iter().map(|i| i.own_bytes).sum();
+            missing = missing.saturating_sub(certain);
             steps.push(step(
                 format!(
                     "Remove {} images of this deployment without a name, up to {}",
                     ev.images.len(),
                     bytes(sum)
                 ),
-                "newer builds have taken their names, and no container uses them".into(),
+                format!(
+                    "newer builds have taken their names, and no container uses them; {} are counted on, the rest may be \
+                     layers that other images have",
+                    bytes(certain)
+                ),
                 Risk::Destructive,
                 SpaceAction::RemoveImages {
                     images: ev.images.iter().map(|i| i.id.clone()).collect(),

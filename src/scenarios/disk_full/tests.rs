@@ -173,6 +173,13 @@ fn files_run_out_too() {
         planned(&ev).unwrap().steps[0].action,
         Action::Space(SpaceAction::PruneBackups { .. })
     ));
+    assert!(
+        planned(&ev)
+            .unwrap()
+            .expect
+            .iter()
+            .any(|e| matches!(e, crate::plan::Expectation::Room { files, .. } if *files > 0))
+    );
     // A file system without such a limit says 0.
     ev.disks.file_systems[0].inodes = 0;
     assert_eq!(DiskFull::diagnose(&ev, &runbook()).certainty, Certainty::Absent);
@@ -247,6 +254,7 @@ fn an_image_is_not_said_to_come_back() {
     ev.images = vec![OldImage {
         id: "sha256:1".into(),
         bytes: 500 * MIB,
+        own_bytes: 500 * MIB,
     }];
     let plan = planned(&ev).unwrap();
     assert!(matches!(
@@ -255,6 +263,15 @@ fn an_image_is_not_said_to_come_back() {
     ));
     assert_eq!(plan.risk(), crate::plan::Risk::Destructive);
     assert!(matches!(&plan.steps[0].undo, crate::plan::Undo::Impossible(_)));
+
+    // Its layers are the current build's, too: next to nothing would come back for it.
+    ev.images[0].own_bytes = 3 * MIB;
+    let refusal = planned(&ev).unwrap_err();
+    assert!(
+        refusal.message.contains("does not suffice"),
+        "{}",
+        refusal.message
+    );
 }
 
 #[test]
