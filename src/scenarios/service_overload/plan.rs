@@ -110,7 +110,12 @@ fn obstacle(remedy: Remedy, ev: &Evidence, rb: &Runbook, patients: &[Patient<'_>
                     >= f64::from(host.cpus))
                 .then(|| "its limit is all of the machine's processors".into()),
                 (_, Some(host)) => {
-                    let more = new_memory(p).saturating_sub(p.facts.info.memory_limit);
+                    // All of them are raised: each alone may fit where all together do not.
+                    let more: u64 = patients
+                        .iter()
+                        .filter(|p| !matches!(p.want, Want::Processor | Want::Busy))
+                        .map(|p| new_memory(p).saturating_sub(p.facts.info.memory_limit))
+                        .sum();
                     (more + RESERVE > host.memory_available).then(|| {
                         format!(
                             "{} MiB more are needed, and the machine has {} MiB left",

@@ -168,6 +168,26 @@ fn what_the_machine_does_not_have_is_not_given() {
 }
 
 #[test]
+fn what_fits_for_each_alone_must_fit_for_all() {
+    let mut ev = evidence(5, full);
+    // 100 MiB more, and 256 that are left to the machine.
+    ev.host.as_mut().unwrap().memory_available = 400 << 20;
+    let remedy = |ev: &Evidence| {
+        let plan = ServiceOverload::plan(ev, &runbook(), &request(&[], None)).unwrap();
+        (plan.remedy, plan.alternatives[0].why_not.clone())
+    };
+    assert_eq!(remedy(&ev).0, Remedy::RaiseLimit);
+    let mut other = (container("api2"), usage());
+    full(&mut other.0, &mut other.1);
+    ev.containers
+        .insert("api2".into(), ContainerState::Found(Box::new(other.0)));
+    ev.usage.insert("api2".into(), other.1);
+    let (remedy, why_not) = remedy(&ev);
+    assert_eq!(remedy, Remedy::Restart);
+    assert!(why_not.contains("200 MiB more"), "{why_not}");
+}
+
+#[test]
 fn a_second_instance_only_where_the_runbook_allows_it() {
     let mut rb = runbook();
     let asked = request(&[], Some(Remedy::ScaleOut));
