@@ -482,6 +482,17 @@ pub async fn mend(system: &System, mends: &[Mend]) -> Result<Vec<String>> {
     Ok(done)
 }
 
+/// Whether a fault's limits are still on a container that shall have these.
+fn differs(limits: &Limits, info: &ContainerInfo) -> bool {
+    let is = |wanted: Option<i64>, now: i64| wanted.is_none_or(|w| w == now);
+    let memory = i64::try_from(info.memory_limit).unwrap_or(i64::MAX);
+    // No fault takes a limit away. One that was set could not be taken away again.
+    let unlimited = memory == 0;
+    !((unlimited || is(limits.memory, memory))
+        && is(limits.cpu_quota, info.cpu_quota)
+        && is(limits.nano_cpus, info.nano_cpus))
+}
+
 async fn put_right(system: &System, mend: &Mend) -> Result<Option<String>> {
     let docker = &system.docker;
     match mend {
@@ -551,12 +562,7 @@ async fn put_right(system: &System, mend: &Mend) -> Result<Option<String>> {
                 Err(WorkloadError::NotFound { .. }) => return Ok(None),
                 other => other?,
             };
-            let is = |wanted: Option<i64>, now: i64| wanted.is_none_or(|w| w == now);
-            let memory = i64::try_from(info.memory_limit).unwrap_or(i64::MAX);
-            if is(limits.memory, memory)
-                && is(limits.cpu_quota, info.cpu_quota)
-                && is(limits.nano_cpus, info.nano_cpus)
-            {
+            if !differs(limits, &info) {
                 return Ok(None);
             }
             docker.set_limits(container, limits).await?;
@@ -585,5 +591,32 @@ async fn put_right(system: &System, mend: &Mend) -> Result<Option<String>> {
                 "the restart policy of container {container} is {policy} again"
             )))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scenarios::service_crash::fixtures::container;
+
+    #[test]
+    fn a_container_without_a_memory_limit_is_not_given_one_by_healing() {
+        let mut info = container("api1").info;
+        let limits = Limits {
+            memory: Some(8 << 30),
+            memory_swap: Some(16 << 30),
+            ..Limits::default()
+        };
+        assert!(!differs(&limits, &info), "the fault was never done");
+        info.memory_limit = 100 << 20;
+        assert!(differs(&limits, &info));
+        info.memory_limit = 8 << 30;
+        assert!(!differs(&limits, &info));
+        info.cpu_quota = 1000;
+        let quota = Limits {
+            cpu_quota: Some(-1),
+            ..Limits::default()
+        };
+        assert!(differs(&quota, &info));
     }
 }

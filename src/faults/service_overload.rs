@@ -40,9 +40,17 @@ pub const FAULTS: &[Fault] = &[
 const BUSY: u64 = 120;
 
 /// What puts a container's limits back. The engine can lower and raise a memory limit of a
-/// running container, and cannot take it away: then it becomes the machine's memory.
-async fn old_limits(info: &ContainerInfo) -> Limits {
-    let whole = crate::probe::host::look().await.map_or(1 << 40, |h| h.memory);
+/// running container, and cannot take it away: then it becomes the memory of the engine's host.
+async fn old_limits(system: &System, info: &ContainerInfo) -> Result<Limits> {
+    let whole = if info.memory_limit > 0 {
+        0
+    } else {
+        system.docker.host_memory().await?
+    };
+    Ok(limits_as(info, whole))
+}
+
+fn limits_as(info: &ContainerInfo, whole: u64) -> Limits {
     let bytes = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
     let memory = if info.memory_limit > 0 {
         info.memory_limit
@@ -132,7 +140,7 @@ pub async fn prepare(
             vec![
                 Mend::Limits {
                     container: container.clone(),
-                    limits: old_limits(&info).await,
+                    limits: old_limits(system, &info).await?,
                 },
                 Mend::EndProcesses {
                     container: container.clone(),

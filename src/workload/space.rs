@@ -46,6 +46,17 @@ impl Docker {
         Ok(info.docker_root_dir.unwrap_or_default())
     }
 
+    /// Bytes of memory of the engine's host.
+    ///
+    /// # Errors
+    /// The engine's trouble.
+    pub async fn host_memory(&self) -> Result<u64, WorkloadError> {
+        let info = self
+            .call("the memory of the engine's host", self.deadline, self.api.info())
+            .await?;
+        Ok(u64::try_from(info.mem_total.unwrap_or_default()).unwrap_or_default())
+    }
+
     /// The file that a container's output goes to, on the engine's host; `None` for a log driver
     /// other than `json-file`.
     ///

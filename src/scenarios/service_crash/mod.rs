@@ -13,7 +13,7 @@
 //! that has failed.
 
 #[cfg(test)]
-pub(super) mod fixtures;
+pub(crate) mod fixtures;
 mod plan;
 #[cfg(test)]
 mod tests;
