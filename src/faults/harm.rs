@@ -307,9 +307,19 @@ pub async fn victim(
 pub async fn inject(system: &System, prepared: &Prepared, request: &Request) -> Result<String> {
     let mut seen = Vec::new();
     for harm in &prepared.harms {
-        seen.push(apply(system, &prepared.service, harm, request).await?);
+        let applied = apply(system, &prepared.service, harm, request).await;
+        seen.push(applied.map_err(|e| after(&seen, e))?);
     }
     Ok(seen.join("; "))
+}
+
+/// An effect's refusal speaks for itself only: what was done before it is done.
+fn after(seen: &[String], mut e: Error) -> Error {
+    if !seen.is_empty() {
+        e.kind = Kind::FailedChanged;
+        e.untouched = None;
+    }
+    e
 }
 
 async fn apply(system: &System, service: &str, harm: &Harm, request: &Request) -> Result<String> {
@@ -598,6 +608,18 @@ async fn put_right(system: &System, mend: &Mend) -> Result<Option<String>> {
 mod tests {
     use super::*;
     use crate::scenarios::service_crash::fixtures::container;
+
+    #[test]
+    fn a_refusal_after_something_was_done_does_not_say_that_nothing_was() {
+        let refusal = || Error::new(Kind::Refused, "too large").untouched("everything");
+        let first = after(&[], refusal());
+        assert_eq!((first.kind, first.untouched.is_some()), (Kind::Refused, true));
+        let later = after(&["a slot is made".into()], refusal());
+        assert_eq!(
+            (later.kind, later.untouched.is_some()),
+            (Kind::FailedChanged, false)
+        );
+    }
 
     #[test]
     fn a_container_without_a_memory_limit_is_not_given_one_by_healing() {

@@ -181,7 +181,10 @@ async fn room_here(path: PathBuf) -> Result<Room, String> {
 const ASK: &str = "stat -f -c '%S %b %a %c %d' \"$1\" && stat -c %d \"$1\" && cat /proc/self/mountinfo";
 
 /// Asks inside a running container; its kernel is the host's, so the device is the host's too.
-async fn room_inside(system: &System, container: &ContainerInfo, path: &str) -> Result<Room, String> {
+///
+/// # Errors
+/// Why it could not be asked.
+pub async fn room_inside(system: &System, container: &ContainerInfo, path: &str) -> Result<Room, String> {
     if !container.is_running() {
         return Err(format!(
             "container {} does not run, and its files are on another host",

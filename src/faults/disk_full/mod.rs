@@ -129,6 +129,9 @@ pub async fn prepare(
         service: service.clone(),
         file: file.clone(),
     };
+    if matches!(variant, "nearly-full" | "data-volume" | "wal") {
+        data_small_enough(system, &service).await?;
+    }
     let mut target = format!("the disk of the data of {service}");
     let (harms, mends) = match variant {
         "nearly-full" => (vec![fill(LEAVE_ENOUGH)], vec![remove]),
@@ -223,6 +226,24 @@ fn small_enough(directory: &Path) -> Result<()> {
     })?;
     if room.size > LARGEST {
         return Err(too_large(&directory.display().to_string(), room.size));
+    }
+    Ok(())
+}
+
+/// The same of a server's data, asked inside its container.
+async fn data_small_enough(system: &System, service: &str) -> Result<()> {
+    let server = system.postgres(service).await?;
+    let room = disk::room_inside(system, &server.container, &server.data_dir)
+        .await
+        .map_err(|e| {
+            Error::new(
+                Kind::Refused,
+                format!("the disk of the data of {service} cannot be asked: {e}"),
+            )
+            .untouched("everything")
+        })?;
+    if room.size > LARGEST {
+        return Err(too_large(&format!("the data of {service}"), room.size));
     }
     Ok(())
 }
