@@ -154,15 +154,24 @@ async fn inject(cx: &Context, args: InjectArgs) -> Result<()> {
 }
 
 async fn heal(cx: &Context, args: HealArgs) -> Result<()> {
+    if let Some(id) = args.id.as_deref().filter(|_| args.at_expiry) {
+        let heal = |record| async move {
+            let system = cx.system().await?;
+            let site = Site {
+                system: &system,
+                state: &cx.state,
+                reporter: &cx.reporter,
+            };
+            site.heal(record).await
+        };
+        return expiry::wait_and_heal(&cx.state, id, heal).await;
+    }
     let system = cx.system().await?;
     let site = Site {
         system: &system,
         state: &cx.state,
         reporter: &cx.reporter,
     };
-    if let Some(id) = args.id.as_deref().filter(|_| args.at_expiry) {
-        return expiry::wait_and_heal(&site, id).await;
-    }
     let mut records = site.records()?;
     match &args.id {
         Some(id) => {

@@ -218,6 +218,36 @@ pub fn all(state: &StateDir, deployment: &str) -> Result<(Vec<Record>, Vec<Strin
     Ok((records, unreadable))
 }
 
+/// The record of fault `id`; `None` where there is none.
+///
+/// # Errors
+/// One that cannot be read.
+pub fn find(state: &StateDir, id: &str) -> Result<Option<Record>> {
+    let path = state.path().join("drills").join(id).join(FILE);
+    let unreadable = |why: String| {
+        Error::new(
+            Kind::Internal,
+            format!(
+                "the record of fault {id}, {}, cannot be read: {why}",
+                path.display()
+            ),
+        )
+    };
+    let text = match std::fs::read(&path) {
+        Ok(text) => text,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(unreadable(e.to_string())),
+    };
+    let record: Record = serde_json::from_slice(&text).map_err(|e| unreadable(e.to_string()))?;
+    if record.format != FORMAT {
+        return Err(unreadable(format!(
+            "format {}, this drctl knows {FORMAT}",
+            record.format
+        )));
+    }
+    Ok(Some(record))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
