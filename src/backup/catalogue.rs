@@ -64,7 +64,7 @@ pub enum Entry {
         /// Whose it is.
         deployment: String,
     },
-    /// A directory whose manifest is missing, unreadable or another's.
+    /// A directory whose manifest is missing, unreadable, another's or of no data.
     Damaged {
         /// Its name.
         label: Label,
@@ -465,6 +465,9 @@ fn read_manifest(path: &Path, label: &Label, deployment: &str) -> Result<Manifes
     if &manifest.label != label {
         return Err(format!("its manifest is that of {}", manifest.label).into());
     }
+    if manifest.parts().is_empty() {
+        return Err("it holds neither a dump nor a base backup".to_owned().into());
+    }
     Ok(manifest)
 }
 
@@ -476,7 +479,8 @@ mod tests {
         format!(
             r#"{{"format":1,"deployment":"d","label":"{label}","started":"2026-11-20T02:00:00Z",
             "finished":"2026-11-20T02:01:00Z","drctl-version":"0.1.0","bytes":1,"skew-seconds":0.5,
-            "postgres":{{}},"files":[]}}"#
+            "postgres":{{{}}},"files":[]}}"#,
+            manifest::A_SERVER
         )
     }
 
@@ -556,13 +560,29 @@ mod tests {
     /// Facts without a dump, as `--physical-only` records them.
     fn with_facts(text: &str) -> String {
         text.replace(
-            "\"postgres\":{}",
-            r#""postgres":{"db":{"server-version":"15","server-version-number":150020,
-            "system-identifier":"1","timeline":1,"wal-segment-size":16777216,"data-checksums":true,"image":"p",
-            "image-id":"sha256:1","data-dir":"/d","owner":"1:1","start-lsn":"0/1","end-lsn":"0/1","globals":null,
-            "logical":{},"physical":null,"facts":{"app":{"taken-at":"2026-11-20T02:00:00Z","lsn":"0/1","bytes":1,
-            "stats-reset":null,"relations":[]}}}}"#,
+            "\"facts\":{}",
+            r#""facts":{"app":{"taken-at":"2026-11-20T02:00:00Z","lsn":"0/1","bytes":1,"stats-reset":null,
+            "relations":[]}}"#,
         )
+    }
+
+    /// As it was made where the runbook turned both off.
+    #[test]
+    fn a_set_without_data_is_no_backup() {
+        let dir = tempfile::tempdir().unwrap();
+        let (good, empty) = ("20261120T020000Z", "20261121T020000Z");
+        put(dir.path(), good, Some(manifest(good)));
+        let mut facts: serde_json::Value = serde_json::from_str(&with_facts(&manifest(empty))).unwrap();
+        facts["postgres"]["db"]["physical"] = serde_json::Value::Null;
+        put(dir.path(), empty, Some(facts.to_string()));
+        let catalogue = Catalogue::open(dir.path(), "d");
+        let entries = catalogue.list().unwrap();
+        assert_eq!(entries[1].state(), "damaged");
+        assert!(entries[1].unusable().unwrap().contains("neither a dump"));
+        assert_eq!(catalogue.find("latest").unwrap().label.to_string(), good);
+        let (newest, newer) = catalogue.newest().unwrap();
+        assert_eq!(newest.unwrap().label.to_string(), good);
+        assert_eq!(newer.len(), 1);
     }
 
     fn prove(dir: &Path, label: &str, verdict: &str) {

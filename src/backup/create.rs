@@ -198,6 +198,17 @@ async fn survey(system: &System, options: Options) -> Result<Vec<Surveyed>> {
         )
         .untouched("everything"));
     }
+    if !options.physical && (!options.logical || servers.iter().all(|s| s.databases.is_empty())) {
+        return Err(Error::new(
+            Kind::Refused,
+            format!(
+                "the set would hold neither a dump nor a base backup of {}",
+                system.deployment()
+            ),
+        )
+        .untouched("everything: no set is written that could not be restored from")
+        .next("drctl backup --physical-only    # or turn `logical` or `physical` on in the runbook"));
+    }
     Ok(servers)
 }
 

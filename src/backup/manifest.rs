@@ -15,6 +15,14 @@ pub const FORMAT: u32 = 1;
 /// The manifest's file name in a set.
 pub const FILE_NAME: &str = "manifest.json";
 
+/// A copied server without facts, as it stands in a manifest.
+#[cfg(test)]
+pub const A_SERVER: &str = r#""db":{"server-version":"15","server-version-number":150020,"system-identifier":"1",
+    "timeline":1,"wal-segment-size":16777216,"data-checksums":true,"image":"p","image-id":"sha256:1","data-dir":"/d",
+    "owner":"1:1","start-lsn":"0/1","end-lsn":"0/2","globals":null,"logical":{},"physical":{"path":"postgres/base",
+    "bytes":0,"files":0,"start-lsn":"0/1","end-lsn":"0/2","timeline":1,"start-segment":"000000010000000000000001",
+    "finished":"2026-11-20T02:01:00Z","seconds":1.0},"facts":{}}"#;
+
 /// The record of one backup set.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]

@@ -30,6 +30,8 @@ pub use catalogue::{Catalogue, CatalogueError, Entry, PARTIAL, PRUNED, SUSPECT, 
 pub use create::{Forecast, Options, catalogue_error, create, forecast};
 pub use files::allocated;
 pub use label::{Label, NotALabel};
+#[cfg(test)]
+pub use manifest::A_SERVER;
 pub use manifest::{FILE_NAME, FORMAT, FileDigest, LogicalPart, Manifest, PhysicalPart, PostgresPart};
 pub use preflight::Room;
 pub use proof::{Proof, record};

@@ -45,6 +45,27 @@ pub(super) fn check(root: &Node, found: &mut Collector<'_>) {
     if let Some(keep) = root.get("backup").and_then(|b| b.get("keep")) {
         keeps_something(keep, found);
     }
+    if let Some(postgres) = root.get("backup").and_then(|b| b.get("postgres")) {
+        saves_something(postgres, found);
+    }
+}
+
+/// A set of facts alone restores nothing, and would pass for the newest backup.
+fn saves_something(postgres: &Node, found: &mut Collector<'_>) {
+    let is_off = |key: &str| {
+        postgres
+            .get(key)
+            .is_some_and(|v| v.to_json().as_bool() == Some(false))
+    };
+    if is_off("logical") && is_off("physical") {
+        found.add(
+            ProblemKind::BadValue,
+            postgres.at,
+            &DocumentPath::new(&["backup", "postgres"]),
+            "nothing is backed up: at least one of `logical` and `physical` must be on",
+            Some("remove one of the two; both are on by default".to_owned()),
+        );
+    }
 }
 
 /// A retention that wants nothing is a slip of the pen: it would remove all but the newest set.

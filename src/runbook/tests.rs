@@ -244,6 +244,11 @@ fn each_mistake_is_one_problem_at_its_place() {
             "18:14 backup.directory: the path is not absolute | for example `/var/backups/drctl/simgen`",
         ),
         (
+            "/var/backups/drctl/shop",
+            "/var/backups/drctl/shop\n  postgres: { logical: false, physical: false }",
+            "19:13 backup.postgres: nothing is backed up: at least one of `logical` and `physical` must be on | remove one of the two; both are on by default",
+        ),
+        (
             "docker: {}",
             "docker: { host: ssh://root@-oProxyCommand=x }",
             "5:19 platform.docker.host: the host's name holds something that a host name does not | for example `ssh://admin@192.168.1.11:2222`",

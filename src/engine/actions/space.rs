@@ -473,7 +473,8 @@ mod tests {
             let manifest = format!(
                 r#"{{"format":1,"deployment":"{deployment}","label":"{label}","started":"2026-11-20T02:00:00Z",
                 "finished":"2026-11-20T02:01:00Z","drctl-version":"0.1.0","bytes":1,"skew-seconds":0.5,
-                "postgres":{{}},"files":[]}}"#
+                "postgres":{{{}}},"files":[]}}"#,
+                backup::A_SERVER
             );
             std::fs::write(set.join(backup::FILE_NAME), manifest).unwrap();
         }
