@@ -12,10 +12,17 @@ use crate::redis::{Client, ErrorKind, RedisError};
 use crate::system::System;
 
 /// Written inside the server: what fills it does not travel. Tells how many were written
-/// before one was refused, or -1.
+/// before one was refused, or -1. With a lifetime a key looks unused for a month, which only
+/// RESTORE can say: it goes before every other where the server evicts.
 const SCRIPT: &str = "
+local payload
 for n = tonumber(ARGV[1]), tonumber(ARGV[2]) do
-  local done = redis.pcall('SET', KEYS[1] .. n, string.rep('x', tonumber(ARGV[3])))
+  local key = KEYS[1] .. n
+  local done = redis.pcall('SET', key, string.rep('x', tonumber(ARGV[3])))
+  if ARGV[4] ~= '0' and not (type(done) == 'table' and done['err']) then
+    payload = payload or redis.call('DUMP', key)
+    done = redis.pcall('RESTORE', key, ARGV[4], payload, 'REPLACE', 'IDLETIME', '2592000')
+  end
   if type(done) == 'table' and done['err'] then return n - tonumber(ARGV[1]) end
 end
 return -1";
@@ -33,7 +40,7 @@ pub(super) const LIMIT: Duration = Duration::from_secs(60);
 /// How long a server that was started a moment ago may take to answer.
 const STARTING: Duration = Duration::from_secs(10);
 /// Bytes of a value that fills memory.
-const VALUE: usize = 16 << 10;
+pub(super) const VALUE: u64 = 16 << 10;
 
 /// One effect.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,6 +58,8 @@ pub enum RedisHarm {
         prefix: String,
         /// At most so many.
         at_most: u64,
+        /// Their life, where they are the first to be evicted.
+        evict_first: Option<Duration>,
     },
     /// Members `PREFIX0` … of a set; with an owner's key each when `owner_prefix` is given.
     Members {
@@ -170,6 +179,19 @@ pub(super) async fn client(system: &System, service: &str, database: u32) -> Res
     }
 }
 
+/// What a parameter is.
+///
+/// # Errors
+/// A server that does not answer, or does not know it.
+pub(super) async fn value_of(system: &System, service: &str, name: &str) -> Result<String> {
+    let server = system.redis(service).await?;
+    let asked = async { server.connect().await?.config_get(name).await };
+    let mut all = asked.await.map_err(failed("CONFIG GET"))?;
+    all.remove(name).ok_or_else(|| {
+        Error::new(Kind::Refused, format!("{service} does not know {name}")).untouched("everything")
+    })
+}
+
 /// `uid:gid` of a container's data directory.
 ///
 /// # Errors
@@ -224,7 +246,11 @@ pub async fn apply(system: &System, service: &str, harm: &RedisHarm) -> Result<S
                 .map_err(failed("CONFIG SET"))?;
             Ok(format!("{name} of {service} is {value}"))
         }
-        RedisHarm::Fill { prefix, at_most } => fill(system, service, prefix, *at_most).await,
+        RedisHarm::Fill {
+            prefix,
+            at_most,
+            evict_first,
+        } => fill(system, service, prefix, *at_most, *evict_first).await,
         RedisHarm::Members {
             database,
             index,
@@ -302,7 +328,14 @@ async fn fail_a_save(system: &System, service: &str) -> Result<String> {
     }
 }
 
-async fn fill(system: &System, service: &str, prefix: &str, at_most: u64) -> Result<String> {
+async fn fill(
+    system: &System,
+    service: &str,
+    prefix: &str,
+    at_most: u64,
+    evict_first: Option<Duration>,
+) -> Result<String> {
+    let life = evict_first.map_or(0, |life| life.as_millis().max(1));
     let client = client(system, service, 0).await?;
     let end = Instant::now() + LIMIT;
     let mut written = 0;
@@ -312,7 +345,8 @@ async fn fill(system: &System, service: &str, prefix: &str, at_most: u64) -> Res
         command
             .arg(written)
             .arg(at_most.min(written + BATCH) - 1)
-            .arg(VALUE);
+            .arg(VALUE)
+            .arg(life.to_string());
         match client.ask::<i64>(&command).await {
             Ok(-1) => written += BATCH.min(at_most - written),
             Ok(refused) => {

@@ -1,9 +1,9 @@
 //! A Redis that does not serve, and what only looks like it.
 
 use super::harm::{Harm, Mend, Prepared, victim};
-use super::redis::{RedisHarm, RedisMend, data_owner, failed};
+use super::redis::{RedisHarm, RedisMend, data_owner, value_of};
 use super::redis_files::files_of;
-use super::redis_oom::info;
+use super::redis_oom::{evicts_nothing, info};
 use super::{Fault, Request, network_partition};
 use crate::error::{Error, Kind, Result};
 use crate::runbook::ServiceKind;
@@ -173,17 +173,13 @@ pub async fn prepare(
             )));
         }
         "too-few-replicas" => {
-            let was = min_replicas(system, &service).await?;
-            return Ok(Some(setting(
-                service,
-                container,
-                "min-replicas-to-write",
-                "1".into(),
-                was,
-            )));
+            let name = "min-replicas-to-write";
+            let was = value_of(system, &service, name).await?;
+            return Ok(Some(setting(service, container, name, "1".into(), was)));
         }
         "memory-full" => {
             let memory = info(system, &service).await?.memory;
+            evicts_nothing(&service, &memory.policy)?;
             let half = (memory.used / 2).max(1).to_string();
             return Ok(Some(setting(
                 service,
@@ -220,23 +216,6 @@ fn setting(service: String, container: String, name: &str, value: String, was: S
     )
 }
 
-/// How many replicas the server wants before it is written.
-async fn min_replicas(system: &System, service: &str) -> Result<String> {
-    let server = system.redis(service).await?;
-    let asked = async {
-        let client = server.connect().await?;
-        client.config_get("min-replicas-to-write").await
-    };
-    let mut all = asked.await.map_err(failed("CONFIG GET"))?;
-    all.remove("min-replicas-to-write").ok_or_else(|| {
-        Error::new(
-            Kind::Refused,
-            format!("{service} does not know min-replicas-to-write"),
-        )
-        .untouched("everything")
-    })
-}
-
 async fn damaged_files(
     system: &System,
     variant: &str,
@@ -268,6 +247,7 @@ async fn damaged_files(
         RedisHarm::Fill {
             prefix: prefix.clone(),
             at_most: KEYS,
+            evict_first: None,
         },
         RedisHarm::Files {
             container: container.clone(),

@@ -1,7 +1,7 @@
 //! A Redis whose memory is full, and what only looks like it.
 
 use super::harm::{Harm, Mend, Prepared, victim};
-use super::redis::{RedisHarm, RedisMend};
+use super::redis::{RedisHarm, RedisMend, VALUE, value_of};
 use super::{Fault, Request};
 use crate::error::{Error, Kind, Result};
 use crate::redis::RedisInfo;
@@ -25,7 +25,7 @@ pub const FAULTS: &[Fault] = &[
     Fault {
         name: "redis-oom/evicting",
         summary: "look-alike: a cache at its limit that evicts, as it is meant to",
-        leaves: "memory at its limit, evicted_keys grows, writes go on",
+        leaves: "memory at its limit, evicted_keys grows by the fault's own keys, writes go on",
         live: false,
     },
     Fault {
@@ -38,6 +38,14 @@ pub const FAULTS: &[Fault] = &[
 
 /// Keys that are written at most: far more than any laboratory's limit.
 const MOST: u64 = 100_000;
+/// Memory that a server that evicts has to spare before it begins: the fault's own keys fill it.
+const SPARE: u64 = 16 << 20;
+/// Keys that are written where it evicts: half as many again as there is room for.
+const EVICTED: u64 = SPARE / VALUE * 3 / 2;
+/// Keys that are compared before one is evicted; what it takes is the longest unused of them.
+const SAMPLES: &str = "64";
+/// Other keys with a lifetime, so that each sample holds one of the fault's own.
+const OTHERS: u64 = SPARE / VALUE / 4;
 
 /// Works out what `variant` would hit; nothing is changed.
 ///
@@ -47,7 +55,7 @@ pub async fn prepare(
     system: &System,
     variant: &str,
     service: Option<&str>,
-    _request: &Request,
+    request: &Request,
     id: &str,
 ) -> Result<Option<Prepared>> {
     let (service, container) = victim(system, service, |s| matches!(s.kind, ServiceKind::Redis(_))).await?;
@@ -66,30 +74,29 @@ pub async fn prepare(
         }));
     }
     let info = info(system, &service).await?;
-    let set = |name: &str, value: String| {
+    evicts_nothing(&service, &info.memory.policy)?;
+    let set = |name: &str, value: String, was: String| {
+        let name = || name.to_owned();
+        let harm = RedisHarm::Config { name: name(), value };
         (
-            RedisHarm::Config {
-                name: name.into(),
-                value,
-            },
+            harm,
             RedisMend::Config {
-                name: name.into(),
-                value: match name {
-                    "maxmemory" => info.memory.max.to_string(),
-                    _ => info.memory.policy.clone(),
-                },
+                name: name(),
+                value: was,
             },
         )
     };
+    let max = || info.memory.max.to_string();
     // A pattern that the runbook calls disposable, so that clearing it is a remedy.
     let prefix = format!("cv:drctl-fault:{id}:");
     let delete = RedisMend::Delete {
         database: 0,
         pattern: format!("{prefix}*"),
     };
-    let fill = RedisHarm::Fill {
+    let fill = |at_most, evict_first| RedisHarm::Fill {
         prefix,
-        at_most: MOST,
+        at_most,
+        evict_first,
     };
     let (harms, mends) = match variant {
         "cache-full" if info.memory.max == 0 => {
@@ -99,22 +106,28 @@ pub async fn prepare(
             )
             .untouched("everything"));
         }
-        "cache-full" => (vec![fill], vec![delete]),
+        "cache-full" => (vec![fill(MOST, None)], vec![delete]),
         "limit-low" => {
-            let (harm, mend) = set("maxmemory", (info.memory.used / 2).max(1).to_string());
+            let low = (info.memory.used / 2).max(1).to_string();
+            let (harm, mend) = set("maxmemory", low, max());
             (vec![harm], vec![mend])
         }
         "evicting" => {
-            let (policy, policy_back) = set("maxmemory-policy", "allkeys-lru".into());
-            let (limit, limit_back) = set("maxmemory", (info.memory.used + (4 << 20)).to_string());
-            let fill = match fill {
-                RedisHarm::Fill { prefix, .. } => RedisHarm::Fill {
-                    prefix,
-                    at_most: 1_000,
-                },
-                other => other,
-            };
-            (vec![policy, limit, fill], vec![delete, limit_back, policy_back])
+            few_others(&service, &info)?;
+            let room = (info.memory.used + SPARE).to_string();
+            let (limit, limit_back) = set("maxmemory", room, max());
+            let name = "maxmemory-samples";
+            let was = value_of(system, &service, name).await?;
+            let (samples, samples_back) = set(name, SAMPLES.into(), was);
+            // It evicts no key without a lifetime, and of the others the longest unused: the fault's own.
+            let policy = info.memory.policy.clone();
+            let (policy, policy_back) = set("maxmemory-policy", "volatile-lru".into(), policy);
+            let fill = fill(EVICTED, Some(request.ttl));
+            // Nothing is evicted before the fault's keys are there, nor after they are gone.
+            (
+                vec![limit, samples, policy, fill],
+                vec![policy_back, delete, limit_back, samples_back],
+            )
         }
         _ => return Ok(None),
     };
@@ -136,4 +149,66 @@ pub async fn info(system: &System, service: &str) -> Result<RedisInfo> {
         .because(&e)
         .untouched("everything")
     })
+}
+
+/// Only a server that refuses writes when it is full keeps what it has. What another would evict nobody can bring back.
+///
+/// # Errors
+/// [`Kind::Refused`] for every other policy.
+pub fn evicts_nothing(service: &str, policy: &str) -> Result<()> {
+    if policy == "noeviction" {
+        return Ok(());
+    }
+    Err(Error::new(
+        Kind::Refused,
+        format!("{service} evicts when it is full ({policy}): it would evict the deployment's own keys"),
+    )
+    .untouched("everything"))
+}
+
+fn few_others(service: &str, info: &RedisInfo) -> Result<()> {
+    let others = info.keys() - info.keys_without_ttl();
+    if others <= OTHERS {
+        return Ok(());
+    }
+    Err(Error::new(
+        Kind::Refused,
+        format!(
+            "{service} holds {others} keys with a lifetime, more than {OTHERS}: some of them might be evicted with the fault's own"
+        ),
+    )
+    .untouched("everything"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::redis::Keyspace;
+
+    #[test]
+    fn a_server_that_evicts_is_not_filled() {
+        assert!(evicts_nothing("redis", "noeviction").is_ok());
+        for policy in ["allkeys-lru", "volatile-ttl", ""] {
+            let e = evicts_nothing("redis", policy).unwrap_err();
+            assert_eq!(e.kind, Kind::Refused);
+            assert!(e.message.contains("the deployment's own keys"), "{}", e.message);
+        }
+    }
+
+    #[test]
+    fn eviction_is_refused_where_it_could_take_other_keys() {
+        let with = |expires| {
+            let keyspace = Keyspace {
+                keys: 10_000,
+                expires,
+                average_ttl: 1,
+            };
+            RedisInfo {
+                keyspace: [(0, keyspace)].into(),
+                ..RedisInfo::default()
+            }
+        };
+        assert!(few_others("redis", &with(OTHERS)).is_ok());
+        assert!(few_others("redis", &with(OTHERS + 1)).is_err());
+    }
 }
