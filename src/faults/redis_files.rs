@@ -128,10 +128,10 @@ pub(super) async fn restore(
     files: &RedisFiles,
     fault: &str,
 ) -> Result<Option<String>> {
-    match system.docker.inspect(container).await {
+    let serving = match system.docker.inspect(container).await {
         // Created anew since, it may have other volumes: those are not the fault's.
         Err(WorkloadError::NotFound { .. }) => return Ok(None),
-        other => other?,
+        other => other?.is_running(),
     };
     let damaged = on_files(system, container, files, fault, &["state"]).await? == "damaged";
     if damaged {
@@ -140,6 +140,101 @@ pub(super) async fn restore(
             .stop(container, system.runbook.deadlines.stop)
             .await?;
     }
-    on_files(system, container, files, fault, &["restore"]).await?;
+    let restore: &[&str] = if serving {
+        &["restore", "serving"]
+    } else {
+        &["restore"]
+    };
+    on_files(system, container, files, fault, restore).await?;
     Ok(damaged.then(|| format!("the files of {service} are as they were")))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+    use std::process::Command;
+
+    use super::FILES;
+
+    fn run(dir: &Path, arguments: &[&str]) -> Result<String, String> {
+        let out = Command::new("/bin/sh")
+            .args(["-c", FILES, "redis-files"])
+            .args(arguments)
+            .env("DIR", dir)
+            .env("SNAPSHOT", "dump.rdb")
+            .env("ENTRY", "appendonlydir")
+            .env("NAME", "appendonly.aof")
+            .env("SAVED", ".drctl-f")
+            .output()
+            .unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+        if out.status.success() {
+            Ok(text(&out.stdout))
+        } else {
+            Err(text(&out.stderr))
+        }
+    }
+
+    const ORIGINAL: &str = "REDIS0011 a snapshot that is sound";
+
+    fn damaged() -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("dump.rdb"), ORIGINAL).unwrap();
+        run(dir.path(), &["damage", "rdb-damaged"]).unwrap();
+        assert_ne!(
+            fs::read(dir.path().join("dump.rdb")).unwrap(),
+            ORIGINAL.as_bytes()
+        );
+        assert_eq!(run(dir.path(), &["state"]).unwrap(), "damaged");
+        dir
+    }
+
+    fn is_whole(dir: &Path) -> bool {
+        fs::read(dir.join("dump.rdb")).unwrap() == ORIGINAL.as_bytes() && !dir.join(".drctl-f").exists()
+    }
+
+    #[test]
+    fn the_original_comes_back_wherever_the_last_attempt_was_cut_off() {
+        let dir = damaged();
+        run(dir.path(), &["restore"]).unwrap();
+        assert!(is_whole(dir.path()));
+        // The damaged file was put aside, and the original not yet in its place …
+        let dir = damaged();
+        let (kept, aside) = (dir.path().join("dump.rdb"), dir.path().join(".drctl-f/aside"));
+        fs::rename(&kept, &aside).unwrap();
+        run(dir.path(), &["restore"]).unwrap();
+        assert!(is_whole(dir.path()));
+        // … or already there.
+        let dir = damaged();
+        let (kept, saved) = (dir.path().join("dump.rdb"), dir.path().join(".drctl-f"));
+        fs::rename(&kept, saved.join("aside")).unwrap();
+        fs::rename(saved.join("original"), &kept).unwrap();
+        run(dir.path(), &["restore"]).unwrap();
+        assert!(is_whole(dir.path()));
+    }
+
+    #[test]
+    fn an_original_without_a_file_in_its_place_is_kept_unless_the_server_serves() {
+        let dir = damaged();
+        fs::remove_file(dir.path().join("dump.rdb")).unwrap();
+        assert!(
+            run(dir.path(), &["restore"])
+                .unwrap_err()
+                .contains("its original stays")
+        );
+        assert!(dir.path().join(".drctl-f/original").exists());
+        run(dir.path(), &["restore", "serving"]).unwrap();
+        assert!(!dir.path().join(".drctl-f").exists());
+    }
+
+    #[test]
+    fn a_file_that_took_the_place_of_the_damaged_one_stays() {
+        let dir = damaged();
+        fs::write(dir.path().join("new"), "another").unwrap();
+        fs::rename(dir.path().join("new"), dir.path().join("dump.rdb")).unwrap();
+        assert_eq!(run(dir.path(), &["state"]).unwrap(), "replaced");
+        run(dir.path(), &["restore"]).unwrap();
+        assert_eq!(fs::read(dir.path().join("dump.rdb")).unwrap(), b"another");
+    }
 }

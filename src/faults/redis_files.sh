@@ -5,7 +5,11 @@
 #
 #   damage KIND    saves the originals, then damages
 #   state          prints `damaged`, or `replaced` where the damaged file is there no more
-#   restore        puts the originals back where that says `damaged`; removes what was saved
+#   restore        puts the originals back where that says `damaged`; removes what was saved. Not where nothing stands
+#                  in their place, unless `restore serving`: the server runs, a recovery has done without them
+#
+# It makes no difference where a run was killed: `inode` is written last before the damage, and without it nothing was
+# damaged; and while the originals are put back, what they replace is kept as `aside`.
 set -eu
 export LC_ALL=C
 cd "$DIR"
@@ -20,6 +24,16 @@ part() {
     fail "there is no $ENTRY/$NAME.*.$1"
 }
 
+# The damage is done in place: the file keeps its inode, whatever the kind.
+begin() {
+    echo "$kept" >"$SAVED/kept"
+    echo "$hit" >"$SAVED/hit"
+    inode "$hit" >"$SAVED/inode.new"
+    sync
+    mv "$SAVED/inode.new" "$SAVED/inode"
+    sync
+}
+
 damage() {
     mkdir -p "$SAVED"
     chmod 700 "$SAVED"
@@ -28,68 +42,73 @@ damage() {
     *) kept=$ENTRY ;;
     esac
     [ -e "$kept" ] || fail "there is no $kept in $DIR"
-    cp -a "$kept" "$SAVED/original"
-    echo "$kept" >"$SAVED/kept"
     case $1 in
-    rdb-checksum)
-        hit=$SNAPSHOT
-        size=$(stat -c %s "$hit")
-        head -c 4 /dev/urandom | dd of="$hit" bs=1 seek=$((size - 6)) conv=notrunc 2>/dev/null
-        ;;
-    rdb-damaged)
-        hit=$SNAPSHOT
-        size=$(stat -c %s "$hit")
-        dd if=/dev/null of="$hit" bs=1 seek=$((size / 2)) 2>/dev/null
-        ;;
+    rdb-checksum | rdb-damaged | rdb-version) hit=$SNAPSHOT ;;
+    aof-damaged) hit=$(part incr.aof) ;;
+    aof-base | aof-version) hit=$(part base.rdb) ;;
+    aof-manifest) hit=$ENTRY/$NAME.manifest ;;
+    *) fail "no such kind: $1" ;;
+    esac
+    [ -f "$hit" ] || fail "there is no $hit in $DIR"
+    cp -a "$kept" "$SAVED/original"
+    begin
+    size=$(stat -c %s "$hit")
+    case $1 in
+    rdb-checksum) head -c 4 /dev/urandom | dd of="$hit" bs=1 seek=$((size - 6)) conv=notrunc 2>/dev/null ;;
+    rdb-damaged | aof-base) dd if=/dev/null of="$hit" bs=1 seek=$((size / 2)) 2>/dev/null ;;
     aof-damaged)
-        hit=$(part incr.aof)
         # In front of commands that are sound: what comes behind it is lost with it.
         printf 'no command\r\n' >>"$hit"
         for n in 1 2 3 4 5; do printf '*3\r\n$3\r\nSET\r\n$6\r\nlost:%d\r\n$1\r\n%d\r\n' "$n" "$n" >>"$hit"; done
         ;;
-    aof-base)
-        hit=$(part base.rdb)
-        size=$(stat -c %s "$hit")
-        dd if=/dev/null of="$hit" bs=1 seek=$((size / 2)) 2>/dev/null
-        ;;
-    rdb-version)
-        # The version is looked at before all else, the checksum last.
-        hit=$SNAPSHOT
-        printf REDIS0099 | dd of="$hit" conv=notrunc 2>/dev/null
-        ;;
-    aof-version)
-        hit=$(part base.rdb)
-        printf REDIS0099 | dd of="$hit" conv=notrunc 2>/dev/null
-        ;;
-    aof-manifest)
-        hit=$ENTRY/$NAME.manifest
-        printf 'no manifest\n' >"$hit"
-        ;;
-    *) fail "no such kind: $1" ;;
+    # The version is looked at before all else, the checksum last.
+    rdb-version | aof-version) printf REDIS0099 | dd of="$hit" conv=notrunc 2>/dev/null ;;
+    aof-manifest) printf 'no manifest\n' >"$hit" ;;
     esac
-    echo "$hit" >"$SAVED/hit"
-    inode "$hit" >"$SAVED/inode"
     sync
 }
 
 state() {
-    if [ -e "$SAVED/inode" ] && [ "$(inode "$(cat "$SAVED/hit")")" = "$(cat "$SAVED/inode")" ]; then
+    if [ ! -e "$SAVED/inode" ]; then
+        echo replaced
+    elif [ -e "$SAVED/aside" ] || [ "$(inode "$(cat "$SAVED/hit")")" = "$(cat "$SAVED/inode")" ]; then
+        # With `aside` a run was killed while it put the originals back.
         echo damaged
     else
         echo replaced
     fi
 }
 
+# Removed in the middle, the damaged file would be missing and its original be taken for left over.
+put_back() {
+    kept=$(cat "$SAVED/kept")
+    if [ -e "$SAVED/original" ]; then
+        if [ ! -e "$SAVED/aside" ] && [ -e "$kept" ]; then
+            mv "$kept" "$SAVED/aside"
+            sync
+        fi
+        [ ! -e "$kept" ] || fail "another $kept stands in $DIR while its original is put back: it stays in $DIR/$SAVED"
+        mv "$SAVED/original" "$kept"
+        sync
+    fi
+    [ -e "$kept" ] || fail "there is no $kept in $DIR, and no original of it in $SAVED"
+}
+
 case $1 in
 damage) damage "$2" ;;
 state) state ;;
 restore)
-    if [ "$(state)" = damaged ] && [ -e "$SAVED/original" ]; then
+    if [ "$(state)" = damaged ]; then
+        put_back
+    elif [ -e "$SAVED/original" ] && [ -e "$SAVED/kept" ] && [ "${2:-}" != serving ]; then
         kept=$(cat "$SAVED/kept")
-        rm -rf "$kept"
-        mv "$SAVED/original" "$kept"
+        [ -e "$kept" ] || fail "there is no $kept in $DIR: its original stays in $DIR/$SAVED; move it back, or start the server"
     fi
+    # First: without it the rest is left over, wherever its removal ends.
+    rm -f "$SAVED/inode"
+    sync
     rm -rf "$SAVED"
     sync
     ;;
+*) fail "unknown action $1" ;;
 esac
