@@ -176,6 +176,9 @@ pub enum ServerMend {
         service: String,
         /// Role.
         role: String,
+        /// Until when it was valid, as PostgreSQL reads it; none: for ever.
+        #[serde(default)]
+        until: Option<String>,
     },
 }
 
@@ -370,7 +373,18 @@ async fn effects(system: &System, variant: &str, service: &str) -> Result<Option
             (harms, vec![back, run])
         }
         "wrong-password" => {
-            let role = system.postgres(&service).await?.config.admin_user.to_string();
+            let server = system.postgres(&service).await?;
+            let role = server.config.admin_user.to_string();
+            // In JSON a time does not depend on the session's DateStyle.
+            let sql = format!(
+                "select pg_catalog.to_json(rolvaliduntil) #>> '{{}}' from pg_catalog.pg_authid where rolname = {}",
+                quote_literal(&role)
+            );
+            let until = session(&server, &server.admin.database)
+                .await?
+                .value(&sql)
+                .await
+                .map_err(asking(&server, "the password's validity"))?;
             let harm = ServerHarm::ExpirePassword {
                 service: named(),
                 role: role.clone(),
@@ -378,6 +392,7 @@ async fn effects(system: &System, variant: &str, service: &str) -> Result<Option
             let mend = ServerMend::PasswordValid {
                 service: named(),
                 role,
+                until,
             };
             (vec![Harm::Server(harm)], vec![Mend::Server(mend)])
         }
@@ -473,15 +488,12 @@ async fn start_replay(system: &System, service: &str) -> Result<String> {
 /// # Errors
 /// The engine's trouble, or what `psql` says.
 pub async fn put_right(system: &System, mend: &ServerMend) -> Result<Option<String>> {
-    let ServerMend::PasswordValid { service, role } = mend;
+    let ServerMend::PasswordValid { service, role, until } = mend;
     let server = system.postgres(service).await?;
-    let Connection::Refused { .. } = question(server.connect().await).await.0 else {
+    if !may_be_expired(service, role, &question(server.connect().await).await.0)? {
         return Ok(None);
-    };
-    let (ident, literal) = (quote_ident(role), quote_literal(role));
-    let sql = format!(
-        "update pg_catalog.pg_authid set rolvaliduntil = null where rolname = {literal}; alter role {ident} login"
-    );
+    }
+    let sql = valid_again(role, until.as_deref());
     let argv = ["psql", "-XqAt", "-v", "ON_ERROR_STOP=1", "-U", role, "-d"];
     let mut argv = argv.to_vec();
     argv.extend([server.admin.database.as_str(), "-c", &sql]);
@@ -504,4 +516,68 @@ pub async fn put_right(system: &System, mend: &ServerMend) -> Result<Option<Stri
         ));
     }
     Ok(Some(format!("the password of {role} is valid again")))
+}
+
+/// Whether the password may still be invalid. A server that does not answer does not tell: the fault stays on record, or
+/// nobody would ever put it right.
+fn may_be_expired(service: &str, role: &str, seen: &Connection) -> Result<bool> {
+    let cause = match seen {
+        Connection::Open { .. } => return Ok(false),
+        Connection::Refused { .. } => return Ok(true),
+        Connection::Closed { cause } => cause.as_str(),
+        Connection::Silent => "it accepts connections and does not answer",
+    };
+    Err(Error::new(
+        Kind::Unreachable,
+        format!(
+            "{service} cannot be asked whether the password of {role} is valid: {cause}; the fault stays on record"
+        ),
+    ))
+}
+
+/// The catalogue itself: ALTER ROLE cannot take a date away. It tells the other sessions of the change.
+fn valid_again(role: &str, until: Option<&str>) -> String {
+    let (ident, literal) = (quote_ident(role), quote_literal(role));
+    let until = until.map_or_else(|| "null".to_owned(), quote_literal);
+    format!(
+        "update pg_catalog.pg_authid set rolvaliduntil = {until} where rolname = {literal}; alter role {ident} login"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_server_that_lets_us_in_has_no_expired_password() {
+        let of = |seen| may_be_expired("db", "postgres", &seen);
+        let open = Connection::Open {
+            version: 150_013,
+            started_at: None,
+            in_recovery: false,
+        };
+        assert!(!of(open).unwrap());
+        let refused = Connection::Refused {
+            sqlstate: "28P01".into(),
+            message: String::new(),
+        };
+        assert!(of(refused).unwrap());
+        let closed = Connection::Closed {
+            cause: "connection refused".into(),
+        };
+        assert!(of(closed).unwrap_err().message.contains("connection refused"));
+        assert!(of(Connection::Silent).is_err());
+    }
+
+    #[test]
+    fn the_date_of_before_comes_back() {
+        assert!(valid_again("a", None).contains("rolvaliduntil = null"));
+        let until = Some("2027-01-01T00:00:00+00:00");
+        assert!(valid_again("a", until).contains("rolvaliduntil = '2027-01-01T00:00:00+00:00' where"));
+        // Records of before say nothing of it.
+        let mend: ServerMend =
+            serde_json::from_str(r#"{"password-valid":{"service":"db","role":"a"}}"#).unwrap();
+        let ServerMend::PasswordValid { until, .. } = mend;
+        assert_eq!(until, None);
+    }
 }
