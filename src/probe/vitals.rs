@@ -30,7 +30,7 @@ pub struct Vitals {
     pub transactions_left: u64,
     /// Percent of the reads that found their block in the server's memory; `None` before there were any.
     pub block_hit_rate: Option<f64>,
-    /// Standbys and others that receive the log.
+    /// Standbys and others that receive the log, one of each name; a base backup under way is none.
     pub receivers: Vec<Receiver>,
     /// Replication slots that nobody reads, with the bytes of log that they hold back.
     pub idle_slots: Vec<(String, u64)>,
@@ -69,7 +69,7 @@ with here as (select case when pg_catalog.pg_is_in_recovery() then pg_catalog.pg
     else pg_catalog.pg_current_wal_lsn() end as lsn)
 select 'receiver', application_name, coalesce(state, ''),
     greatest(pg_catalog.pg_wal_lsn_diff(here.lsn, coalesce(replay_lsn, flush_lsn, sent_lsn)), 0)::bigint
-  from pg_catalog.pg_stat_replication, here
+  from pg_catalog.pg_stat_replication, here where state is distinct from 'backup'
 union all
 select 'slot', slot_name, '', greatest(pg_catalog.pg_wal_lsn_diff(here.lsn, restart_lsn), 0)::bigint
   from pg_catalog.pg_replication_slots, here where not active";
@@ -104,18 +104,28 @@ pub async fn read(client: &Client) -> Result<Vitals, PgError> {
         transactions_left: TRANSACTION_NUMBERS.saturating_sub(number(5).unwrap_or_default()),
         block_hit_rate: row.and_then(|r| r.number(6)),
         replay_age: number(7),
-        receivers: of("receiver")
-            .map(|r| Receiver {
-                name: r.text(1).to_owned(),
-                state: r.text(2).to_owned(),
-                behind: r.number(3).unwrap_or_default(),
-            })
-            .collect(),
+        receivers: one_of_each_name(
+            of("receiver")
+                .map(|r| Receiver {
+                    name: r.text(1).to_owned(),
+                    state: r.text(2).to_owned(),
+                    behind: r.number(3).unwrap_or_default(),
+                })
+                .collect(),
+        ),
         idle_slots: of("slot")
             .map(|r| (r.text(1).to_owned(), r.number(3).unwrap_or_default()))
             .collect(),
         size: size.ok().flatten().and_then(|s| s.parse().ok()),
     })
+}
+
+/// Of those with one name the one that is furthest behind: the name is the label of the metric, and a scrape with one
+/// label twice is refused as a whole.
+fn one_of_each_name(mut all: Vec<Receiver>) -> Vec<Receiver> {
+    all.sort_by(|a, b| a.name.cmp(&b.name).then(b.behind.cmp(&a.behind)));
+    all.dedup_by(|later, kept| later.name == kept.name);
+    all
 }
 
 impl Vitals {
@@ -135,5 +145,26 @@ impl Vitals {
     #[must_use]
     pub fn used(&self) -> u32 {
         self.slots.used.saturating_sub(1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_receivers_with_one_name_the_furthest_behind_is_told() {
+        let receiver = |name: &str, behind| Receiver {
+            name: name.into(),
+            state: "streaming".into(),
+            behind,
+        };
+        let all = vec![
+            receiver("b", 1),
+            receiver("a", 2),
+            receiver("b", 7),
+            receiver("a", 1),
+        ];
+        assert_eq!(one_of_each_name(all), [receiver("a", 2), receiver("b", 7)]);
     }
 }
