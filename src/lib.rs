@@ -24,6 +24,7 @@ pub mod incident;
 pub mod notify;
 pub mod plan;
 pub mod postgres;
+pub mod printable;
 pub mod private_dir;
 pub mod probe;
 pub mod recover;

@@ -4,6 +4,8 @@ use std::fmt::Write as _;
 
 use serde::{Deserialize, Serialize};
 
+use crate::printable::is_control;
+
 /// The four states of a monitoring plugin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -153,7 +155,7 @@ impl Measure {
             .label
             .chars()
             .map(|c| {
-                if matches!(c, '\'' | '=' | '|') || c.is_control() {
+                if matches!(c, '\'' | '=' | '|') || is_control(c) {
                     '_'
                 } else {
                     c

@@ -9,6 +9,7 @@ use super::alerts::{Change, News};
 use super::finding::{Finding, Level, subject};
 use super::memory::Message;
 use crate::event::seconds;
+use crate::printable::{self, is_control};
 
 /// Findings in the status line; the others follow on lines of their own.
 const IN_ONE_LINE: usize = 4;
@@ -55,7 +56,7 @@ pub fn plain(text: &str) -> String {
     text.chars()
         .map(|c| match c {
             '|' => '/',
-            c if c.is_control() => ' ',
+            c if is_control(c) => ' ',
             c => c,
         })
         .collect()
@@ -133,7 +134,8 @@ pub fn compose(
         kind: kind.to_owned(),
         status: overall.word().to_owned(),
         subject: plain(&subject_line),
-        body: body.trim_end().to_owned(),
+        // Read in a terminal by some.
+        body: printable::text(body.trim_end(), false),
     })
 }
 

@@ -287,10 +287,8 @@ fn snippet(f: &mut fmt::Formatter<'_>, line: u64, column: u64, source: &str) -> 
     let visible = |c: char| {
         if c == '\t' {
             ' '
-        } else if c.is_control() {
-            '·'
         } else {
-            c
+            crate::printable::visible(c)
         }
     };
     let shown: String = source.chars().skip(from).take(MAX_SNIPPET).map(visible).collect();

@@ -472,11 +472,7 @@ impl JsonSchema for Percent {
 
 /// At most 40 characters of a text that is quoted in a message.
 pub(super) fn shorten(text: &str) -> String {
-    let mut short: String = text
-        .chars()
-        .take(40)
-        .map(|c| if c.is_control() { '·' } else { c })
-        .collect();
+    let mut short: String = text.chars().take(40).map(crate::printable::visible).collect();
     if text.chars().nth(40).is_some() {
         short.push('…');
     }

@@ -16,6 +16,7 @@ use console::style;
 use crate::cli::Color;
 use crate::error::{Error, Kind};
 use crate::event::{EVENT_VERSION, Event, Reporter, SharedReporter};
+use crate::printable;
 
 /// One JSON object per event on standard output.
 #[derive(Debug)]
@@ -30,7 +31,7 @@ impl Reporter for JsonLines {
             object.insert("version".into(), EVENT_VERSION.into());
             object.insert("at".into(), jiff::Timestamp::now().to_string().into());
         }
-        line(&value.to_string());
+        json(&value);
     }
 }
 
@@ -64,25 +65,41 @@ fn write(mut to: impl std::io::Write, text: &str) {
     let _ = to.write_all(text.as_bytes()).and_then(|()| to.flush());
 }
 
-/// Prints data as it is on standard output.
+/// Everything for people passes here or [`on_stderr`], last of all: no text of a log or a server reaches the terminal as
+/// a command to it. JSON has escapes of its own, and readers that want the text as it was.
+fn on_stdout(text: &str) {
+    write(
+        std::io::stdout(),
+        &printable::text(text, console::colors_enabled()),
+    );
+}
+
+fn on_stderr(text: &str) {
+    write(
+        std::io::stderr(),
+        &printable::text(text, console::colors_enabled_stderr()),
+    );
+}
+
+/// Prints data on standard output.
 pub fn data(text: &str) {
     let end = if text.ends_with('\n') { "" } else { "\n" };
-    write(std::io::stdout(), &format!("{text}{end}"));
+    on_stdout(&format!("{text}{end}"));
 }
 
 /// Prints one result line on standard output.
 pub fn line(text: &str) {
-    write(std::io::stdout(), &format!("{text}\n"));
+    on_stdout(&format!("{text}\n"));
 }
 
 /// Prints a JSON value as one line on standard output.
 pub fn json(value: &serde_json::Value) {
-    line(&value.to_string());
+    write(std::io::stdout(), &format!("{value}\n"));
 }
 
 /// Prints a line of talk on standard error.
 pub fn talk(text: &str) {
-    write(std::io::stderr(), &format!("{text}\n"));
+    on_stderr(&format!("{text}\n"));
 }
 
 /// Prints the boundary error, once, and gives its exit code.

@@ -15,7 +15,7 @@ impl Ask for Terminal {
     }
 
     fn ask(&self, question: &str) -> Option<String> {
-        super::write(std::io::stderr(), question);
+        super::on_stderr(question);
         let mut line = String::new();
         match std::io::stdin().lock().read_line(&mut line) {
             Ok(0) | Err(_) => {

@@ -71,6 +71,7 @@ pub fn text(seen: &Overview, findings: &[Finding], memory: &Memory, runbook: &Ru
 pub fn show(text: &str) {
     let term = console::Term::stdout();
     let rows = usize::from(term.size().0).max(4);
+    let text = crate::printable::text(text, console::colors_enabled());
     let lines: Vec<&str> = text.lines().collect();
     let mut screen = String::from("\x1b[H");
     for (i, line) in lines.iter().enumerate() {

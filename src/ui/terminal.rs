@@ -31,7 +31,8 @@ impl Terminal {
 
     fn say(&self, text: &str) {
         self.clear();
-        super::talk(text);
+        // A second line of another's text must not look like an event of ours.
+        super::talk(&text.replace('\n', "\n          "));
     }
 
     fn clear(&self) {
@@ -57,7 +58,7 @@ impl Terminal {
             if let Ok(style) = ProgressStyle::with_template(template) {
                 bar.set_style(style.progress_chars("━╸ "));
             }
-            bar.set_message(what.to_owned());
+            bar.set_message(crate::printable::text(what, false));
             bar.enable_steady_tick(Duration::from_millis(200));
             *slot = Some((what.to_owned(), bar));
         }

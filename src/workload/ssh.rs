@@ -356,7 +356,12 @@ async fn listen(mut from: impl tokio::io::AsyncRead + Unpin, words: Arc<Mutex<St
 fn last_words(text: &str) -> String {
     let lines: Vec<String> = text
         .lines()
-        .map(|l| l.trim().chars().filter(|c| !c.is_control()).collect::<String>())
+        .map(|l| {
+            l.trim()
+                .chars()
+                .filter(|c| !crate::printable::is_control(*c))
+                .collect::<String>()
+        })
         .filter(|l| !l.is_empty())
         .collect();
     lines
