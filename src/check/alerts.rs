@@ -3,7 +3,8 @@
 //!
 //! Somebody is told when a thing has been wrong for so many runs in a row, when it becomes worse than what was told, when
 //! it is well again, and, if the runbook wants it, at intervals while it stays wrong. A maintenance window holds all of
-//! that back and forgets nothing: what is still wrong at its end is told then.
+//! that back and forgets nothing: what is still wrong at its end is told then. So is an event, which only one run can see
+//! (a service was restarted): it waits for no other run, and is kept until it was told.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -32,6 +33,41 @@ pub struct Track {
     pub runs: u32,
     /// What somebody was told, if anybody was.
     pub told: Option<Told>,
+    /// An event of which nobody was told yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub untold: Option<Untold>,
+}
+
+/// An event of which nobody was told yet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Untold {
+    /// How bad it is.
+    pub level: Level,
+    /// What was said of it.
+    pub text: String,
+    /// When it was found.
+    pub at: Timestamp,
+}
+
+impl Untold {
+    /// As it is told, and how the thing is now.
+    fn told_with(self, now: &Finding, level: Level) -> News {
+        let text = if self.text == now.text {
+            self.text
+        } else {
+            let at = self.at.strftime("%H:%M UTC");
+            format!("{} (at {at}); now: {}", self.text, now.text)
+        };
+        News {
+            change: Change::Wrong,
+            finding: Finding {
+                level,
+                text,
+                ..now.clone()
+            },
+        }
+    }
 }
 
 /// What somebody was told.
@@ -85,15 +121,11 @@ pub fn step(
 ) -> Vec<News> {
     let mut news = Vec::new();
     for finding in findings {
-        let change = if finding.level == Level::Ok {
+        news.extend(if finding.level == Level::Ok {
             well(tracks, finding, policy, now)
         } else {
             wrong(tracks, finding, policy, now)
-        };
-        news.extend(change.map(|change| News {
-            change,
-            finding: finding.clone(),
-        }));
+        });
     }
     tracks.retain(|_, track| elapsed(track.seen, now) < FORGET);
     news
@@ -104,17 +136,29 @@ fn well(
     finding: &Finding,
     policy: &Policy,
     now: Timestamp,
-) -> Option<Change> {
+) -> Option<News> {
     let track = tracks.get_mut(&finding.key)?;
-    if track.told.is_some() && policy.silent {
+    if track.untold.is_some() || (track.told.is_some() && policy.silent) {
         // Told when the window is over.
         track.level = Level::Ok;
         track.seen = now;
         track.runs = 0;
-        return None;
+        if policy.silent {
+            return None;
+        }
+    }
+    // The run after this one tells that it is well again.
+    if let Some(event) = track.untold.take() {
+        let level = event.level;
+        track.told = Some(Told { level, at: now });
+        return Some(event.told_with(finding, level));
     }
     let track = tracks.remove(&finding.key)?;
-    track.told.map(|_| Change::Well(elapsed(track.since, now)))
+    let change = track.told.map(|_| Change::Well(elapsed(track.since, now)))?;
+    Some(News {
+        change,
+        finding: finding.clone(),
+    })
 }
 
 fn wrong(
@@ -122,7 +166,7 @@ fn wrong(
     finding: &Finding,
     policy: &Policy,
     now: Timestamp,
-) -> Option<Change> {
+) -> Option<News> {
     let track = tracks.entry(finding.key.clone()).or_insert_with(|| Track {
         level: Level::Ok,
         text: String::new(),
@@ -130,15 +174,44 @@ fn wrong(
         seen: now,
         runs: 0,
         told: None,
+        untold: None,
     });
-    if track.level == Level::Ok && track.told.is_none() {
+    if track.level == Level::Ok && track.told.is_none() && track.untold.is_none() {
         track.since = now;
+    }
+    // Of a thing that is known to be as bad, nothing more is told.
+    let known = track.told.as_ref().map(|t| t.level.rank());
+    if let Some(level) = finding.event
+        && known.is_none_or(|k| k < level.rank())
+        && track
+            .untold
+            .as_ref()
+            .is_none_or(|u| u.level.rank() <= level.rank())
+    {
+        track.untold = Some(Untold {
+            level,
+            text: finding.text.clone(),
+            at: now,
+        });
     }
     track.level = finding.level;
     track.text = finding.text.clone();
     track.seen = now;
     track.runs = track.runs.saturating_add(1);
-    if policy.silent || track.runs < policy.runs {
+    if policy.silent {
+        return None;
+    }
+    let is_certain = track.runs >= policy.runs;
+    if let Some(event) = track.untold.take() {
+        let level = if is_certain {
+            event.level.or(finding.level)
+        } else {
+            event.level
+        };
+        track.told = Some(Told { level, at: now });
+        return Some(event.told_with(finding, level));
+    }
+    if !is_certain {
         return None;
     }
     let change = match &track.told {
@@ -153,7 +226,10 @@ fn wrong(
         .as_ref()
         .map_or(finding.level, |t| t.level.or(finding.level));
     track.told = Some(Told { level, at: now });
-    Some(change)
+    Some(News {
+        change,
+        finding: finding.clone(),
+    })
 }
 
 /// Zero where the clock was set back.
@@ -226,6 +302,60 @@ mod tests {
                 "{levels:?} {runs} {silent:?}"
             );
         }
+    }
+
+    /// In the run of index 0 `x` is OK, in run 1 something happened, and from run 2 on nothing is seen of it.
+    fn after_an_event(later: Level, silent: &[usize]) -> (String, BTreeMap<String, Track>) {
+        let mut tracks = BTreeMap::new();
+        let told = (0..6)
+            .map(|i| {
+                let policy = Policy {
+                    runs: 3,
+                    reminder: None,
+                    silent: silent.contains(&i),
+                };
+                let finding = match i {
+                    0 => Finding::new("x", O, "fine"),
+                    1 => Finding {
+                        event: Some(C),
+                        ..Finding::new("x", C, "it broke")
+                    },
+                    _ => Finding::new("x", later, "as ever"),
+                };
+                let now = Timestamp::from_second(i64::try_from(i).unwrap() * 300).unwrap();
+                match step(&mut tracks, &[finding], &policy, now).as_slice() {
+                    [] => '.',
+                    [one] if one.change == Change::Wrong => {
+                        assert_eq!(one.finding.level, C);
+                        assert!(one.finding.text.starts_with("it broke"), "{one:?}");
+                        '!'
+                    }
+                    _ => '+',
+                }
+            })
+            .collect();
+        (told, tracks)
+    }
+
+    #[test]
+    fn an_event_waits_for_no_other_run_and_for_the_end_of_a_window() {
+        for (later, silent, told) in [
+            (O, &[][..], ".!+..."),
+            (O, &[1], "..!+.."),
+            (O, &[1, 2, 3], "....!+"),
+            // It is told as it was, and what is less is no news.
+            (W, &[], ".!...."),
+            (W, &[1, 2], "...!.."),
+        ] {
+            assert_eq!(after_an_event(later, silent).0, told, "{later:?} {silent:?}");
+        }
+        let (_, tracks) = after_an_event(O, &[1, 2, 3, 4, 5]);
+        let text = serde_json::to_string(&tracks).unwrap();
+        assert_eq!(
+            serde_json::from_str::<BTreeMap<String, Track>>(&text).unwrap(),
+            tracks
+        );
+        assert_eq!(tracks["x"].untold.as_ref().unwrap().text, "it broke");
     }
 
     #[test]

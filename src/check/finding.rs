@@ -208,6 +208,9 @@ pub struct Finding {
     pub text: String,
     /// What was measured.
     pub measures: Vec<Measure>,
+    /// Something happened since the last run, and the next one will not see it any more: how bad that is. Nobody waits
+    /// for it to be found again.
+    pub event: Option<Level>,
 }
 
 impl Finding {
@@ -219,6 +222,7 @@ impl Finding {
             level,
             text: text.into(),
             measures: Vec::new(),
+            event: None,
         }
     }
 

@@ -88,8 +88,10 @@ fn service(
         .get(name)
         .filter(|(id, _)| *id == facts.info.id)
         .map_or(0, |(_, count)| facts.info.restart_count - count);
-    if restarted > 0 && level == Level::Ok {
-        level = Level::Warning;
+    let mut event = None;
+    if restarted > 0 {
+        level = level.or(Level::Warning);
+        event = Some(Level::Warning);
         text = format!("{text}, restarted by the engine {restarted} times since the last run");
     }
     let mut measures = vec![Measure::new(
@@ -110,17 +112,19 @@ fn service(
             measure = measure.limits(w, c).max(cast(limit));
             if measure.level().rank() > level.rank() {
                 level = measure.level();
-                text = format!(
+                let uses = format!(
                     "it uses {} of the {} of memory that it may use",
                     bytes(usage.memory),
                     bytes(limit)
                 );
+                text = event.map_or(uses.clone(), |_| format!("{text}; {uses}"));
             }
         }
         measures.push(measure);
     }
     Finding {
         measures,
+        event,
         ..Finding::new(key, level, text)
     }
 }

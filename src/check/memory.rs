@@ -3,20 +3,24 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 use super::alerts::Track;
 use super::trend::Sample;
-use crate::incident::{StateDir, write_atomically};
+use crate::incident::{StateDir, try_write_in, write_atomically};
 use crate::probe::endpoints::Answers;
 
 /// Version of the file's format.
 const FORMAT: u32 = 1;
 /// More than this is not one of these files.
 const LARGEST: u64 = 16 << 20;
+/// Room for a memory that has grown since it was written last.
+const ROOM: u32 = 64 << 10;
 /// Requests of earlier runs that are kept for each endpoint.
 const REQUESTS: usize = 50;
 
@@ -78,6 +82,8 @@ pub struct Message {
 #[derive(Debug)]
 pub struct Store {
     path: PathBuf,
+    /// Where it goes when `path` cannot be written after all.
+    spare: Option<PathBuf>,
     /// Held as long as this lives: two runs at once would tell everything twice.
     _lock: fs::File,
 }
@@ -97,16 +103,20 @@ pub struct Opened {
 /// Opens the memory of a deployment. It never fails: a check without one is better than no check.
 #[must_use]
 pub fn open(state: &StateDir, deployment: &str) -> Opened {
+    open_or(state, crate::incident::private_fallback().as_ref(), deployment)
+}
+
+fn open_or(state: &StateDir, fallback: Option<&StateDir>, deployment: &str) -> Opened {
     let mut notes = Vec::new();
-    let fallback = crate::incident::private_fallback();
-    for (n, dir) in std::iter::once(state).chain(&fallback).enumerate() {
-        match open_in(dir, deployment) {
+    let away = away_name(state, deployment);
+    let spare = fallback.map(|dir| file(dir, &away));
+    let home = (state, deployment, spare);
+    let in_memory = fallback.map(|dir| (dir, away.as_str(), Some(file(state, deployment))));
+    for (n, (dir, name, other)) in std::iter::once(home).chain(in_memory).enumerate() {
+        match open_in(dir, name, other, n == 0) {
             Ok(mut opened) => {
                 if n > 0 {
-                    notes.push(format!(
-                        "this run's memory is in {}, which does not survive a reboot",
-                        dir.path().display()
-                    ));
+                    notes.push(volatile(dir.path()));
                 }
                 notes.append(&mut opened.notes);
                 opened.notes = notes;
@@ -124,22 +134,48 @@ pub fn open(state: &StateDir, deployment: &str) -> Opened {
     }
 }
 
+fn file(dir: &StateDir, name: &str) -> PathBuf {
+    dir.path().join("check").join(format!("{name}.json"))
+}
+
+/// The name in `/dev/shm`, where all state directories of a user meet: another one's memory is not ours.
+fn away_name(home: &StateDir, deployment: &str) -> String {
+    let digest = Sha256::digest(home.path().as_os_str().as_encoded_bytes());
+    let short = digest
+        .iter()
+        .take(6)
+        .fold(0_u64, |all, byte| (all << 8) | u64::from(*byte));
+    format!("{deployment}-{short:012x}")
+}
+
+fn volatile(dir: &Path) -> String {
+    format!(
+        "this run's memory is in {}, which does not survive a reboot",
+        dir.display()
+    )
+}
+
 /// What earlier runs knew, to look at only; `None` where there is nothing that can be read.
 #[must_use]
 pub fn peek(state: &StateDir, deployment: &str) -> Option<Memory> {
-    let of = |dir: &Path| dir.join("check").join(format!("{deployment}.json"));
-    let fallback = match crate::incident::away() {
-        crate::incident::Away::Ours(directory) => Some(directory),
+    let spare = match crate::incident::away() {
+        crate::incident::Away::Ours(dir) => Some(file(&dir, &away_name(state, deployment))),
         _ => None,
     };
-    std::iter::once(state)
-        .chain(&fallback)
-        .map(|dir| of(dir.path()))
+    std::iter::once(file(state, deployment))
+        .chain(spare)
         .filter(|path| path.exists())
-        .find_map(|path| read(&path).ok())
+        .filter_map(|path| read(&path).ok())
+        .max_by_key(|memory| memory.at)
 }
 
-fn open_in(state: &StateDir, deployment: &str) -> Result<Opened, String> {
+/// `other` is where the memory may be as well: what was written last counts. Only `at_home` is it where it goes next.
+fn open_in(
+    state: &StateDir,
+    deployment: &str,
+    other: Option<PathBuf>,
+    at_home: bool,
+) -> Result<Opened, String> {
     let directory = state.subdirectory("check").map_err(|e| e.to_string())?;
     let unwritable = |e: std::io::Error| {
         format!(
@@ -159,6 +195,11 @@ fn open_in(state: &StateDir, deployment: &str) -> Result<Opened, String> {
         Err(fs::TryLockError::Error(e)) => return Err(unwritable(e)),
     };
     let path = directory.join(format!("{deployment}.json"));
+    if !busy {
+        // On a full disk everything is there, and nothing can be written any more.
+        let length = fs::metadata(&path).map_or(0, |m| u32::try_from(m.len()).unwrap_or(u32::MAX));
+        try_write_in(&directory, length.saturating_add(ROOM)).map_err(unwritable)?;
+    }
     let mut notes = Vec::new();
     if busy {
         notes.push(
@@ -190,9 +231,18 @@ fn open_in(state: &StateDir, deployment: &str) -> Result<Opened, String> {
             Memory::default()
         }
     };
+    let newer = other
+        .as_ref()
+        .filter(|path| path.exists())
+        .and_then(|path| read(path).ok())
+        .filter(|m| m.at > memory.at);
     Ok(Opened {
-        store: (!busy).then_some(Store { path, _lock: lock }),
-        memory: Some(memory),
+        store: (!busy).then_some(Store {
+            path,
+            spare: other.filter(|_| at_home),
+            _lock: lock,
+        }),
+        memory: Some(newer.unwrap_or(memory)),
         notes,
         busy,
     })
@@ -229,23 +279,40 @@ fn read(path: &Path) -> Result<Memory, Unreadable> {
 }
 
 impl Store {
-    /// Writes it, so that the next run sees all of it or what was there before.
+    /// Writes it, so that the next run sees all of it or what was there before. Gives what somebody should know when it
+    /// is not where it belongs.
     ///
     /// # Errors
     /// In words.
-    pub fn save(&self, memory: &Memory) -> Result<(), String> {
+    pub fn save(&self, memory: &Memory) -> Result<Option<String>, String> {
         let mut text = serde_json::to_vec(&Memory {
             format: FORMAT,
             ..memory.clone()
         })
         .map_err(|e| e.to_string())?;
         text.push(b'\n');
-        write_atomically(&self.path, &text).map_err(|e| {
-            format!(
-                "what this run knows cannot be kept in {}: {e}",
-                self.path.display()
-            )
-        })
+        let Err(e) = write_atomically(&self.path, &text) else {
+            // Older now; after a clock was set back it would look newer.
+            if let Some(spare) = &self.spare {
+                let _ = fs::remove_file(spare);
+            }
+            return Ok(None);
+        };
+        let why = format!(
+            "what this run knows cannot be kept in {}: {e}",
+            self.path.display()
+        );
+        let kept = self.spare.as_ref().and_then(|spare| {
+            let directory = spare.parent()?;
+            fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(directory)
+                .ok()?;
+            write_atomically(spare, &text).ok()?;
+            Some(volatile(directory))
+        });
+        kept.map(|kept| Some(format!("{why}; {kept}"))).ok_or(why)
     }
 }
 
@@ -306,6 +373,46 @@ mod tests {
         let third = open(&state(dir.path()), "shop");
         let recent = third.memory.unwrap().recent("health");
         assert_eq!((recent.millis.len(), recent.failures.len()), (49, 1));
+    }
+
+    #[test]
+    fn what_cannot_be_kept_at_home_is_kept_in_memory_and_found_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let (home, away) = (state(&dir.path().join("home")), state(&dir.path().join("away")));
+        let at = |second| Memory {
+            format: 1,
+            at: Timestamp::from_second(second).unwrap(),
+            ..Memory::default()
+        };
+        let first = open_or(&home, Some(&away), "shop");
+        let store = first.store.unwrap();
+        assert_eq!(store.save(&at(1)), Ok(None));
+        fs::rename(home.path(), dir.path().join("gone")).unwrap();
+        let note = store.save(&at(2)).unwrap().unwrap();
+        assert!(note.contains("does not survive a reboot"), "{note}");
+        drop(store);
+        fs::rename(dir.path().join("gone"), home.path()).unwrap();
+
+        // Another state directory's memory is another one.
+        let other = open_or(&state(&dir.path().join("other")), Some(&away), "shop");
+        assert_eq!(other.memory, Some(Memory::default()));
+        let second = open_or(&home, Some(&away), "shop");
+        assert_eq!(second.memory, Some(at(2)));
+        let store = second.store.unwrap();
+        assert_eq!(store.save(&at(3)), Ok(None));
+        assert!(!file(&away, &away_name(&home, "shop")).exists());
+        drop(store);
+
+        // Home cannot be written at all: what it knows is taken along.
+        fs::remove_file(home.path().join("check/shop.lock")).unwrap();
+        fs::create_dir(home.path().join("check/shop.lock")).unwrap();
+        let third = open_or(&home, Some(&away), "shop");
+        assert_eq!(third.memory, Some(at(3)));
+        assert_eq!(third.notes.len(), 2, "{:?}", third.notes);
+        assert_eq!(third.store.unwrap().save(&at(4)), Ok(None));
+        assert!(file(&home, "shop").exists());
+        let nowhere = open_or(&home, None, "shop");
+        assert!(nowhere.store.is_none() && nowhere.memory.is_none());
     }
 
     #[test]

@@ -86,6 +86,11 @@ pub fn compose(
         (None, _, Some(first)) => ("recovery", first),
         (None, None, None) => return None,
     };
+    // An event that is told when all is well again.
+    let overall = match overall {
+        Level::Ok => wrong.iter().fold(overall, |worst, n| worst.or(n.finding.level)),
+        known => known,
+    };
     let more = match kind {
         "alert" => wrong.len(),
         "reminder" => still.len(),

@@ -37,6 +37,7 @@ pub(super) fn postgres(seen: &Overview, runbook: &Runbook, before: &Memory) -> V
 fn one_postgres(key: String, name: &str, v: &Vitals, runbook: &Runbook, before: &Memory) -> Finding {
     let limits = &runbook.thresholds;
     let mut level = Level::Ok;
+    let mut event = None;
     let mut troubles: Vec<String> = Vec::new();
     let mut measures = Vec::new();
     let mut judge = |measure: Measure, text: String| {
@@ -88,6 +89,8 @@ fn one_postgres(key: String, name: &str, v: &Vitals, runbook: &Runbook, before: 
             .copied()
             .filter(|k| *k <= failures)
             .unwrap_or_default();
+        // The next run knows them.
+        event = (failures > known).then_some(Level::Critical);
         judge(
             Measure::new(format!("checksum_failures_{name}"), cast(failures), "c")
                 .limits(Some(Limit::Above(0.0)), Some(Limit::Above(cast(known)))),
@@ -123,6 +126,7 @@ fn one_postgres(key: String, name: &str, v: &Vitals, runbook: &Runbook, before: 
     };
     Finding {
         measures,
+        event,
         ..Finding::new(key, level, text)
     }
 }

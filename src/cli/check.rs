@@ -71,15 +71,16 @@ async fn check(cx: &Context, args: &CheckArgs) -> Result<Level> {
     let now = seen.taken_at;
     let remembers = opened.memory.is_some();
     let before = opened.memory.take().unwrap_or_default();
-    let mut after = before.clone();
-    check::remember(&mut after, &seen, now);
-    let findings = check::judge(&seen, &runbook, &before, &after, now);
+    let mut with_this = before.clone();
+    check::remember(&mut with_this, &seen, now);
+    let findings = check::judge(&seen, &runbook, &before, &with_this, now);
     let level = check::overall(&findings);
     let maintenance = windows::until(&runbook.alerts.maintenance, now);
     let status_line = message::status_line(&deployment, level, &findings, maintenance);
 
-    let silent = maintenance.is_some() || args.no_notify || opened.busy;
-    let policy = Policy {
+    // With --no-notify the message is made, and waits for the next run.
+    let silent = maintenance.is_some() || opened.busy;
+    let mut policy = Policy {
         // Who remembers nothing cannot count: better told at once than never.
         runs: if remembers {
             runbook.alerts.failures_in_a_row
@@ -89,11 +90,20 @@ async fn check(cx: &Context, args: &CheckArgs) -> Result<Level> {
         reminder: runbook.alerts.reminder,
         silent,
     };
-    let news = alerts::step(&mut after.tracks, &findings, &policy, now);
-    let told = message::compose(&deployment, level, &findings, &news, now);
-    enqueue(&mut after, &runbook, told.as_ref());
+    let decide = |policy: &Policy| {
+        let mut after = with_this.clone();
+        let news = alerts::step(&mut after.tracks, &findings, policy, now);
+        let told = message::compose(&deployment, level, &findings, &news, now);
+        enqueue(&mut after, &runbook, told.as_ref());
+        (after, told)
+    };
+    let (mut after, mut told) = decide(&policy);
     // Before anybody is told: killed in between, the next run tells it (again), and nothing is lost.
-    save(&mut opened, &after);
+    if !save(&mut opened, &after) {
+        // The next run will not know of this one.
+        policy.runs = 1;
+        (after, told) = decide(&policy);
+    }
     if cx.global.json {
         ui::check::json(&seen, &findings, level, maintenance, told.as_ref(), &opened.notes);
     } else {
@@ -129,7 +139,6 @@ async fn check(cx: &Context, args: &CheckArgs) -> Result<Level> {
                 waiting.drain(..one.delivered.min(waiting.len()));
             }
         }
-        after.pending.retain(|_, waiting| !waiting.is_empty());
         save(&mut opened, &after);
     }
     if let Some(path) = args.textfile.as_deref().filter(|_| !cx.global.dry_run)
@@ -145,7 +154,7 @@ async fn check(cx: &Context, args: &CheckArgs) -> Result<Level> {
     Ok(level)
 }
 
-/// For every way but pings, which take no messages. What waits for a way that has left the runbook goes with it.
+/// For every way but pings, which take no messages.
 fn enqueue(memory: &mut Memory, runbook: &Runbook, told: Option<&check::Message>) {
     let ways: Vec<String> = runbook
         .notify
@@ -153,7 +162,7 @@ fn enqueue(memory: &mut Memory, runbook: &Runbook, told: Option<&check::Message>
         .filter(|way| !matches!(way, Notify::Ping(_)))
         .map(notify::identity)
         .collect();
-    memory.pending.retain(|way, _| ways.contains(way));
+    notify::hand_over(&mut memory.pending, &ways);
     if let Some(message) = told {
         for way in ways {
             notify::enqueue(memory.pending.entry(way).or_default(), message);
@@ -161,13 +170,17 @@ fn enqueue(memory: &mut Memory, runbook: &Runbook, told: Option<&check::Message>
     }
 }
 
-fn save(opened: &mut Opened, memory: &Memory) {
-    if let Some(store) = &opened.store
-        && let Err(why) = store.save(memory)
-        && !opened.notes.contains(&why)
-    {
-        opened.notes.push(why);
+/// Whether the next run finds it, as far as it is ours to see to that.
+fn save(opened: &mut Opened, memory: &Memory) -> bool {
+    let Some(store) = &opened.store else { return true };
+    let (is_kept, note) = match store.save(memory) {
+        Ok(note) => (true, note),
+        Err(why) => (false, Some(why)),
+    };
+    if let Some(note) = note.filter(|n| !opened.notes.contains(n)) {
+        opened.notes.push(note);
     }
+    is_kept
 }
 
 /// As the node exporter wants it: it must never see half a file. Readable for everybody, as it runs as another user.

@@ -163,22 +163,33 @@ fn move_home(from: &Path, home: &StateDir, name: &str) -> Result<(), StateError>
 
 fn try_write(state: &StateDir) -> Result<(), StateError> {
     let directory = state.subdirectory("incidents")?;
+    try_write_in(&directory, 1024 * 1024).map_err(|source| StateError {
+        path: directory,
+        source,
+    })
+}
+
+/// Whether a directory takes so many bytes, durably. Nothing stays.
+///
+/// # Errors
+/// The operating system's.
+pub fn try_write_in(directory: &Path, bytes: u32) -> std::io::Result<()> {
     let path = directory.join(format!(".probe-{}", std::process::id()));
     let tried = (|| {
         let file = fs::File::create(&path)?;
-        match rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, 1024 * 1024) {
+        match rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, u64::from(bytes)) {
             Ok(()) => {}
             // No way to reserve here: writing tells.
             Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => {
-                fs::write(&path, vec![0_u8; 1024 * 1024])?;
+                std::io::copy(
+                    &mut std::io::Read::take(std::io::repeat(0), u64::from(bytes)),
+                    &mut &file,
+                )?;
             }
             Err(e) => return Err(e.into()),
         }
         file.sync_all()
     })();
     let _ = fs::remove_file(&path);
-    tried.map_err(|source| StateError {
-        path: directory,
-        source,
-    })
+    tried
 }

@@ -11,7 +11,9 @@ mod state;
 mod store;
 mod timeline;
 
-pub use away::{Away, away, bring_home, fallback_path, private_fallback, remember_home, writable};
+pub use away::{
+    Away, away, bring_home, fallback_path, private_fallback, remember_home, try_write_in, writable,
+};
 pub use journal::{Entry, JOURNAL_FILE, Journal, JournalError, Log, Record};
 pub use lock::{Holder, Lock, LockError, backup_lock, recovery_lock};
 pub use markdown::{fact_text, is_plain, markdown, rpo_line, rto_line};

@@ -5,6 +5,7 @@ mod command;
 mod email;
 mod web;
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -74,6 +75,44 @@ pub fn name(way: &Notify) -> String {
 /// Adds a message to what is pending for a way.
 pub fn enqueue(pending: &mut Vec<Message>, message: &Message) {
     pending.push(message.clone());
+    bound(pending);
+}
+
+/// Gives what waits for ways that have left the runbook to new ones: to those of the same kind, as after a correction of
+/// an address, else to all new ones. Without a new one it goes with its way, as the others have told it. `ways` are the
+/// identities of those in the runbook; a way is new when it has no entry, so each has one afterwards.
+pub fn hand_over(pending: &mut BTreeMap<String, Vec<Message>>, ways: &[String]) {
+    if ways.is_empty() {
+        return;
+    }
+    let fresh: Vec<&String> = ways.iter().filter(|way| !pending.contains_key(*way)).collect();
+    let kind = |id: &str| id.rsplit_once('-').map(|(kind, _)| kind.to_owned());
+    let gone: Vec<String> = pending.keys().filter(|id| !ways.contains(id)).cloned().collect();
+    for id in gone {
+        let waiting = pending.remove(&id).unwrap_or_default();
+        let same: Vec<&&String> = fresh.iter().filter(|way| kind(way) == kind(&id)).collect();
+        let heirs = if same.is_empty() {
+            fresh.iter().collect()
+        } else {
+            same
+        };
+        for way in heirs {
+            let all = pending.entry((**way).clone()).or_default();
+            for message in &waiting {
+                if !all.contains(message) {
+                    all.push(message.clone());
+                }
+            }
+            all.sort_by_key(|m| m.at);
+            bound(all);
+        }
+    }
+    for way in ways {
+        pending.entry(way.clone()).or_default();
+    }
+}
+
+fn bound(pending: &mut Vec<Message>) {
     let surplus = pending.len().saturating_sub(KEPT);
     pending.drain(..surplus);
 }
@@ -81,7 +120,7 @@ pub fn enqueue(pending: &mut Vec<Message>, message: &Message) {
 /// Tries every way at once: pings in each run, the others when messages are pending for them.
 pub async fn tell(
     ways: &[Notify],
-    pending: &std::collections::BTreeMap<String, Vec<Message>>,
+    pending: &BTreeMap<String, Vec<Message>>,
     deployment: &str,
     overall: Level,
     status_line: &str,
@@ -181,6 +220,29 @@ mod tests {
         let identities: std::collections::BTreeSet<_> = ways.iter().map(identity).collect();
         assert_eq!(identities.len(), ways.len());
         assert!(identities.iter().all(|i| !i.contains("hunter2")));
+    }
+
+    #[test]
+    fn what_waits_for_a_corrected_way_is_told_by_the_new_one() {
+        let ids = |all: &[&str]| all.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>();
+        let after = |ways: &[&str]| {
+            let mut pending = BTreeMap::from([
+                ("email-1".to_owned(), vec![]),
+                ("webhook-1".to_owned(), vec![message("disk")]),
+            ]);
+            hand_over(&mut pending, &ids(ways));
+            pending
+                .into_iter()
+                .map(|(way, waiting)| format!("{way} {}", waiting.len()))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(after(&["email-1", "webhook-1"]), ["email-1 0", "webhook-1 1"]);
+        assert_eq!(after(&["email-1", "webhook-2"]), ["email-1 0", "webhook-2 1"]);
+        // Another kind in its place, and nothing in its place: the mail has told it.
+        assert_eq!(after(&["email-1", "command-1"]), ["command-1 1", "email-1 0"]);
+        assert_eq!(after(&["email-1"]), ["email-1 0"]);
+        // Nobody is there to be told: it waits.
+        assert_eq!(after(&[]), ["email-1 0", "webhook-1 1"]);
     }
 
     #[test]
