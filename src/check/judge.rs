@@ -183,7 +183,12 @@ fn endpoint(runbook: &Runbook, name: &str, now: &Answers, recent: &Answers) -> F
         ..errors.clone()
     };
     let errors_level = lesser(errors.level(), failing.level());
-    if errors_level != Level::Ok {
+    let failed = now.failures.len();
+    // Whatever the limits are; one answer of two is one slow answer.
+    if failed > 1 && failed * 2 >= asked {
+        level = level.or(errors_level).or(Level::Warning);
+        text.push(format!("{failed} of {asked} requests failed: {why}"));
+    } else if errors_level != Level::Ok {
         level = level.or(errors_level);
         text.push(format!(
             "{:.1} % of the last requests failed: {why}",
@@ -359,4 +364,37 @@ fn backup(seen: &Overview, runbook: &Runbook, now: Timestamp) -> Finding {
 #[expect(clippy::cast_precision_loss, reason = "shown with three places")]
 pub(super) fn cast(n: u64) -> f64 {
     n as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_endpoint_that_mostly_fails_is_not_well_whatever_the_limits() {
+        let runbook = crate::runbook::parse(
+            std::path::Path::new("drctl.yaml"),
+            "version: 1\ndeployment: shop\nenvironment: staging\nplatform: { docker: {} }\n\
+             objectives: { rto: 2h, rpo: 24h }\nservices: { web: { kind: app } }\n\
+             backup: { directory: /var/backups/drctl/shop }\n",
+        )
+        .unwrap();
+        for (good, bad, level) in [
+            (5, 0, Level::Ok),
+            (3, 2, Level::Ok),
+            // One slow answer, and the one that came at the same time.
+            (1, 1, Level::Ok),
+            (2, 2, Level::Warning),
+            (1, 4, Level::Warning),
+            (0, 5, Level::Critical),
+            (0, 0, Level::Unknown),
+        ] {
+            let now = Answers {
+                millis: vec![5; good],
+                failures: vec!["status 500".into(); bad],
+            };
+            let found = endpoint(&runbook, "health", &now, &now);
+            assert_eq!(found.level, level, "{good} {bad}: {}", found.text);
+        }
+    }
 }
