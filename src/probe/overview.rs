@@ -20,8 +20,9 @@ use super::vitals::{self, Vitals};
 use crate::backup::{Catalogue, Entry};
 use crate::postgres::PgError;
 use crate::redis::{ErrorKind, RedisInfo};
-use crate::runbook::Runbook;
-use crate::system::System;
+use crate::runbook::secret::DEADLINE as SECRET_DEADLINE;
+use crate::runbook::{PostgresService, RedisService, Runbook, SecretRef};
+use crate::system::{PostgresServer, RedisServer, System};
 
 /// Between two readings of the processor counters: shorter says little, longer is waited for.
 const CPU_WINDOW: Duration = Duration::from_millis(200);
@@ -217,13 +218,13 @@ async fn look_inside(system: &System, options: LookOptions) -> Inside {
         system
             .runbook
             .postgres_services()
-            .map(|(name, ..)| timed(name.as_str(), bounded(deadline, postgres(system, name.as_str())))),
+            .map(|(name, _, config)| timed(name.as_str(), postgres(system, name.as_str(), config))),
     );
     let redis = join_all(
         system
             .runbook
             .redis_services()
-            .map(|(name, ..)| timed(name.as_str(), bounded(deadline, redis(system, name.as_str())))),
+            .map(|(name, _, config)| timed(name.as_str(), redis(system, name.as_str(), config))),
     );
     let host = async {
         if system.docker.is_local() {
@@ -315,11 +316,35 @@ async fn usage_of(
     .collect()
 }
 
-async fn postgres(system: &System, service: &str) -> Known<Vitals> {
-    let server = match system.postgres(service).await {
-        Ok(server) => server,
-        Err(e) => return Known::Unknown(one_line(&e)),
+/// The way in to a server. It has a time of its own, with that of a password that has to be fetched: as long as it is
+/// not known the server was not asked, and nothing is known of it.
+async fn way_in<S>(
+    password: Option<&SecretRef>,
+    probe: Duration,
+    work: impl Future<Output = crate::error::Result<S>>,
+) -> Result<S, String> {
+    let deadline = match password {
+        Some(SecretRef::Command(_) | SecretRef::File(_)) => probe + SECRET_DEADLINE,
+        _ => probe,
     };
+    match tokio::time::timeout(deadline + SLACK, work).await {
+        Ok(done) => done.map_err(|e| one_line(&e)),
+        Err(_) => Err(format!(
+            "it was not asked: the way in was not known within {}",
+            crate::event::seconds(deadline)
+        )),
+    }
+}
+
+async fn postgres(system: &System, service: &str, config: &PostgresService) -> Known<Vitals> {
+    let probe = system.runbook.deadlines.probe;
+    match way_in(config.password.as_ref(), probe, system.postgres(service)).await {
+        Ok(server) => bounded(probe, ask_postgres(&server)).await,
+        Err(why) => Known::Unknown(why),
+    }
+}
+
+async fn ask_postgres(server: &PostgresServer) -> Known<Vitals> {
     let looked = match server.connect().await {
         Ok(client) => vitals::read(&client).await,
         Err(e) => Err(e),
@@ -336,12 +361,16 @@ async fn postgres(system: &System, service: &str) -> Known<Vitals> {
     }
 }
 
-async fn redis(system: &System, service: &str) -> Known<RedisView> {
-    let server = match system.redis(service).await {
-        Ok(server) => server,
-        Err(e) => return Known::Unknown(one_line(&e)),
-    };
-    let state = observe(&server, false).await;
+async fn redis(system: &System, service: &str, config: &RedisService) -> Known<RedisView> {
+    let probe = system.runbook.deadlines.probe;
+    match way_in(config.password.as_ref(), probe, system.redis(service)).await {
+        Ok(server) => bounded(probe, ask_redis(&server)).await,
+        Err(why) => Known::Unknown(why),
+    }
+}
+
+async fn ask_redis(server: &RedisServer) -> Known<RedisView> {
+    let state = observe(server, false).await;
     if let Some(failure) = state.first_failure() {
         // A server that is full, loads or cannot save answers INFO all the same, and that says more.
         let says_more = state.info.is_some();
@@ -420,4 +449,22 @@ fn in_words(entries: &[Entry]) -> Vec<String> {
             other => format!("{} is {}", other.label(), other.state()),
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_slow_password_is_waited_for_and_says_nothing_of_the_server() {
+        let probe = Duration::from_millis(10);
+        let command = SecretRef::Command(vec!["vault".into()]);
+        let slow = || async {
+            tokio::time::sleep(probe + SLACK * 2).await;
+            Ok(())
+        };
+        assert_eq!(way_in(Some(&command), probe, slow()).await, Ok(()));
+        let late = way_in(None, probe, slow()).await.unwrap_err();
+        assert!(late.contains("was not asked"), "{late}");
+    }
 }

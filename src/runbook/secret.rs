@@ -11,7 +11,7 @@ use tokio::io::AsyncReadExt;
 use super::raw::SecretRef;
 
 /// How long a program or a file may take.
-const DEADLINE: Duration = Duration::from_secs(10);
+pub const DEADLINE: Duration = Duration::from_secs(10);
 
 /// The longest secret, in bytes.
 const MAX_BYTES: u64 = 64 * 1024;
