@@ -77,6 +77,34 @@ fn the_good_runbook_is_good() {
 }
 
 #[test]
+fn what_would_fail_at_the_first_alert_is_refused() {
+    let mail = "notify:\n  - email:\n      host: h\n      from: a@example.com\n      to: [b@example.com]\n      user: u\n";
+    let window = "alerts:\n  maintenance:\n    - once: { from: 2026-12-02T22:00, to: 2026-12-01T02:00 }\n";
+    for (more, wanted) in [
+        (
+            format!("{mail}      password: {{ container-env: PW }}\n"),
+            "25:19 notify[0].email.password.container-env: a mail server has no container",
+        ),
+        (
+            mail.to_owned(),
+            "24:7 notify[0].email.user: `user` is of no use without `password`",
+        ),
+        (
+            window.to_owned(),
+            "21:43 alerts.maintenance[0].once.to: the window ends before it begins | write a time after 2026-12-02T22:00",
+        ),
+    ] {
+        let found = problems(&format!("{GOOD}{more}"));
+        assert!(found.len() == 1 && found[0].starts_with(wanted), "{found:?}");
+    }
+    let good = format!(
+        "{GOOD}{mail}      password: {{ env: PW }}\n{}",
+        window.replace("12-01", "12-03")
+    );
+    assert!(parse_text(&good).is_ok());
+}
+
+#[test]
 fn a_byte_order_mark_and_windows_line_endings_are_no_problem() {
     assert!(parse_text(&format!("\u{feff}{}", GOOD.replace('\n', "\r\n"))).is_ok());
 }
