@@ -271,8 +271,19 @@ fn without_memory(stack: &Stack, posted: &Received) {
     ended(&out, 0, "OK");
     assert!(out.stderr.contains("cannot be written"), "{}", out.stderr);
     assert_eq!(count(posted, "POST /hunter2"), hooks);
-    let _ = std::fs::remove_file(format!("/dev/shm/drctl-0/check/{}.json", stack.name));
-    let _ = std::fs::remove_file(format!("/dev/shm/drctl-0/check/{}.lock", stack.name));
+    for entry in std::fs::read_dir("/dev/shm/drctl-0/check")
+        .into_iter()
+        .flatten()
+        .flatten()
+    {
+        if entry
+            .file_name()
+            .to_string_lossy()
+            .starts_with(&format!("{}-", stack.name))
+        {
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
 }
 
 /// No engine, or one that accepts and never answers: UNKNOWN, within the deadline.
