@@ -6,10 +6,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;
 
 use super::alerting::LocalDateTime;
+use super::duration::parse_duration;
 use super::node::{Entry, Node, Value};
 use super::problem::{Collector, DocumentPath, ProblemKind};
 use super::suggest;
 use super::text::{BadText, DatabaseName, ServiceName, TableName, shorten};
+
+/// Limits of which less is worse.
+const LOWER_IS_WORSE: [&str; 2] = ["disk-full-in", "cache-hit-rate"];
 
 /// Runs every check.
 pub(super) fn check(root: &Node, found: &mut Collector<'_>) {
@@ -42,6 +46,9 @@ pub(super) fn check(root: &Node, found: &mut Collector<'_>) {
     }
     if let Some(check) = root.get("write-check") {
         write_check(check, &DocumentPath::new(&["write-check"]), found);
+    }
+    if let Some(thresholds) = root.get("thresholds") {
+        critical_is_worse(thresholds, found);
     }
     if let Some(ways) = root.get("notify") {
         for (index, way) in ways.items().iter().enumerate() {
@@ -108,6 +115,33 @@ fn keeps_something(keep: &Node, found: &mut Collector<'_>) {
                 .to_owned(),
         ),
     );
+}
+
+/// A critical limit on the mild side of the one that warns would never warn.
+fn critical_is_worse(thresholds: &Node, found: &mut Collector<'_>) {
+    let amount = |node: &Node| match &node.value {
+        Value::Number(number) => number.as_f64(),
+        Value::Text(text) => parse_duration(text).ok().map(|d| d.as_secs_f64()),
+        _ => None,
+    };
+    let path = DocumentPath::new(&["thresholds", "critical"]);
+    let critical = thresholds.get("critical").map_or(&[][..], Node::entries);
+    for Entry { key, node, .. } in critical {
+        let Some(warning) = thresholds.get(key).and_then(amount) else {
+            continue;
+        };
+        let falls = LOWER_IS_WORSE.contains(&key.as_str());
+        if amount(node).is_some_and(|limit| if falls { limit > warning } else { limit < warning }) {
+            let side = if falls { "below" } else { "above" };
+            found.add(
+                ProblemKind::BadValue,
+                node.at,
+                &path.join(key),
+                "it is milder than the limit that warns",
+                Some(format!("write a value {side} that of `thresholds.{key}`")),
+            );
+        }
+    }
 }
 
 /// A login that cannot succeed would be noticed at the first alert.

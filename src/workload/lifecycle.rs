@@ -1,5 +1,7 @@
 //! Starting, stopping, freezing and removing containers, and the processes in them.
 
+use std::cmp::Reverse;
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use bollard::query_parameters as q;
@@ -53,13 +55,15 @@ impl Docker {
         .await
     }
 
-    /// State letters of a container's processes, the oldest first, as `ps` on the engine's
+    /// State letters of a container's processes, the main process first, as `ps` on the engine's
     /// host prints them (`S`, `R`, `T` …).
     ///
     /// # Errors
     /// The engine's trouble; `Engine` 409 when the container does not run.
     pub async fn process_states(&self, container: &str) -> Result<Vec<String>, WorkloadError> {
-        let options = q::TopOptionsBuilder::default().ps_args("-eo pid,stat").build();
+        let options = q::TopOptionsBuilder::default()
+            .ps_args("-eo pid,ppid,etimes,stat")
+            .build();
         let top = self
             .call(
                 &format!("the processes of container {container}"),
@@ -67,14 +71,7 @@ impl Docker {
                 self.api.top_processes(container, Some(options)),
             )
             .await?;
-        let mut rows: Vec<(u64, String)> = top
-            .processes
-            .unwrap_or_default()
-            .into_iter()
-            .filter_map(|row| Some((row.first()?.parse().ok()?, row.get(1)?.clone())))
-            .collect();
-        rows.sort_unstable_by_key(|(pid, _)| *pid);
-        Ok(rows.into_iter().map(|(_, state)| state).collect())
+        Ok(main_first(&top.processes.unwrap_or_default()))
     }
 
     /// A container's processes, the oldest first, with their command lines or titles.
@@ -191,5 +188,40 @@ impl Docker {
                 Ok(_) => tokio::time::sleep(Duration::from_millis(50)).await,
             }
         }
+    }
+}
+
+/// States of rows of `pid,ppid,etimes,stat`. The main process is the oldest of those whose parent is outside; so is the
+/// parent of what `exec` started. Numbers tell nothing of age: they begin anew at the host's `pid_max`.
+fn main_first(rows: &[Vec<String>]) -> Vec<String> {
+    let number = |row: &[String], at: usize| row.get(at)?.parse::<u64>().ok();
+    let inside: BTreeSet<u64> = rows.iter().filter_map(|row| number(row, 0)).collect();
+    let mut all: Vec<(bool, Reverse<u64>, u64, &String)> = rows
+        .iter()
+        .filter_map(|row| {
+            let is_child = inside.contains(&number(row, 1)?);
+            Some((is_child, Reverse(number(row, 2)?), number(row, 0)?, row.get(3)?))
+        })
+        .collect();
+    all.sort_unstable();
+    all.into_iter().map(|(.., state)| state.clone()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_main_process_is_first_also_where_numbers_began_anew() {
+        let rows = |text: &str| -> Vec<Vec<String>> {
+            let words = |line: &str| line.split(' ').map(ToOwned::to_owned).collect();
+            text.lines().map(words).collect()
+        };
+        // Its children have smaller numbers and its own second; a health check runs beside it.
+        let seen = main_first(&rows(
+            "301 32701 40 Ss\n302 32701 39 S\n450 449 1 R\n32701 32690 40 Ts",
+        ));
+        assert_eq!(seen, ["Ts", "R", "Ss", "S"]);
+        assert_eq!(main_first(&rows("7 1 x S")), [""; 0]);
     }
 }

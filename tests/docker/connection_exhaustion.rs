@@ -112,6 +112,7 @@ fn the_holders_are_named_and_only_as_many_ended_as_are_needed() {
         stack.wait_healthy();
     }
     long_statements_end_when_asked(&stack);
+    commits_that_wait_for_a_standby_are_left_alone(&stack);
     let roles = stack.psql("select count(*) from pg_roles where rolname like 'drctl_%'");
     assert_eq!(roles.as_deref(), Ok("0"));
     assert_eq!(failures, [""; 0]);
@@ -231,4 +232,47 @@ fn long_statements_end_when_asked(stack: &Stack) {
     ])
     .stdout;
     assert_eq!(running, "");
+}
+
+/// Cancelled, a COMMIT would be there on this server alone, and the next one waits as before.
+fn commits_that_wait_for_a_standby_are_left_alone(stack: &Stack) {
+    let set = |names: &str| {
+        stack
+            .psql(&format!("alter system set synchronous_standby_names = '{names}'"))
+            .unwrap();
+        stack.psql("select pg_reload_conf()").unwrap();
+    };
+    set("elsewhere");
+    let postgres = stack.container("postgres");
+    for _ in 0..4 {
+        let commit = "create temp table waits (n int)";
+        docker(&[
+            "exec", "-d", &postgres, "psql", "-U", "simgen", "-d", "simgen", "-c", commit,
+        ])
+        .ok();
+    }
+    let waiting = |over: &str| {
+        stack
+            .psql(&format!(
+                "select count(*) from pg_stat_activity where wait_event = 'SyncRep' and query_start < now() - interval '{over}'"
+            ))
+            .unwrap()
+    };
+    let end = Instant::now() + Duration::from_secs(20);
+    while waiting("2 s") != "4" && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    let out = stack.agreed(&["recover", "connection-exhaustion", "--running-over", "1s"]);
+    let still = waiting("0 s");
+    set("");
+    assert_eq!(out.code, Some(4), "{}{}", out.stdout, out.stderr);
+    assert_eq!(
+        out.event("diagnosis")["look_alike"],
+        "synchronous-standby",
+        "{}",
+        out.stdout
+    );
+    assert_eq!(still, "4", "one of them was ended");
+    stack.wait_healthy();
+    assert_eq!(waiting("0 s"), "0");
 }
