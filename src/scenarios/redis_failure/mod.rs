@@ -150,9 +150,21 @@ impl Scenario for RedisFailing {
     }
 }
 
+/// It does not answer; or it loads its data once more, and may end at the same place as before.
+fn is_unsettled(server: &Server) -> bool {
+    match trouble(server) {
+        Some(Trouble::Silent(_)) => true,
+        Some(Trouble::Instead(l)) if l.name == "loading" => {
+            let facts = server.container.found();
+            facts.is_some_and(|f| f.info.restart_count > 0)
+        }
+        _ => false,
+    }
+}
+
 /// How long a server that does not answer is watched, if that may tell why.
 fn worth_a_second_look(server: &Server) -> Option<Duration> {
-    if !matches!(trouble(server), Some(Trouble::Silent(_))) {
+    if !is_unsettled(server) {
         return None;
     }
     let hangs = server
@@ -171,7 +183,7 @@ fn worth_a_second_look(server: &Server) -> Option<Duration> {
 /// Watches one until it answers, says why it does not, or has ended; for a while.
 async fn second_look(system: &System, name: &str, server: &mut Server, limit: Duration) {
     let end = tokio::time::Instant::now() + limit;
-    while tokio::time::Instant::now() < end && matches!(trouble(server), Some(Trouble::Silent(_))) {
+    while tokio::time::Instant::now() < end && is_unsettled(server) {
         tokio::time::sleep(Duration::from_millis(50)).await;
         server.container = containers::one(system, name).await;
         server.state = match system.redis(name).await {
