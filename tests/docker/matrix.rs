@@ -184,7 +184,7 @@ fn every_fault_is_named_and_no_look_alike_leads_to_harm() {
     let Some(data) = Mounted::at(small.path().join("data"), "3g") else {
         return;
     };
-    let Some(stack) = Stack::up_with("matrix", &[("SIMGEN_POSTGRES_DATA", data.0.to_str().unwrap())]) else {
+    let Some(stack) = Stack::up_alone("matrix", &[("SIMGEN_POSTGRES_DATA", data.0.to_str().unwrap())]) else {
         return;
     };
     let Some(backups) = Mounted::at(stack.dir.path().join("backups"), "1g") else {
@@ -218,7 +218,7 @@ fn every_fault_is_named_and_no_look_alike_leads_to_harm() {
     drop(backups);
     drop(stack);
     if !of_append_only.is_empty() {
-        let Some(stack) = Stack::up_with("matrixaof", &[("SIMGEN_REDIS_APPENDONLY", "yes")]) else {
+        let Some(stack) = Stack::up_alone("matrixaof", &[("SIMGEN_REDIS_APPENDONLY", "yes")]) else {
             return;
         };
         for (fault, look_alike) in of_append_only {

@@ -100,24 +100,24 @@ fn read_all(from: &mut impl Read) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// The right to run a stack, given back when dropped.
-struct Turn;
+/// The right to run a stack, or all stacks that may run at once; given back when dropped.
+struct Turn(usize);
 
 impl Turn {
-    fn wait() -> Self {
+    fn wait(share: usize) -> Self {
         let mut running = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
-        while *running >= AT_ONCE {
+        while *running + share > AT_ONCE {
             running = ONE_LESS.wait(running).unwrap_or_else(PoisonError::into_inner);
         }
-        *running += 1;
-        Self
+        *running += share;
+        Self(share)
     }
 }
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        *RUNNING.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
-        ONE_LESS.notify_one();
+        *RUNNING.lock().unwrap_or_else(PoisonError::into_inner) -= self.0;
+        ONE_LESS.notify_all();
     }
 }
 
@@ -146,9 +146,23 @@ impl Stack {
         Self::up_example("simgen", name, variables)
     }
 
+    /// The same while no other stack runs, for what measures how long things take.
+    pub fn up_alone(name: &str, variables: &[(&str, &str)]) -> Option<Self> {
+        Self::up_in_turn("simgen", name, variables, AT_ONCE)
+    }
+
     /// Brings another example stack up. What asks the database by `psql` knows only that of `simgen`.
     pub fn up_example(example: &'static str, name: &str, variables: &[(&str, &str)]) -> Option<Self> {
-        let turn = Turn::wait();
+        Self::up_in_turn(example, name, variables, 1)
+    }
+
+    fn up_in_turn(
+        example: &'static str,
+        name: &str,
+        variables: &[(&str, &str)],
+        share: usize,
+    ) -> Option<Self> {
+        let turn = Turn::wait(share);
         if !engine_answers() {
             assert!(
                 std::env::var("DRCTL_REQUIRE_DOCKER").as_deref() != Ok("1"),
