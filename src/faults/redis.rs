@@ -380,10 +380,9 @@ pub async fn put_right(system: &System, service: &str, mend: &RedisMend) -> Resu
             Ok(Some(format!("{name} of {service} is {value} again")))
         }
         RedisMend::Delete { database, pattern } => {
-            let scanner = client(system, service, *database).await?;
-            let remover = client(system, service, *database).await?;
-            let gone = scanner
-                .unlink_matching(&remover, pattern, None, LIMIT, |_| {})
+            let client = client(system, service, *database).await?;
+            let gone = client
+                .unlink_matching(pattern, None, LIMIT, |_| {})
                 .await
                 .map_err(failed("deleting the fault's keys"))?;
             Ok((gone.keys > 0).then(|| format!("{} keys like {pattern} were deleted", gone.keys)))

@@ -441,7 +441,7 @@ fn held_back(list: &str) -> BTreeMap<String, u64> {
     held
 }
 
-fn scan_command(cursor: u64, pattern: Option<&str>, count: u32) -> Cmd {
+pub(super) fn scan_command(cursor: u64, pattern: Option<&str>, count: u32) -> Cmd {
     let mut command = cmd("SCAN");
     command.arg(cursor);
     if let Some(pattern) = pattern {

@@ -2,17 +2,18 @@
 
 use std::time::Duration;
 
-use ::redis::cmd;
+use ::redis::{Pipeline, pipe};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use super::{Client, Key, RedisError};
+use super::client::scan_command;
+use super::{Client, Key, RedisError, ScanBatch};
 
-/// Keys of one `UNLINK`: what a client sends in one go the server works off before it serves
-/// another. At this many the others wait for less than a tenth of a millisecond.
-const UNLINK_BATCH: usize = 40;
-/// `COUNT` of a scan that is done for its effect: as many as are removed at once.
-const SCAN_COUNT: u32 = 40;
+/// Keys of one `UNLINK`, and of a round trip: what a client sends in one go the server works off
+/// before it serves another. At this many the others wait for about a tenth of a millisecond.
+const UNLINK_BATCH: usize = 100;
+/// `COUNT` of a scan that is done for its effect: as many as are removed in a round trip.
+const SCAN_COUNT: u32 = 100;
 
 /// What [`Client::unlink_matching`] did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,21 +34,23 @@ impl Client {
     pub async fn unlink(&self, keys: &[Key]) -> Result<u64, RedisError> {
         let mut removed = 0;
         for part in keys.chunks(UNLINK_BATCH) {
-            removed += self.ask::<u64>(cmd("UNLINK").arg(part)).await?;
+            let mut commands = pipe();
+            add_unlinks(&mut commands, part);
+            for answer in self.ask_all(self.deadline, "UNLINK", &mut commands).await? {
+                removed += self.read::<u64>("UNLINK", answer?)?;
+            }
         }
         Ok(removed)
     }
 
-    /// Removes the keys that match a pattern: this connection scans, and the other one removes
-    /// what the scan before has found. Two, so that the server need not wait for either while
-    /// what each sends stays short for everybody else. Ends at the end of the scan, after about
-    /// `at_most` keys, or at the deadline. `progress` is told the number removed so far.
+    /// Removes the keys that match a pattern, by scanning: each round trip removes what the one
+    /// before has found. Ends at the end of the scan, after about `at_most` keys, or at the
+    /// deadline. `progress` is told the number removed so far.
     ///
     /// # Errors
     /// [`RedisError`]; what was removed before is gone.
     pub async fn unlink_matching(
         &self,
-        remover: &Self,
         pattern: &str,
         at_most: Option<u64>,
         deadline: Duration,
@@ -66,19 +69,30 @@ impl Client {
             }
             let enough = at_most.is_some_and(|most| done.keys + batch.keys.len() as u64 >= most);
             let last = batch.cursor == 0;
-            if last || enough || Instant::now() >= until {
-                done.keys += remover.unlink(&batch.keys).await?;
-                progress(done.keys);
+            let ending = last || enough || Instant::now() >= until;
+            let mut commands = pipe();
+            add_unlinks(&mut commands, &batch.keys);
+            if !ending {
+                commands.add_command(scan_command(batch.cursor, Some(pattern), SCAN_COUNT));
+            }
+            let mut answers = self.ask_all(self.deadline, "UNLINK", &mut commands).await?;
+            let next = if ending { None } else { answers.pop() };
+            for answer in answers {
+                done.keys += self.read::<u64>("UNLINK", answer?)?;
+            }
+            progress(done.keys);
+            let Some(next) = next else {
                 done.complete = last;
                 return Ok(done);
-            }
-            let (next, removed) = tokio::join!(
-                self.scan(batch.cursor, Some(pattern), SCAN_COUNT),
-                remover.unlink(&batch.keys)
-            );
-            done.keys += removed?;
-            progress(done.keys);
-            batch = next?;
+            };
+            let (cursor, keys) = self.read("SCAN", next?)?;
+            batch = ScanBatch { cursor, keys };
         }
+    }
+}
+
+fn add_unlinks(commands: &mut Pipeline, keys: &[Key]) {
+    for batch in keys.chunks(UNLINK_BATCH) {
+        commands.cmd("UNLINK").arg(batch);
     }
 }

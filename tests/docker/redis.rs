@@ -223,13 +223,13 @@ async fn full_memory(server: &RedisServer, client: &Client) {
     let before = client.dbsize().await.unwrap();
     let minute = Duration::from_secs(60);
     let some = client
-        .unlink_matching(client, "cv:*", Some(700), minute, |_| {})
+        .unlink_matching("cv:*", Some(700), minute, |_| {})
         .await
         .unwrap();
     assert_eq!((some.keys, some.complete), (700, false));
     let mut told = 0;
     let rest = client
-        .unlink_matching(client, "cv:*", None, minute, |n| told = n)
+        .unlink_matching("cv:*", None, minute, |n| told = n)
         .await
         .unwrap();
     assert_eq!(

@@ -108,12 +108,11 @@ pub(super) async fn clear_patterns(
     let info = first.info().await.map_err(failed(format!("asking {service}")))?;
     let mut removed = 0;
     for &database in info.keyspace.keys() {
-        let scanner = client(cx, service, database).await?;
-        let remover = client(cx, service, database).await?;
+        let client = client(cx, service, database).await?;
         for pattern in patterns {
             let left = cx.deadline.saturating_sub(begun.elapsed());
-            let done = scanner
-                .unlink_matching(&remover, pattern, None, left, |_| {})
+            let done = client
+                .unlink_matching(pattern, None, left, |_| {})
                 .await
                 .map_err(failed(format!("deleting keys like {pattern}")))?;
             removed += done.keys;
