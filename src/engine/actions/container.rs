@@ -83,12 +83,7 @@ pub(super) async fn start_together(
     let begun = Instant::now();
     let ended = join_all(services.iter().map(|s| start(cx, s, true))).await;
     let (up, failed) = apart(services, ended);
-    let is_store = |name: &str| {
-        cx.system
-            .runbook
-            .service(name)
-            .is_some_and(|s| matches!(s.kind, ServiceKind::Postgres(_) | ServiceKind::Redis(_)))
-    };
+    let is_store = |name: &str| is_postgres(cx, name) || is_redis(cx, name);
     if !may_go_on(&up, &failed, is_store) {
         return Err(ActionError::Other(in_words(&failed)));
     }
