@@ -544,11 +544,7 @@ async fn put_right(system: &System, mend: &Mend) -> Result<Option<String>> {
                     Ok(Some(format!("container {container} was started")))
                 }
                 Status::Running => {
-                    let stopped = docker
-                        .process_states(container)
-                        .await
-                        .is_ok_and(|all| all.first().is_some_and(|s| s.starts_with('T')));
-                    if !stopped {
+                    if !docker.is_stopped_by_signal(container).await? {
                         return Ok(None);
                     }
                     docker.resume(container).await?;

@@ -74,6 +74,15 @@ impl Docker {
         Ok(main_first(&top.processes.unwrap_or_default()))
     }
 
+    /// Whether a signal has stopped the main process of a container, which the engine does not know of.
+    ///
+    /// # Errors
+    /// As [`Docker::process_states`].
+    pub async fn is_stopped_by_signal(&self, container: &str) -> Result<bool, WorkloadError> {
+        let states = self.process_states(container).await?;
+        Ok(states.first().is_some_and(|s| s.starts_with('T')))
+    }
+
     /// A container's processes, the oldest first, with their command lines or titles.
     ///
     /// # Errors

@@ -2,20 +2,14 @@
 //! was raised can be put back.
 
 use crate::crash::{close, newest};
-use crate::stack::{Output, Stack, docker};
-
-fn redis(stack: &Stack, words: &[&str]) -> String {
-    let container = stack.container("redis");
-    let out = docker(&[&["exec", &container, "redis-cli", "--raw"], words].concat());
-    out.ok().trim().to_owned()
-}
+use crate::stack::{Output, Stack};
 
 fn limit(stack: &Stack) -> String {
-    redis(stack, &["config", "get", "maxmemory"])
+    stack.redis_cli(&["config", "get", "maxmemory"])
 }
 
 fn is_refused(stack: &Stack) -> bool {
-    redis(stack, &["set", "tried", "1"]).starts_with("OOM")
+    stack.redis_cli(&["set", "tried", "1"]).starts_with("OOM")
 }
 
 fn verified(out: &Output) {
@@ -28,7 +22,7 @@ fn a_full_memory_gets_room_and_keeps_what_is_not_disposable() {
     let Some(stack) = Stack::up("redisoom") else {
         return;
     };
-    redis(&stack, &["set", "mine", "1"]);
+    stack.redis_cli(&["set", "mine", "1"]);
     for (fault, remedy) in [("cache-full", "clear-cache"), ("limit-low", "raise-limit")] {
         let fault = format!("redis-oom/{fault}");
         let before = limit(&stack);
@@ -38,7 +32,7 @@ fn a_full_memory_gets_room_and_keeps_what_is_not_disposable() {
         let out = stack.agreed(&["recover", "redis-oom", "--remedy", remedy]);
         verified(&out);
         assert!(!is_refused(&stack), "{fault}");
-        assert_eq!(redis(&stack, &["get", "mine"]), "1", "{fault}");
+        assert_eq!(stack.redis_cli(&["get", "mine"]), "1", "{fault}");
         let (id, _) = newest(&stack);
         if remedy == "raise-limit" {
             assert_ne!(limit(&stack), low);

@@ -378,6 +378,13 @@ impl Stack {
         }
     }
 
+    /// What `redis-cli` prints of a command.
+    pub fn redis_cli(&self, words: &[&str]) -> String {
+        let container = self.container("redis");
+        let out = docker(&[&["exec", &container, "redis-cli", "--raw"], words].concat());
+        out.ok().trim().to_owned()
+    }
+
     /// One field of `docker inspect` of a service's container.
     pub fn inspect(&self, service: &str, format: &str) -> String {
         docker(&["inspect", "--format", format, &self.container(service)])

@@ -1,17 +1,11 @@
 //! Sessions that nobody holds: they go, those that live stay, and what went can come back.
 
 use crate::crash::{close, newest};
-use crate::stack::{Stack, docker};
+use crate::stack::Stack;
 use crate::sweep::Sweep;
 
-fn redis(stack: &Stack, words: &[&str]) -> String {
-    let container = stack.container("redis");
-    let out = docker(&[&["exec", &container, "redis-cli", "--raw"], words].concat());
-    out.ok().trim().to_owned()
-}
-
 fn members(stack: &Stack) -> u64 {
-    redis(stack, &["scard", "sessions:all"]).parse().unwrap()
+    stack.redis_cli(&["scard", "sessions:all"]).parse().unwrap()
 }
 
 /// All that were there when the limit was reached, or the living alone.
@@ -25,7 +19,7 @@ fn end(stack: &Stack) -> Result<&'static str, String> {
 
 /// The sets that keep what was removed.
 fn kept(stack: &Stack) -> String {
-    redis(stack, &["keys", "drctl:stale-members:*"])
+    stack.redis_cli(&["keys", "drctl:stale-members:*"])
 }
 
 #[test]
@@ -51,12 +45,12 @@ fn what_nobody_holds_goes_and_can_come_back() {
     );
     assert_eq!(end(&stack), Ok("new"));
     let set = kept(&stack);
-    assert_eq!(redis(&stack, &["scard", &set]), "1000");
-    let life: i64 = redis(&stack, &["ttl", &set]).parse().unwrap();
+    assert_eq!(stack.redis_cli(&["scard", &set]), "1000");
+    let life: i64 = stack.redis_cli(&["ttl", &set]).parse().unwrap();
     assert!((1..=24 * 3600).contains(&life), "{life}");
     let (id, _) = newest(&stack);
     close(&stack, &id).unwrap();
-    redis(&stack, &["del", &set]);
+    stack.redis_cli(&["del", &set]);
     stack.agreed(&["drill", "heal"]).ok();
     assert_eq!(members(&stack), 0);
     stack.wait_healthy();

@@ -20,9 +20,13 @@ pub(super) async fn stop(cx: &ActionContext<'_>, service: &str) -> Result<Outcom
         // A frozen process cannot act on its stop signal and would be killed.
         cx.system.docker.unpause(&server.container.id).await?;
     } else if server.container.is_running() {
-        let states = cx.system.docker.process_states(&server.container.id).await;
-        if states.is_ok_and(|all| all.first().is_some_and(|s| s.starts_with('T'))) {
-            cx.system.docker.resume(&server.container.id).await?;
+        let docker = &cx.system.docker;
+        if docker
+            .is_stopped_by_signal(&server.container.id)
+            .await
+            .unwrap_or_default()
+        {
+            docker.resume(&server.container.id).await?;
         }
     }
     if server.container.is_running() && server.container.stop_signal != "SIGINT" {
