@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use super::redis_files;
 use crate::error::{Error, Kind, Result};
 use crate::plan::RedisFiles;
-use crate::redis::{Client, ErrorKind, RedisError};
+use crate::redis::{Client, ErrorKind, RedisError, unlink_matching};
 use crate::system::System;
 
 /// Written inside the server: what fills it does not travel. Tells how many were written
@@ -380,9 +380,8 @@ pub async fn put_right(system: &System, service: &str, mend: &RedisMend) -> Resu
             Ok(Some(format!("{name} of {service} is {value} again")))
         }
         RedisMend::Delete { database, pattern } => {
-            let client = client(system, service, *database).await?;
-            let gone = client
-                .unlink_matching(pattern, None, LIMIT, |_| {})
+            let server = system.redis(service).await?;
+            let gone = unlink_matching(&server.spec.to_database(*database), pattern, LIMIT)
                 .await
                 .map_err(failed("deleting the fault's keys"))?;
             Ok((gone.keys > 0).then(|| format!("{} keys like {pattern} were deleted", gone.keys)))

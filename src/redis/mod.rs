@@ -17,4 +17,4 @@ pub use info::{
     ClientsInfo, Keyspace, Loading, MemoryInfo, PersistenceInfo, RedisInfo, ReplicationInfo, StatsInfo,
 };
 pub use keys::{Key, glob_matches, pattern_of};
-pub use unlink::Unlinked;
+pub use unlink::{Unlinked, unlink_matching};

@@ -1,21 +1,24 @@
 //! Removing keys without a moment in which the server's other clients wait.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use ::redis::{Pipeline, pipe};
+use ::redis::pipe;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::client::scan_command;
-use super::{Client, Key, RedisError, ScanBatch};
+use super::{Client, ConnectSpec, RedisError, ScanBatch};
 
-/// Keys of one `UNLINK`, and of a round trip: what a client sends in one go the server works off
-/// before it serves another. At this many the others wait for about a tenth of a millisecond.
-const UNLINK_BATCH: usize = 100;
-/// `COUNT` of a scan that is done for its effect: as many as are removed in a round trip.
-const SCAN_COUNT: u32 = 100;
+/// `COUNT` of a scan, and so about the keys that a round trip removes: what a client sends in one
+/// go the server works off before it serves another. Measured with a million keys: with 40 the
+/// others wait 0.03 ms longer (99 of 100), with 100 it is 0.12 ms and a third faster.
+const BATCH: u32 = 40;
+/// The same where few of the keys match: to pass one over is a fraction of the work.
+const SPARSE_BATCH: u32 = 160;
 
-/// What [`Client::unlink_matching`] did.
+/// What [`unlink_matching`] did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Unlinked {
@@ -25,74 +28,77 @@ pub struct Unlinked {
     pub complete: bool,
 }
 
-impl Client {
-    /// Removes keys and has their memory freed in the background. In batches, so that other
-    /// clients are served in between. Returns how many there were.
-    ///
-    /// # Errors
-    /// [`RedisError`]; keys before the one that failed are gone.
-    pub async fn unlink(&self, keys: &[Key]) -> Result<u64, RedisError> {
-        let mut removed = 0;
-        for part in keys.chunks(UNLINK_BATCH) {
-            let mut commands = pipe();
-            add_unlinks(&mut commands, part);
-            for answer in self.ask_all(self.deadline, "UNLINK", &mut commands).await? {
-                removed += self.read::<u64>("UNLINK", answer?)?;
-            }
-        }
-        Ok(removed)
-    }
+/// Removes the keys of a database that match a pattern, and has their memory freed in the
+/// background. Ends at the end of the scan or at the deadline; a future that is dropped ends it
+/// after the round trip it is in.
+///
+/// On a thread and a connection of its own: the round trips are many and short, and most of one
+/// would be spent on waking the runtime's other threads.
+///
+/// # Errors
+/// [`RedisError`]; what was removed before is gone.
+pub async fn unlink_matching(
+    spec: &ConnectSpec,
+    pattern: &str,
+    deadline: Duration,
+) -> Result<Unlinked, RedisError> {
+    let until = Instant::now() + deadline;
+    let failed = |cause: String| RedisError::NoConnection {
+        address: spec.address(),
+        cause,
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| failed(format!("no thread for it: {e}")))?;
+    let wanted = Wanted(Arc::new(AtomicBool::new(true)));
+    let (to, pattern, goes_on) = (spec.clone(), pattern.to_owned(), Arc::clone(&wanted.0));
+    let thread = tokio::task::spawn_blocking(move || {
+        let goes_on = || goes_on.load(Ordering::Relaxed) && Instant::now() < until;
+        runtime.block_on(async { Client::connect(&to).await?.sweep(&pattern, goes_on).await })
+    });
+    thread.await.map_err(|e| failed(e.to_string()))?
+}
 
-    /// Removes the keys that match a pattern, by scanning: each round trip removes what the one
-    /// before has found. Ends at the end of the scan, after about `at_most` keys, or at the
-    /// deadline. `progress` is told the number removed so far.
-    ///
-    /// # Errors
-    /// [`RedisError`]; what was removed before is gone.
-    pub async fn unlink_matching(
-        &self,
-        pattern: &str,
-        at_most: Option<u64>,
-        deadline: Duration,
-        mut progress: impl FnMut(u64),
-    ) -> Result<Unlinked, RedisError> {
-        let until = Instant::now() + deadline;
-        let mut done = Unlinked {
-            keys: 0,
-            complete: false,
-        };
-        let mut batch = self.scan(0, Some(pattern), SCAN_COUNT).await?;
+/// Somebody waits for the end.
+struct Wanted(Arc<AtomicBool>);
+
+impl Drop for Wanted {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
+}
+
+impl Client {
+    /// Each round trip removes what the one before has found.
+    async fn sweep(&self, pattern: &str, goes_on: impl Fn() -> bool) -> Result<Unlinked, RedisError> {
+        let mut removed = 0;
+        let mut batch = self.scan(0, Some(pattern), BATCH).await?;
         loop {
-            if let Some(most) = at_most {
-                let left = usize::try_from(most.saturating_sub(done.keys)).unwrap_or(usize::MAX);
-                batch.keys.truncate(left);
-            }
-            let enough = at_most.is_some_and(|most| done.keys + batch.keys.len() as u64 >= most);
-            let last = batch.cursor == 0;
-            let ending = last || enough || Instant::now() >= until;
+            let complete = batch.cursor == 0;
+            let ending = complete || !goes_on();
             let mut commands = pipe();
-            add_unlinks(&mut commands, &batch.keys);
+            if !batch.keys.is_empty() {
+                commands.cmd("UNLINK").arg(&batch.keys);
+            }
             if !ending {
-                commands.add_command(scan_command(batch.cursor, Some(pattern), SCAN_COUNT));
+                let sparse = batch.keys.len() < BATCH as usize / 2;
+                let count = if sparse { SPARSE_BATCH } else { BATCH };
+                commands.add_command(scan_command(batch.cursor, Some(pattern), count));
             }
             let mut answers = self.ask_all(self.deadline, "UNLINK", &mut commands).await?;
             let next = if ending { None } else { answers.pop() };
             for answer in answers {
-                done.keys += self.read::<u64>("UNLINK", answer?)?;
+                removed += self.read::<u64>("UNLINK", answer?)?;
             }
-            progress(done.keys);
             let Some(next) = next else {
-                done.complete = last;
-                return Ok(done);
+                return Ok(Unlinked {
+                    keys: removed,
+                    complete,
+                });
             };
             let (cursor, keys) = self.read("SCAN", next?)?;
             batch = ScanBatch { cursor, keys };
         }
-    }
-}
-
-fn add_unlinks(commands: &mut Pipeline, keys: &[Key]) {
-    for batch in keys.chunks(UNLINK_BATCH) {
-        commands.cmd("UNLINK").arg(batch);
     }
 }

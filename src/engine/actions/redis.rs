@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use super::{ActionContext, ActionError, Outcome};
 use crate::event::{bytes, seconds};
-use crate::redis::{Client, ErrorKind, MemoryInfo, RedisError};
+use crate::redis::{Client, ErrorKind, MemoryInfo, RedisError, unlink_matching};
 
 /// Members of a set that are looked at in one step of the server: at 200 its other clients
 /// wait for less than a millisecond.
@@ -104,15 +104,15 @@ pub(super) async fn clear_patterns(
     patterns: &[String],
 ) -> Result<Outcome, ActionError> {
     let begun = Instant::now();
+    let server = cx.system.redis(service).await?;
     let first = client(cx, service, 0).await?;
     let info = first.info().await.map_err(failed(format!("asking {service}")))?;
     let mut removed = 0;
     for &database in info.keyspace.keys() {
-        let client = client(cx, service, database).await?;
+        let spec = server.spec.to_database(database);
         for pattern in patterns {
             let left = cx.deadline.saturating_sub(begun.elapsed());
-            let done = client
-                .unlink_matching(pattern, None, left, |_| {})
+            let done = unlink_matching(&spec, pattern, left)
                 .await
                 .map_err(failed(format!("deleting keys like {pattern}")))?;
             removed += done.keys;
