@@ -254,30 +254,58 @@ pub async fn look(
 }
 
 /// Whether the directory of an append-only file is there and its manifest is not, by the names
-/// that the command line gives. Two questions to the engine, for whom a look would take too long.
+/// that the command line and its configuration file give. A few questions to the engine, for whom
+/// a look would take too long.
 ///
 /// # Errors
 /// The engine's trouble.
 pub async fn lacks_manifest(system: &System, container: &ContainerInfo) -> Result<bool, WorkloadError> {
-    let (directory, manifest) = append_paths(container);
     let docker = &system.docker;
+    let told: BTreeMap<String, String> = environment(container).into_iter().collect();
+    let configuration = match told.get("CONF").filter(|file| !file.is_empty()) {
+        Some(file) => {
+            let path = Path::new("/").join(&container.working_dir).join(file);
+            docker
+                .read_small(&container.id, &path.display().to_string())
+                .await?
+        }
+        None => None,
+    };
+    let (directory, manifest) = append_paths(container, &told, configuration.as_deref().unwrap_or_default());
     Ok(docker.has_path(&container.id, &directory).await?
         && !docker.has_path(&container.id, &manifest).await?)
 }
 
-/// The directory of the append-only file, and its manifest.
-fn append_paths(container: &ContainerInfo) -> (String, String) {
-    let told: BTreeMap<String, String> = environment(container).into_iter().collect();
-    let setting = |name: &str, default: &'static str| {
-        let value = told.get(name).filter(|v| !v.is_empty());
-        value.map_or_else(|| default.to_owned(), Clone::clone)
+/// The directory of the append-only file, and its manifest. The command line counts, then the
+/// configuration file, then what the server takes by itself.
+fn append_paths(
+    container: &ContainerInfo,
+    told: &BTreeMap<String, String>,
+    configuration: &str,
+) -> (String, String) {
+    let setting = |option: &str, key: &str, default: &str| {
+        let value = told.get(option).filter(|v| !v.is_empty()).cloned();
+        value
+            .or_else(|| configured(configuration, key))
+            .unwrap_or_else(|| default.to_owned())
     };
     let directory = Path::new("/")
         .join(&container.working_dir)
-        .join(setting("ARG_DIR", ""))
-        .join(setting("ARG_LOGS", "appendonlydir"));
-    let manifest = directory.join(format!("{}.manifest", setting("ARG_NAME", "appendonly.aof")));
+        .join(setting("ARG_DIR", "dir", ""))
+        .join(setting("ARG_LOGS", "appenddirname", "appendonlydir"));
+    let name = setting("ARG_NAME", "appendfilename", "appendonly.aof");
+    let manifest = directory.join(format!("{name}.manifest"));
     (directory.display().to_string(), manifest.display().to_string())
+}
+
+/// A setting of a configuration file: the last line that has it counts.
+fn configured(text: &str, key: &str) -> Option<String> {
+    let value = |line: &str| {
+        let mut words = line.split_whitespace();
+        words.next().filter(|w| w.eq_ignore_ascii_case(key))?;
+        words.next().map(|v| v.replace(['"', '\''], ""))
+    };
+    text.lines().filter_map(value).next_back()
 }
 
 fn environment(container: &ContainerInfo) -> Vec<(String, String)> {

@@ -16,6 +16,7 @@ mod cgroup;
 mod create;
 mod docker;
 mod exec;
+mod files;
 mod helper;
 mod inspect;
 mod lifecycle;

@@ -145,28 +145,6 @@ impl Docker {
         });
         Ok(others.collect())
     }
-
-    /// Whether a path is there, as the container sees it with its mounts; it need not run.
-    ///
-    /// # Errors
-    /// The engine's trouble, as that of a mount that cannot be made.
-    pub async fn has_path(&self, container: &str, path: &str) -> Result<bool, WorkloadError> {
-        let options = q::ContainerArchiveInfoOptionsBuilder::default()
-            .path(path)
-            .build();
-        let asked = self
-            .call(
-                &format!("{path} of container {container}"),
-                self.deadline,
-                self.api.get_container_archive_info(container, Some(options)),
-            )
-            .await;
-        match asked {
-            Ok(_) => Ok(true),
-            Err(WorkloadError::NotFound { .. }) => Ok(false),
-            Err(e) => Err(e),
-        }
-    }
 }
 
 /// Where a path of a container is on the engine's host. `None` where it has no mount, or one in

@@ -28,7 +28,7 @@ fn is_postgres(cx: &ActionContext<'_>, service: &str) -> bool {
         .is_some_and(|s| matches!(s.kind, ServiceKind::Postgres(_)))
 }
 
-fn is_redis(cx: &ActionContext<'_>, service: &str) -> bool {
+pub(super) fn is_redis(cx: &ActionContext<'_>, service: &str) -> bool {
     cx.system
         .runbook
         .service(service)

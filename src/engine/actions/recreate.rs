@@ -4,7 +4,7 @@
 
 use tokio::time::Instant;
 
-use super::{ActionContext, ActionError, Outcome, container};
+use super::{ActionContext, ActionError, Outcome, container, redis_files};
 use crate::plan::{ContainerAction, SET_ASIDE, kept_name};
 use crate::runbook::ServiceKind;
 use crate::workload::{ContainerInfo, LABEL_RUN, Like, Role, Status, WorkloadError};
@@ -110,6 +110,11 @@ async fn recreate(cx: &ActionContext<'_>, names: &Names<'_>) -> Result<Outcome, 
             .as_ref()
             .or(in_place.as_ref())
             .ok_or_else(|| ActionError::Other(format!("container {} does not exist any more", names.own)))?;
+        if container::is_redis(cx, names.service) {
+            // Known before the stop: one that may not be started again is not stopped either.
+            redis_files::must_have_manifest(cx, names.service, old, "it is neither stopped nor made anew")
+                .await?;
+        }
         docker.tag_image(&old.image_id, KEPT_IMAGES, &names.tag).await?;
         // The name it was asked for by, where that still means the same image: Compose compares.
         let image = match docker.image_id(&old.image).await? {

@@ -418,7 +418,8 @@ pub(super) fn outcome(cx: &ActionContext<'_>, databases: &[(String, Vec<Salvaged
         text = format!("{text}, {} stay in the kept data", missing - merged);
     }
     if blocks > 0 {
-        text = format!("{text}; {blocks} blocks are not fully readable");
+        let words = if blocks == 1 { "block is" } else { "blocks are" };
+        text = format!("{text}; {blocks} {words} not fully readable");
     }
     Outcome::new(text)
         .fact("rows-salvaged", merged)

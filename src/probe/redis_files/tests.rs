@@ -208,8 +208,8 @@ check-snapshot=[offset 9] Wrong signature trying to load DB from file
 }
 
 #[test]
-fn the_place_of_a_manifest_is_told_by_the_command_line() {
-    let paths = |command: &[&str]| {
+fn the_place_of_a_manifest_is_told_by_the_command_line_and_its_file() {
+    let with = |command: &[&str], configuration: &str| {
         let mut info: ContainerInfo = serde_json::from_value(serde_json::json!({
             "id": "id", "name": "redis", "image": "redis:7", "image-id": "sha256:aa", "status": "exited", "exit-code": 0,
             "oom-killed": false, "error": "", "health": null, "started-at": null, "finished-at": null, "restart-count": 0,
@@ -218,8 +218,10 @@ fn the_place_of_a_manifest_is_told_by_the_command_line() {
         }))
         .unwrap();
         info.command = command.iter().map(|w| (*w).to_owned()).collect();
-        append_paths(&info)
+        let told = environment(&info).into_iter().collect();
+        append_paths(&info, &told, configuration)
     };
+    let paths = |command: &[&str]| with(command, "");
     let manifest = |command: &[&str]| paths(command).1;
     assert_eq!(paths(&["redis-server"]).0, "/data/appendonlydir");
     assert_eq!(
@@ -238,4 +240,9 @@ fn the_place_of_a_manifest_is_told_by_the_command_line() {
         ]),
         "/var/lib/redis/logs/log.manifest"
     );
+    let conf = "# dir /tmp\nDIR ./one\nappenddirname \"logs\"\ndir /srv/redis\n";
+    let file = ["redis-server", "/etc/redis.conf"];
+    assert_eq!(with(&file, conf).1, "/srv/redis/logs/appendonly.aof.manifest");
+    let both = ["redis-server", "/etc/redis.conf", "--dir", "/var/lib/redis"];
+    assert_eq!(with(&both, conf).0, "/var/lib/redis/logs");
 }
