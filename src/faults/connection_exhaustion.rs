@@ -1,6 +1,7 @@
 //! Connection slots that are all taken, and what only looks like it.
 
-use super::harm::{Harm, Mend, Prepared};
+use super::harm::{Harm, Prepared};
+use super::mend::Mend;
 use super::server::{asking, session};
 use super::sessions::{self, How};
 use super::{Fault, Request};

@@ -8,7 +8,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::db_corruption::{self, After, Damage, Halt};
-use super::harm::{Harm, Mend, Prepared as Effects, victim};
+use super::harm::{Harm, Prepared as Effects, victim};
+use super::mend::Mend;
 use super::server::{asking, session};
 use super::{Fault, Prepared, Request, connection_exhaustion, network_partition};
 use crate::error::{Error, Kind, Result};

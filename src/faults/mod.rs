@@ -12,6 +12,7 @@ mod disk_full;
 pub mod expiry;
 mod harm;
 mod load;
+mod mend;
 mod network_partition;
 mod outage;
 mod record;
@@ -264,7 +265,7 @@ impl Site<'_> {
     pub async fn heal(&self, mut record: Record) -> Result<Healed> {
         let _lock = self.lock(&format!("drill heal {}", record.id))?;
         let (status, outcome) = if let Heal::Mend { mends } = &record.heal {
-            let done = harm::mend(self.system, mends).await?;
+            let done = mend::mend(self.system, mends).await?;
             if done.is_empty() {
                 (Status::Gone, "nothing of it is left".to_owned())
             } else {

@@ -2,7 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::harm::{Harm, Mend, Prepared, victim};
+use super::harm::{Harm, Prepared, victim};
+use super::mend::Mend;
 use super::{Fault, Request};
 use crate::error::{Error, Kind, Result};
 use crate::probe::containers;

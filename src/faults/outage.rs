@@ -1,7 +1,8 @@
 //! Everything down at once, and less than that.
 
 use super::Fault;
-use super::harm::{Harm, Mend, Prepared, victim};
+use super::harm::{Harm, Prepared, victim};
+use super::mend::Mend;
 use crate::error::Result;
 use crate::runbook::ServiceKind;
 use crate::system::System;

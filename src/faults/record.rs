@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::db_corruption::Damage;
-use super::harm::Mend;
+use super::mend::Mend;
 use crate::error::{Error, Kind, Result};
 use crate::incident::{StateDir, write_atomically};
 

@@ -1,6 +1,7 @@
 //! A Redis that does not serve, and what only looks like it.
 
-use super::harm::{Harm, Mend, Prepared, victim};
+use super::harm::{Harm, Prepared, victim};
+use super::mend::Mend;
 use super::redis::{RedisHarm, RedisMend, data_owner, value_of};
 use super::redis_files::files_of;
 use super::redis_oom::{evicts_nothing, info};

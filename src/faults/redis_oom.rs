@@ -1,6 +1,7 @@
 //! A Redis whose memory is full, and what only looks like it.
 
-use super::harm::{Harm, Mend, Prepared, victim};
+use super::harm::{Harm, Prepared, victim};
+use super::mend::Mend;
 use super::redis::{RedisHarm, RedisMend, VALUE, value_of};
 use super::{Fault, Request};
 use crate::error::{Error, Kind, Result};

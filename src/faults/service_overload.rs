@@ -1,6 +1,7 @@
 //! Services with too little, and some that only look so.
 
-use super::harm::{Harm, Mend, Prepared, victim};
+use super::harm::{Harm, Prepared, victim};
+use super::mend::Mend;
 use super::{Fault, Request};
 use crate::error::Result;
 use crate::plan::Limits;

@@ -10,7 +10,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::db_corruption::memory;
-use super::harm::{Harm, Mend, Prepared, victim};
+use super::harm::{Harm, Prepared, victim};
+use super::mend::Mend;
 use super::server::{asking, session};
 use super::{Fault, Request};
 use crate::backup::Label;

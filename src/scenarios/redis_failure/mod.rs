@@ -12,6 +12,7 @@
 //! (what is unsaved would be lost), change the only copy of its files, give up files that another
 //! version of the image reads, or touch a replica's role.
 
+mod loss;
 mod plan;
 #[cfg(test)]
 mod tests;
