@@ -5,7 +5,7 @@
 
 mod general;
 
-pub use general::{General, look as general};
+pub use general::{General, everything};
 
 use std::time::{Duration, Instant};
 

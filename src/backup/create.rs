@@ -325,7 +325,7 @@ async fn save_server(
     let server = &surveyed.server;
     if surveyed.has_work_dir && options.physical {
         run.warn(format!(
-            "{} of {} holds the files of an incident: they are copied too (drctl incident list)",
+            "{} of {} holds the files of an incident or of a drill: they are copied too (drctl incident list; drctl drill heal)",
             server.work_dir(""),
             server.container.name
         ));

@@ -7,7 +7,7 @@ use clap::Args;
 use clap::builder::{PossibleValue, PossibleValuesParser};
 
 use super::Context;
-use crate::diagnose::{General, Opinion, all, general, one};
+use crate::diagnose::{General, Opinion, everything, one};
 use crate::error::{Error, Kind, Result};
 use crate::probe::observer::Observer;
 use crate::runbook::Runbook;
@@ -78,14 +78,10 @@ pub async fn run(cx: &Context, args: DiagnoseArgs) -> Result<ExitCode> {
         .scenario
         .as_deref()
         .and_then(|name| registry().into_iter().find(|s| s.name == name));
-    let opinions = match chosen {
-        Some(scenario) => vec![one(&world, scenario, &options, deadline).await],
-        None => all(&world, &options, deadline).await,
-    };
-    // Who asks for one failure gets an answer on that one.
-    let general = match chosen {
-        Some(_) => Vec::new(),
-        None => general(&world, &opinions, deadline).await,
+    let (opinions, general) = match chosen {
+        // Who asks for one failure gets an answer on that one.
+        Some(scenario) => (vec![one(&world, scenario, &options, deadline).await], Vec::new()),
+        None => everything(&world, &options, deadline).await,
     };
     if cx.global.json {
         for opinion in &opinions {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use jiff::{SignedDuration, Timestamp};
 
-use super::Opinion;
+use super::{Opinion, all};
 use crate::engine::verify;
 use crate::event::Verdict;
 use crate::plan::Expectation;
@@ -17,6 +17,7 @@ use crate::probe::application::{self, Level, RoleFacts};
 use crate::probe::endpoints::{self, Answers};
 use crate::probe::observer::Observer;
 use crate::runbook::{Runbook, ServiceKind};
+use crate::scenarios::DetectOptions;
 use crate::scenarios::service_crash::speaks_of_error;
 use crate::system::System;
 
@@ -47,13 +48,20 @@ const LINES: usize = 60;
 /// Characters that are shown of a line.
 const SHOWN: usize = 300;
 
-/// Looks at what the scenarios do not. Endpoints are only told where nothing else is: what was
-/// found explains them until it is put right. Read-only, and within `deadline`, an endpoint's own
-/// aside.
-pub async fn look(world: &Observer<'_>, opinions: &[Opinion], deadline: Duration) -> Vec<General> {
-    let mut found = tokio::time::timeout(deadline, rules(world.system))
-        .await
-        .unwrap_or_default();
+/// Everything: what the scenarios say, ranked, and what no scenario is about. Endpoints are only
+/// told where nothing else is: what was found explains them until it is put right. Read-only, and
+/// within `deadline`, an endpoint's own aside.
+pub async fn everything(
+    world: &Observer<'_>,
+    options: &DetectOptions,
+    deadline: Duration,
+) -> (Vec<Opinion>, Vec<General>) {
+    // Together: a server that hangs costs both of them its whole deadline.
+    let (opinions, found) = tokio::join!(
+        all(world, options, deadline),
+        tokio::time::timeout(deadline, rules(world.system))
+    );
+    let mut found = found.unwrap_or_default();
     let explained = !found.is_empty() || opinions.iter().any(|o| o.is_finding() || o.is_elsewhere());
     if !explained && world.endpoints().await.values().any(fails) {
         // A service that was just being restarted is no failure.
@@ -62,7 +70,7 @@ pub async fn look(world: &Observer<'_>, opinions: &[Opinion], deadline: Duration
             found.extend(failing(world, &now).await);
         }
     }
-    found
+    (opinions, found)
 }
 
 /// At least every second request failed.

@@ -365,21 +365,27 @@ async fn measure(
     let mut facts = BTreeMap::new();
     let warn = |text: String| reporter.event(&Event::Warning { text });
     let service = &incident.plan.service;
-    if let Some(numbers) = acknowledged {
-        match acknowledged::count(system, service, numbers).await {
-            Ok(counted) => facts.extend(counted),
-            Err(e) => warn(format!("acknowledged writes could not be counted: {e}")),
+    let counted = async {
+        match acknowledged {
+            Some(numbers) => acknowledged::count(system, service, numbers).await,
+            None => Ok(BTreeMap::new()),
         }
+    };
+    let served = async {
+        let watch = watch?;
+        watch.until_up(LASTING * 3).await;
+        serde_json::to_value(watch.seen(incident.progress.down_since)).ok()
+    };
+    let (counted, newest, served) = tokio::join!(counted, newest_rows(system, service), served);
+    match counted {
+        Ok(counted) => facts.extend(counted),
+        Err(e) => warn(format!("acknowledged writes could not be counted: {e}")),
     }
-    let newest = newest_rows(system, service).await;
     if !newest.is_empty() {
         facts.insert("newest-rows-after".into(), Value::Object(newest));
     }
-    if let Some(watch) = watch {
-        watch.until_up(LASTING * 3).await;
-        if let Ok(seen) = serde_json::to_value(watch.seen(incident.progress.down_since)) {
-            facts.insert("watch".into(), seen);
-        }
+    if let Some(seen) = served {
+        facts.insert("watch".into(), seen);
     }
     facts
 }

@@ -380,6 +380,8 @@ pub async fn put_right(system: &System, service: &str, mend: &RedisMend) -> Resu
             Ok(Some(format!("{name} of {service} is {value} again")))
         }
         RedisMend::Delete { database, pattern } => {
+            // It may have been started a moment ago.
+            drop(client(system, service, *database).await?);
             let server = system.redis(service).await?;
             let gone = unlink_matching(&server.spec.to_database(*database), pattern, LIMIT)
                 .await

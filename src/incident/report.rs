@@ -90,7 +90,7 @@ pub struct Phases {
     pub decide: Option<f64>,
     /// From the first step to the last.
     pub restore: Option<f64>,
-    /// From there to the proof.
+    /// From there to the last check of the proof.
     pub verify: Option<f64>,
 }
 
@@ -266,12 +266,15 @@ fn phases(incident: &Incident) -> Phases {
     let approved = first(|r| matches!(r, Record::Approved { .. }));
     let begun = first(|r| matches!(r, Record::StepStarted { .. }));
     let ended = last(|r| matches!(r, Record::StepFinished { .. }));
-    let verified = last(|r| matches!(r, Record::Verified { .. }));
+    let proven = last(|r| matches!(r, Record::Verified { .. })).and_then(|at| {
+        // Measuring what the outage was comes between the last check and the verdict.
+        last(|r| matches!(r, Record::Checked { .. })).or(Some(at))
+    });
     Phases {
         detect: between(opened.map(|o| o.0), opened.map(|o| o.1)),
         decide: between(opened.map(|o| o.1), approved),
         restore: between(begun, ended).filter(|_| incident.progress.next_step().is_none()),
-        verify: between(ended, verified),
+        verify: between(ended, proven),
     }
 }
 

@@ -95,7 +95,7 @@ impl Docker {
         };
         self.call(
             &format!("connection of container {container} to network {network}"),
-            self.deadline,
+            self.for_a_change(),
             self.api.connect_network(network, request),
         )
         .await
@@ -109,7 +109,7 @@ impl Docker {
         let options = q::RenameContainerOptionsBuilder::default().name(name).build();
         self.call(
             &format!("new name {name} for container {container}"),
-            self.deadline,
+            self.for_a_change(),
             self.api.rename_container(container, options),
         )
         .await
@@ -148,7 +148,7 @@ impl Docker {
             .build();
         self.call(
             &format!("name {repository}:{tag} for image {image}"),
-            self.deadline,
+            self.for_a_change(),
             self.api.tag_image(image, Some(options)),
         )
         .await
@@ -274,7 +274,7 @@ impl Docker {
     ) -> Result<(), WorkloadError> {
         self.call(
             &format!("new {what} of container {container}"),
-            self.deadline,
+            self.for_a_change(),
             self.api.update_container(container, body),
         )
         .await

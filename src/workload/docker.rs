@@ -14,6 +14,8 @@ use super::ssh::Tunnel;
 use super::{ContainerInfo, WorkloadError};
 use crate::runbook::{DockerHost, DockerTls};
 
+/// How long the engine may take for a small change: a network's interfaces, a container's limits.
+const CHANGE: Duration = Duration::from_secs(30);
 /// Seconds that bollard allows a whole request, body included. Our own deadlines are
 /// shorter; this one only has to stay out of the way of a slow `stop`.
 const TRANSPORT_TIMEOUT_SECS: u64 = 3600;
@@ -242,6 +244,12 @@ impl Docker {
         let dir = bridge.dir().to_owned();
         bridges.insert(run, bridge);
         Ok(dir)
+    }
+
+    /// Bounds a request that changes something small. The engine does one thing at a time with a
+    /// container: a health check that hardly gets a processor holds up all others.
+    pub(super) fn for_a_change(&self) -> Duration {
+        self.deadline.max(CHANGE)
     }
 
     /// Runs one request under a deadline and names it in every error.

@@ -49,7 +49,7 @@ impl Docker {
         let options = q::KillContainerOptionsBuilder::default().signal(signal).build();
         self.call(
             &format!("signal {signal} to container {container}"),
-            self.deadline,
+            self.for_a_change(),
             self.api.kill_container(container, Some(options)),
         )
         .await
@@ -138,7 +138,7 @@ impl Docker {
     pub async fn pause(&self, container: &str) -> Result<(), WorkloadError> {
         self.call(
             &format!("pause of container {container}"),
-            self.deadline,
+            self.for_a_change(),
             self.api.pause_container(container),
         )
         .await
@@ -151,7 +151,7 @@ impl Docker {
     pub async fn unpause(&self, container: &str) -> Result<(), WorkloadError> {
         self.call(
             &format!("unpause of container {container}"),
-            self.deadline,
+            self.for_a_change(),
             self.api.unpause_container(container),
         )
         .await

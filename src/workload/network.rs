@@ -1,20 +1,15 @@
 //! Networks of the engine, and the containers' places in them.
 
-use std::collections::BTreeMap;
-use std::net::IpAddr;
-use std::time::Duration;
-
 use bollard::models::{
     EndpointIpamConfig, EndpointSettings, Ipam, IpamConfig, Network, NetworkConnectRequest,
     NetworkCreateRequest, NetworkDisconnectRequest,
 };
 use bollard::query_parameters as q;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use super::{Docker, WorkloadError};
-
-/// How long the engine may take to change a network: it sets up interfaces and rules.
-const CHANGE: Duration = Duration::from_secs(30);
 
 /// A network of the engine.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -84,7 +79,7 @@ impl Docker {
         let created = self
             .call(
                 &format!("creation of network {}", network.name),
-                self.deadline.max(CHANGE),
+                self.for_a_change(),
                 self.api.create_network(request),
             )
             .await?;
@@ -99,7 +94,7 @@ impl Docker {
         let removed = self
             .call(
                 &format!("removal of network {id}"),
-                self.deadline.max(CHANGE),
+                self.for_a_change(),
                 self.api.remove_network(id),
             )
             .await;
@@ -131,7 +126,7 @@ impl Docker {
         };
         self.call(
             &format!("connection of container {container} to network {network}"),
-            self.deadline.max(CHANGE),
+            self.for_a_change(),
             self.api.connect_network(network, request),
         )
         .await
@@ -148,7 +143,7 @@ impl Docker {
         };
         self.call(
             &format!("disconnection of container {container} from network {network}"),
-            self.deadline.max(CHANGE),
+            self.for_a_change(),
             self.api.disconnect_network(network, request),
         )
         .await

@@ -246,6 +246,57 @@ fn a_damaged_append_only_file_loses_what_stands_behind_the_damage_and_no_more() 
     end_incident(&stack);
     assert_eq!(stack.beside("redis", snapshot), format!("1\n{before}"));
     stack.wait_healthy();
+
+    // Where its files are stands in a configuration of its own: there its list is missed, too.
+    start_by_configuration(&stack);
+    let redis = stack.container("redis");
+    docker(&["exec", &redis, "redis-cli", "set", "before", "1"]).ok();
+    docker(&["stop", &redis]).ok();
+    stack.change_files_of("redis", "rm /data/logs/log.manifest");
+    let plan = recover(&stack, "repair");
+    assert_eq!(plan["data-loss"]["none"], true, "{plan}");
+    assert_eq!(keys(&stack, "before"), Some(1));
+    end_incident(&stack);
+    docker(&["rm", "-f", "-v", &redis]).ok();
+}
+
+/// Redis in a container as the stack's, but started with a configuration file.
+fn start_by_configuration(stack: &Stack) {
+    let old = stack.container("redis");
+    let name = format!("{}-redis-by-file", stack.name);
+    let of = |format: &str| stack.inspect("redis", format);
+    let image = of("{{.Config.Image}}");
+    let network = of("{{range $name, $_ := .NetworkSettings.Networks}}{{$name}}{{end}}");
+    let volume = of("{{range .Mounts}}{{.Name}}{{end}}");
+    let settings = "printf '%s\\n' 'appendonly yes' 'appenddirname \"logs\"' 'appendfilename log' 'bind *' \
+                    'protected-mode no' >/data/redis.conf; rm -rf /data/dump.rdb /data/appendonlydir";
+    stack.change_files_of("redis", settings);
+    docker(&["rm", "-f", &old]).ok();
+    let project = format!("com.docker.compose.project={}", stack.name);
+    let volume = format!("{volume}:/data");
+    docker(&[
+        "run",
+        "--detach",
+        "--name",
+        &name,
+        "--network",
+        &network,
+        "--network-alias",
+        "redis",
+        "--volume",
+        &volume,
+        "--label",
+        &project,
+        "--label",
+        "com.docker.compose.service=redis",
+        "--label",
+        "com.docker.compose.oneoff=False",
+        &image,
+        "redis-server",
+        "/data/redis.conf",
+    ])
+    .ok();
+    until("it is not up", || keys(stack, "before") == Some(0));
 }
 
 /// How the append-only file is: with the garbage in it and nobody served, or without it and served.
