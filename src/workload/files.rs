@@ -10,7 +10,7 @@ use super::WorkloadError;
 use super::docker::Docker;
 
 /// Bytes that are read of a file at most: a configuration, not data.
-pub const SMALL: usize = 1 << 20;
+const SMALL: usize = 1 << 20;
 /// A header of an archive.
 const TAR_BLOCK: usize = 512;
 
@@ -38,7 +38,7 @@ impl Docker {
     }
 
     /// The content of a small file, as the container sees it with its mounts; it need not run. At
-    /// most [`SMALL`] bytes of it, and `None` where there is no such file.
+    /// most 1 MiB of it, and `None` where there is no such file.
     ///
     /// # Errors
     /// The engine's trouble, as that of a mount that cannot be made.

@@ -15,7 +15,9 @@
 use std::os::unix::fs::MetadataExt;
 
 use super::damaged;
-use super::scripts::{DISCARD, EXTRACT, KEEP_WAL, LIVE_WAL, LOG_USED, PRELUDE, SWITCH, SWITCH_BACK};
+use super::scripts::{
+    DISCARD, DROP_COPY, EXTRACT, KEEP_WAL, LIVE_WAL, LOG_USED, OWNER, SWITCH, SWITCH_BACK, Script,
+};
 use super::server::{must_be_alone, session_beside};
 use super::side_server::SideServer;
 use super::{ActionContext, ActionError, Outcome, pg, prove, salvage, succeeded};
@@ -32,18 +34,13 @@ pub(super) async fn script(
     server: &PostgresServer,
     run: &str,
     purpose: &str,
-    text: &str,
+    script: Script,
     environment: &[(&str, &str)],
     mounts: Vec<HelperMount>,
 ) -> Result<HelperOutput, ActionError> {
-    let whole = format!("{PRELUDE}{text}");
-    let mut spec = server.files_helper(
-        cx.system.deployment(),
-        cx.run,
-        purpose,
-        false,
-        &["/bin/sh", "-c", &whole],
-    );
+    let argv = script.argv();
+    let argv = argv.each_ref().map(String::as_str);
+    let mut spec = server.files_helper(cx.system.deployment(), cx.run, purpose, false, &argv);
     spec.env.push(("RUN".into(), run.to_owned()));
     spec.env.push(("FIRST".into(), String::new()));
     for (name, value) in environment {
@@ -81,16 +78,7 @@ pub(super) async fn owner(cx: &ActionContext<'_>, server: &PostgresServer) -> Re
             return Ok(format!("{}:{}", meta.uid(), meta.gid()));
         }
     }
-    let output = script(
-        cx,
-        server,
-        cx.run,
-        "owner",
-        "stat -c %u:%g \"$D\"",
-        &[],
-        Vec::new(),
-    )
-    .await?;
+    let output = script(cx, server, cx.run, "owner", OWNER, &[], Vec::new()).await?;
     Ok(output.stdout.trim().to_owned())
 }
 
@@ -321,16 +309,8 @@ pub(super) async fn salvage_rows(
     new.stop(cx.deadline).await?;
     // Its data is a throw-away copy: how it ends does not matter.
     let _ = damage.stop(cx.deadline).await;
-    script(
-        cx,
-        &server,
-        run,
-        "drop-copy",
-        "rm -rf \"$W/damage\"",
-        &[],
-        Vec::new(),
-    )
-    .await?;
+    let copy = [("TO", "damage")];
+    script(cx, &server, run, "drop-copy", DROP_COPY, &copy, Vec::new()).await?;
     Ok(salvage::outcome(cx, &done))
 }
 

@@ -3,7 +3,7 @@
 
 use super::cluster::{must_be_stopped, owner, script};
 use super::mend::{self, Mended};
-use super::scripts::{COPY_DAMAGED, PRELUDE, REBUILD_CONTROL, RESET_COPY};
+use super::scripts::{COPY_DAMAGED, FILL_STATUS, REBUILD_CONTROL, RESET_COPY, Script};
 use super::side_server::{NotStarted, SideServer};
 use super::{ActionContext, ActionError, Outcome, succeeded};
 use crate::system::PostgresServer;
@@ -111,11 +111,11 @@ async fn as_owner(
     server: &PostgresServer,
     run: &str,
     purpose: &str,
-    text: &str,
+    script: Script,
     (directory, owner): (&str, &str),
 ) -> Result<HelperOutput, ActionError> {
-    let whole = format!("{PRELUDE}{text}");
-    let argv = ["/bin/sh", "-c", &whole];
+    let argv = script.argv();
+    let argv = argv.each_ref().map(String::as_str);
     let mut spec = server.files_helper(cx.system.deployment(), cx.run, purpose, false, &argv);
     spec.user = Some(owner.to_owned());
     spec.env.push(("RUN".into(), run.to_owned()));
@@ -171,10 +171,8 @@ async fn reset(
                 cx.warn(format!(
                     "{file} is missing in the copy: its transactions are taken as committed"
                 ));
-                let fill = format!(
-                    "head -c 262144 /dev/zero | tr '\\0' 'U' > \"$W/{directory}/{file}\"; chown {owner} \"$W/{directory}/{file}\""
-                );
-                script(cx, server, run, "fill-status", &fill, &[], Vec::new()).await?;
+                let fill = [("TO", directory), ("FILE", &file), ("OWNER", owner)];
+                script(cx, server, run, "fill-status", FILL_STATUS, &fill, Vec::new()).await?;
             }
             Err(NotStarted::Other(e)) => return Err(e),
         }

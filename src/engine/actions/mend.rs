@@ -6,6 +6,7 @@
 //! every later restore of a dump: they are set aside in a schema of their own, and stay.
 
 use super::cluster::{owner, script};
+use super::scripts::EMPTY_FILES;
 use super::{ActionContext, ActionError, pg};
 use crate::postgres::{Client, ConnectSpec, PgError, quote_ident, quote_literal, quote_qualified};
 use crate::probe::amcheck::{self, AmcheckOptions};
@@ -220,19 +221,16 @@ impl Mending<'_> {
             return Ok(());
         }
         let owner = owner(self.cx, self.server).await?;
-        // Paths of pg_relation_filepath are digits, slashes and pg_tblspc/…/PG_…: nothing to quote.
-        let mut create = String::new();
-        for path in missing {
-            let file = format!("\"$W/new/{path}\"");
-            create += &format!(": > {file}; chown {owner} {file}; chmod 600 {file}\n");
-        }
+        // Paths of pg_relation_filepath are digits, slashes and pg_tblspc/…/PG_…: none has a line end.
+        let files = missing.join("\n");
+        let empty = [("TO", "new"), ("FILES", &files), ("OWNER", &owner)];
         script(
             self.cx,
             self.server,
             self.run,
             "empty-files",
-            &create,
-            &[],
+            EMPTY_FILES,
+            &empty,
             Vec::new(),
         )
         .await

@@ -1,6 +1,6 @@
 # shellcheck shell=sh
 # Changes what keeps a sound PostgreSQL server from running, and puts it back. `$D` is the data directory, `$W` the
-# run's directory in it, `$RUN` the run (the prelude of `scripts.rs`). Each can be cut off anywhere and run again.
+# run's directory in it, `$RUN` the run (`prelude.sh`, which stands before it). Each can be cut off anywhere and run again.
 #
 #   set-aside FILE LINE BEGINNING …    makes comments of lines
 #   put-lines-back                     makes lines of those comments again
