@@ -58,44 +58,45 @@ log_used() {
 
 # `global` goes out first and comes in last: without it no server starts on the directory, so that power failing anywhere
 # in between leaves old or new or nothing that runs, never a mixture. The markers make it go on where it stopped.
+data_out() { # to the directory $1; when all of it is there, $2 says so
+    mkdir -p "$1"
+    [ ! -e "$D/global" ] || mv "$D/global" "$1/"
+    sync
+    move "$D" "$1"
+    [ ! -e "$D/PG_VERSION" ] || mv "$D/PG_VERSION" "$1/"
+    sync
+    : > "$2"
+    sync
+}
+
+data_in() { # from the directory $1
+    [ ! -e "$1/PG_VERSION" ] || mv "$1/PG_VERSION" "$D/"
+    move "$1" "$D"
+    sync
+    [ ! -e "$1/global" ] || mv "$1/global" "$D/"
+}
+
 switch() {
     [ -d "$W" ] || fail "there is no work directory $W"
     [ ! -e "$W/switched" ] || exit 0
     if [ ! -e "$W/old-complete" ]; then
         [ -f "$W/new/global/pg_control" ] && [ -f "$W/new/PG_VERSION" ] || fail "$W/new is no data directory"
-        mkdir -p "$W/old"
-        [ ! -e "$D/global" ] || mv "$D/global" "$W/old/"
-        sync
-        move "$D" "$W/old"
-        [ ! -e "$D/PG_VERSION" ] || mv "$D/PG_VERSION" "$W/old/"
-        sync
-        : > "$W/old-complete"
-        sync
+        data_out "$W/old" "$W/old-complete"
     fi
-    [ ! -e "$W/new/PG_VERSION" ] || mv "$W/new/PG_VERSION" "$D/"
-    move "$W/new" "$D"
-    sync
-    [ ! -e "$W/new/global" ] || mv "$W/new/global" "$D/"
+    data_in "$W/new"
     : > "$W/switched"
     sync
 }
 
 switch_back() {
-    if [ ! -d "$W/old" ]; then echo "nothing"; exit 0; fi
-    if [ -e "$W/old-complete" ] && [ ! -e "$W/new-back" ]; then
-        mkdir -p "$W/new"
-        [ ! -e "$D/global" ] || mv "$D/global" "$W/new/"
-        sync
-        move "$D" "$W/new"
-        [ ! -e "$D/PG_VERSION" ] || mv "$D/PG_VERSION" "$W/new/"
-        sync
-        : > "$W/new-back"
-        sync
+    if [ ! -d "$W/old" ]; then
+        echo "nothing"
+        exit 0
     fi
-    [ ! -e "$W/old/PG_VERSION" ] || mv "$W/old/PG_VERSION" "$D/"
-    move "$W/old" "$D"
-    sync
-    [ ! -e "$W/old/global" ] || mv "$W/old/global" "$D/"
+    if [ -e "$W/old-complete" ] && [ ! -e "$W/new-back" ]; then
+        data_out "$W/new" "$W/new-back"
+    fi
+    data_in "$W/old"
     sync
     # What served until now may hold work that users did since: it is not the undo's to drop.
     [ ! -e "$W/switched" ] || [ ! -d "$W/new" ] || mv "$W/new" "$W-undone"
