@@ -43,7 +43,7 @@ fn ping_url(url: &str, overall: Level) -> String {
 }
 
 fn client() -> Result<Http, String> {
-    Http::with_tls().map_err(|e| e.to_string())
+    Http::new().map_err(|e| e.to_string())
 }
 
 /// No word of the address: the innermost cause does not repeat it, and what the other side answers is not repeated

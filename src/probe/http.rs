@@ -1,5 +1,6 @@
 //! HTTP as a user sees it: one bounded request, no proxy, no redirect followed.
 
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use crate::runbook::WriteMethod;
@@ -29,35 +30,45 @@ pub enum HttpError {
     Failed(String),
 }
 
-/// Sends requests.
+/// Sends requests. Every one gets a connection of its own, as a new user's would: a kept one
+/// hides that nobody listens any more.
 #[derive(Debug, Clone)]
 pub struct Http {
-    client: reqwest::Client,
+    plain: reqwest::Client,
 }
 
+/// For `https://`: it trusts what this machine trusts (its store of certificates, or what
+/// `SSL_CERT_FILE` names). Made when it is first needed: reading the store takes longer than most
+/// answers.
+static TLS: OnceLock<Result<reqwest::Client, HttpError>> = OnceLock::new();
+
 impl Http {
-    /// Every request gets a connection of its own, as a new user's would: a kept one hides
-    /// that nobody listens any more.
+    /// A sender.
     ///
     /// # Errors
-    /// [`HttpError::Failed`] when the client cannot be set up.
+    /// [`HttpError::Failed`] when it cannot be set up.
     pub fn new() -> Result<Self, HttpError> {
-        // An endpoint is http://: reading the system's certificates for it would take longer than most answers.
-        Self::trusting(rustls::RootCertStore::empty())
+        let plain = Self::trusting(rustls::RootCertStore::empty())?;
+        Ok(Self { plain })
     }
 
-    /// The same for addresses on the web, which may be https://. It trusts what this machine trusts.
-    ///
-    /// # Errors
-    /// As [`Self::new`].
-    pub fn with_tls() -> Result<Self, HttpError> {
-        let mut roots = rustls::RootCertStore::empty();
-        // One unreadable certificate of many is no reason not to use the others.
-        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        Self::trusting(roots)
+    fn to(&self, url: &str) -> Result<&reqwest::Client, HttpError> {
+        let https = url
+            .get(..8)
+            .is_some_and(|scheme| scheme.eq_ignore_ascii_case("https://"));
+        if !https {
+            return Ok(&self.plain);
+        }
+        let client = TLS.get_or_init(|| {
+            let mut roots = rustls::RootCertStore::empty();
+            // One unreadable certificate of many is no reason not to use the others.
+            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+            Self::trusting(roots)
+        });
+        client.as_ref().map_err(Clone::clone)
     }
 
-    fn trusting(roots: rustls::RootCertStore) -> Result<Self, HttpError> {
+    fn trusting(roots: rustls::RootCertStore) -> Result<reqwest::Client, HttpError> {
         // The provider is named here: nobody has to have installed one before.
         let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
         let tls = rustls::ClientConfig::builder_with_provider(provider)
@@ -65,15 +76,14 @@ impl Http {
             .map_err(|e| HttpError::Failed(e.to_string()))?
             .with_root_certificates(roots)
             .with_no_client_auth();
-        let client = reqwest::Client::builder()
+        reqwest::Client::builder()
             .tls_backend_preconfigured(tls)
             .no_proxy()
             .redirect(reqwest::redirect::Policy::none())
             .pool_max_idle_per_host(0)
             .user_agent(concat!("drctl/", env!("CARGO_PKG_VERSION")))
             .build()
-            .map_err(|e| HttpError::Failed(chain(&e)))?;
-        Ok(Self { client })
+            .map_err(|e| HttpError::Failed(chain(&e)))
     }
 
     /// `GET`.
@@ -81,7 +91,7 @@ impl Http {
     /// # Errors
     /// [`HttpError`]; any status is an answer.
     pub async fn get(&self, url: &str, timeout: Duration) -> Result<Answer, HttpError> {
-        send(self.client.get(url), timeout).await
+        send(self.to(url)?.get(url), timeout).await
     }
 
     /// `POST` of a line of text.
@@ -90,7 +100,7 @@ impl Http {
     /// As [`Self::get`].
     pub async fn send_text(&self, url: &str, text: &str, timeout: Duration) -> Result<Answer, HttpError> {
         let request = self
-            .client
+            .to(url)?
             .post(url)
             .header("content-type", "text/plain; charset=utf-8")
             .body(text.to_owned());
@@ -108,10 +118,11 @@ impl Http {
         body: &str,
         timeout: Duration,
     ) -> Result<Answer, HttpError> {
+        let client = self.to(url)?;
         let request = match method {
-            WriteMethod::Post => self.client.post(url),
-            WriteMethod::Put => self.client.put(url),
-            WriteMethod::Patch => self.client.patch(url),
+            WriteMethod::Post => client.post(url),
+            WriteMethod::Put => client.put(url),
+            WriteMethod::Patch => client.patch(url),
         };
         let request = request
             .header("content-type", "application/json")

@@ -419,10 +419,6 @@ fn requests_are_checked() {
             "19:24 endpoints.h.url: the address has no http:// | did you mean `http://localhost:80`?",
         ),
         (
-            "endpoints: { h: { url: 'https://h/' } }".to_owned(),
-            "19:24 endpoints.h.url: https is not supported yet | give the http:// address behind the TLS proxy, for example `http://127.0.0.1:8080/health`",
-        ),
-        (
             "endpoints: { h: { url: 'http://a:b@h/' } }".to_owned(),
             "19:24 endpoints.h.url: the address holds a user name or password | remove it: an address is printed in reports",
         ),

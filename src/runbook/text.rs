@@ -167,8 +167,8 @@ text_type!(
     ColumnName, "drctl-column-name", check_identifier, { "minLength": 1, "maxLength": 63 }
 );
 text_type!(
-    /// An `http://` address. It may hold the placeholder `{id}`, so it is kept as text.
-    HttpUrl, "drctl-http-url", check_http_url, { "pattern": "^http://" }
+    /// An `http://` or `https://` address. It may hold the placeholder `{id}`, so it is kept as text.
+    HttpUrl, "drctl-http-url", check_http_url, { "pattern": "^https?://" }
 );
 text_type!(
     /// An `http://` or `https://` address that holds no secret.
@@ -289,12 +289,6 @@ fn check_identifier(text: &str) -> Result<(), BadText> {
 
 fn check_http_url(text: &str) -> Result<(), BadText> {
     let example = "for example `http://127.0.0.1:8080/health`";
-    if text.starts_with("https://") {
-        return Err(BadText::new(
-            "https is not supported yet",
-            "give the http:// address behind the TLS proxy, for example `http://127.0.0.1:8080/health`",
-        ));
-    }
     let completed = format!("http://{text}");
     if !text.contains("://") && !text.is_empty() && reqwest::Url::parse(&completed).is_ok() {
         return Err(BadText::new(
@@ -310,9 +304,9 @@ fn check_http_url(text: &str) -> Result<(), BadText> {
         };
         BadText::new(message, example)
     })?;
-    if url.scheme() != "http" {
+    if !matches!(url.scheme(), "http" | "https") {
         return Err(BadText::new(
-            format!("`{}:` is not an http:// address", url.scheme()),
+            format!("`{}:` is not an http:// or https:// address", url.scheme()),
             example,
         ));
     }

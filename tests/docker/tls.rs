@@ -10,10 +10,12 @@ use std::time::{Duration, Instant};
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use tempfile::TempDir;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::server::WebPkiClientVerifier;
+use tokio_rustls::rustls::server::danger::ClientCertVerifier;
 use tokio_rustls::rustls::{RootCertStore, ServerConfig, crypto};
 
 use crate::stack::{Output, Stack, run};
@@ -26,7 +28,7 @@ const HOLDER: Duration = Duration::from_secs(40);
 struct Engine {
     dir: TempDir,
     port: u16,
-    _runtime: tokio::runtime::Runtime,
+    runtime: tokio::runtime::Runtime,
 }
 
 /// An authority called `name`, its certificate, and one with key for each of `members`.
@@ -44,58 +46,84 @@ fn authority(dir: &TempDir, name: &str, members: &[&str]) {
     }
 }
 
+/// Takes TLS at a port of its own, and gives what is inside to whoever `open` reaches.
+fn proxy<S, F>(
+    runtime: &tokio::runtime::Runtime,
+    config: ServerConfig,
+    open: impl Fn() -> F + Clone + Send + 'static,
+) -> u16
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send,
+    F: Future<Output = std::io::Result<S>> + Send,
+{
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    runtime.spawn(async move {
+        let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+        while let Ok((stream, _)) = listener.accept().await {
+            let (acceptor, open) = (acceptor.clone(), open.clone());
+            tokio::spawn(async move {
+                let mut outside = acceptor.accept(stream).await.ok()?;
+                let mut inside = open().await.ok()?;
+                tokio::io::copy_bidirectional(&mut outside, &mut inside)
+                    .await
+                    .ok()
+            });
+        }
+    });
+    port
+}
+
+/// The server's side, which asks for certificates where `clients` says so.
+fn served_as(dir: &TempDir, clients: Option<Arc<dyn ClientCertVerifier>>) -> ServerConfig {
+    let pem = |name: &str| dir.path().join(name);
+    let config = ServerConfig::builder_with_provider(Arc::new(crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap();
+    let config = match clients {
+        Some(clients) => config.with_client_cert_verifier(clients),
+        None => config.with_no_client_auth(),
+    };
+    config
+        .with_single_cert(
+            vec![CertificateDer::from_pem_file(pem("server.pem")).unwrap()],
+            PrivateKeyDer::from_pem_file(pem("server.key")).unwrap(),
+        )
+        .unwrap()
+}
+
 impl Engine {
     fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
         authority(&dir, "ca", &["server", "client"]);
         authority(&dir, "stranger-ca", &["stranger"]);
-        let provider = Arc::new(crypto::ring::default_provider());
-        let pem = |name: &str| dir.path().join(name);
         let mut roots = RootCertStore::empty();
         roots
-            .add(CertificateDer::from_pem_file(pem("ca.pem")).unwrap())
+            .add(CertificateDer::from_pem_file(dir.path().join("ca.pem")).unwrap())
             .unwrap();
-        let clients = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
+        let provider = Arc::new(crypto::ring::default_provider());
+        let clients = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
             .build()
             .unwrap();
-        let config = ServerConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_client_cert_verifier(clients)
-            .with_single_cert(
-                vec![CertificateDer::from_pem_file(pem("server.pem")).unwrap()],
-                PrivateKeyDer::from_pem_file(pem("server.key")).unwrap(),
-            )
-            .unwrap();
-        let acceptor = TlsAcceptor::from(Arc::new(config));
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        listener.set_nonblocking(true).unwrap();
-        let port = listener.local_addr().unwrap().port();
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
             .build()
             .unwrap();
-        runtime.spawn(async move {
-            let listener = tokio::net::TcpListener::from_std(listener).unwrap();
-            while let Ok((stream, _)) = listener.accept().await {
-                let acceptor = acceptor.clone();
-                tokio::spawn(async move {
-                    let mut outside = acceptor.accept(stream).await.ok()?;
-                    let mut inside = tokio::net::UnixStream::connect("/var/run/docker.sock")
-                        .await
-                        .ok()?;
-                    tokio::io::copy_bidirectional(&mut outside, &mut inside)
-                        .await
-                        .ok()
-                });
-            }
+        let port = proxy(&runtime, served_as(&dir, Some(clients)), || {
+            tokio::net::UnixStream::connect("/var/run/docker.sock")
         });
-        Self {
-            dir,
-            port,
-            _runtime: runtime,
-        }
+        Self { dir, port, runtime }
+    }
+
+    /// A port at which the stack's nginx answers with TLS.
+    fn website(&self, stack: &Stack) -> u16 {
+        let nginx = stack.port;
+        proxy(&self.runtime, served_as(&self.dir, None), move || {
+            tokio::net::TcpStream::connect(("127.0.0.1", nginx))
+        })
     }
 
     fn file(&self, name: &str) -> String {
@@ -205,6 +233,7 @@ fn an_engine_behind_tls() {
 
     let out = engine.drctl(&stack, &["diagnose"]);
     assert_eq!(out.code, Some(0), "{}{}", out.stdout, out.stderr);
+    endpoints_behind_tls(&stack, &engine);
     let out = engine.drctl(&stack, &["backup", "--json"]);
     assert_eq!(out.code, Some(0), "{}{}", out.stdout, out.stderr);
     engine.drctl(&stack, &["backup", "verify"]).ok();
@@ -235,4 +264,26 @@ fn an_engine_behind_tls() {
     assert_eq!(out.code, Some(0), "{}{}", out.stdout, out.stderr);
     engine.drctl(&stack, &["drill", "heal", "--all"]).ok();
     assert_eq!(stack.leftovers_after(HOLDER), "");
+}
+
+/// Users come by https: the certificate must be one that the machine trusts.
+fn endpoints_behind_tls(stack: &Stack, engine: &Engine) {
+    let port = engine.website(stack);
+    let text = fs::read_to_string(stack.runbook()).unwrap();
+    let here = format!("http://127.0.0.1:{}", stack.port);
+    assert!(text.contains(&here));
+    let path = engine.dir.path().join("https.yaml");
+    fs::write(&path, text.replace(&here, &format!("https://127.0.0.1:{port}"))).unwrap();
+    let check = |authority: &str| {
+        let mut command = stack.command(&["check", "--json"]);
+        command
+            .env("DRCTL_RUNBOOK", &path)
+            .env("SSL_CERT_FILE", engine.file(authority));
+        run(&mut command, None, Duration::from_secs(60)).stdout
+    };
+    let trusted = check("ca.pem");
+    assert!(!trusted.contains("does not answer"), "{trusted}");
+    assert!(!trusted.contains("certificate"), "{trusted}");
+    let not = check("stranger-ca.pem");
+    assert!(not.contains("invalid peer certificate"), "{not}");
 }
