@@ -13,8 +13,8 @@ use super::{acknowledged, verify};
 use crate::error::{Error, Kind, Result};
 use crate::event::{Event, Phase, SharedReporter, Verdict};
 use crate::incident::{
-    Incident, Journal, JournalError, Lock, LockError, Log, Record, Report, Stage, StateDir, markdown,
-    recovery_lock, write_atomically, write_json,
+    Incident, Journal, JournalError, Lock, LockError, Log, Record, Report, Stage, StateDir, StateError,
+    markdown, recovery_lock, write_atomically, write_json,
 };
 use crate::plan::{Action, Undo};
 use crate::probe::watch::{LASTING, Watch};
@@ -89,10 +89,28 @@ pub fn lock(state: &StateDir, deployment: &str, command: &str) -> Result<Lock> {
 /// A journal that cannot be used before anything was done.
 #[must_use]
 pub fn open_journal_error(e: &JournalError) -> Error {
-    Error::new(Kind::Internal, "the incident's journal cannot be used")
+    let error = Error::new(Kind::Internal, "the incident's journal cannot be used")
         .because(e)
-        .untouched("everything: no step was begun")
-        .next("--state-dir DIR    # a directory that can be written")
+        .untouched("everything: no step was begun");
+    match room_for(e) {
+        Some(next) => error.next(next),
+        None => {
+            error.next("drctl incident list    # what else there is; a newer drctl may be able to read it")
+        }
+    }
+}
+
+/// What to type when a journal cannot be written. An incident is continued where it is: another
+/// state directory would not know of it.
+fn room_for(e: &JournalError) -> Option<String> {
+    let JournalError::Write(StateError { path, .. }) = e else {
+        return None;
+    };
+    let directory = path.parent().unwrap_or(path);
+    Some(format!(
+        "df -h {}    # free some room on this disk, then the same command again",
+        directory.display()
+    ))
 }
 
 /// Continues a plan in the direction that its journal says, and takes it back when a step
@@ -230,6 +248,9 @@ fn explain(incident: &Incident, first: Option<&Stop>, second: Option<&Stop>) -> 
     };
     let mut error = Error::new(kind, message);
     error.causes = causes;
+    if let Some(Stop::Journal(e)) = second {
+        error.next.extend(room_for(e));
+    }
     if kind == Kind::FailedChanged {
         if incident.left_by_choice() {
             error = error
@@ -531,6 +552,17 @@ mod tests {
         let error = explain(&incident(None, &undone(None)), Some(&failed), None);
         assert_eq!(error.kind, Kind::FailedUndone);
         assert!(error.untouched.unwrap().contains("as it was before"));
+    }
+
+    #[test]
+    fn a_journal_without_room_is_not_looked_for_elsewhere() {
+        let full = JournalError::Write(StateError {
+            path: "/state/incidents/r/journal.jsonl".into(),
+            source: std::io::ErrorKind::StorageFull.into(),
+        });
+        let error = open_journal_error(&full).to_string();
+        assert!(error.contains("df -h /state/incidents/r "), "{error}");
+        assert!(!error.contains("--state-dir"), "{error}");
     }
 
     #[test]

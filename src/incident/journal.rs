@@ -237,7 +237,7 @@ impl Journal {
                 .write(true)
                 .mode(0o600)
                 .open(path)?;
-            match rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::KEEP_SIZE, 0, RESERVED) {
+            match reserve(&file) {
                 // Not every file system can set room aside; then a full disk is met at an append.
                 Ok(()) | Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => {}
                 Err(e) => return Err(e.into()),
@@ -265,7 +265,9 @@ impl Journal {
         let (entries, length) = read(path)?;
         let opened = (|| {
             let mut file = OpenOptions::new().write(true).open(path)?;
-            file.set_len(length)?;
+            cut(&file, length)?;
+            // Also where it never was: a journal that came home from memory is a copy.
+            let _ = reserve(&file);
             file.seek(SeekFrom::Start(length))?;
             file.sync_all()?;
             Ok(file)
@@ -319,7 +321,7 @@ impl Log for Journal {
             }
             Err(source) => {
                 // A half-written line must not be glued to the next one.
-                let _ = self.file.set_len(self.length);
+                let _ = cut(&self.file, self.length);
                 let _ = self.file.seek(SeekFrom::Start(self.length));
                 Err(StateError {
                     path: self.path.clone(),
@@ -348,6 +350,22 @@ fn crash_hook(seq: u64) {
 
 #[cfg(not(debug_assertions))]
 fn crash_hook(_: u64) {}
+
+/// Sets the room of a journal aside, beyond its end. Where it is set aside already, nothing changes.
+fn reserve(file: &File) -> rustix::io::Result<()> {
+    rustix::fs::fallocate(file, rustix::fs::FallocateFlags::KEEP_SIZE, 0, RESERVED)
+}
+
+/// Cuts off what is behind `length`. A truncation gives the room that is set aside back, one to the
+/// same length too: on a disk that has filled up since, the next record would not fit.
+fn cut(file: &File, length: u64) -> std::io::Result<()> {
+    if file.metadata()?.len() != length {
+        file.set_len(length)?;
+        // Best effort: when somebody else was quicker, an append tells.
+        let _ = reserve(file);
+    }
+    Ok(())
+}
 
 /// Only the version, to tell a newer format from damage.
 #[derive(Deserialize)]
@@ -442,6 +460,27 @@ mod tests {
         let (mut journal, _) = Journal::open(&path).unwrap();
         journal.append(Record::Undone {}).unwrap();
         assert_eq!(Journal::entries(&path).unwrap()[2].record, Record::Undone {});
+    }
+
+    #[test]
+    fn what_was_set_aside_stays_so_when_a_journal_is_opened() {
+        use std::os::unix::fs::MetadataExt;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(JOURNAL_FILE);
+        three(&path);
+        let blocks = || std::fs::metadata(&path).unwrap().blocks();
+        let before = blocks();
+        drop(Journal::open(&path).unwrap());
+        assert!(blocks() >= before, "{} of {before}", blocks());
+        // Torn.
+        OpenOptions::new()
+            .append(true)
+            .open(&path)
+            .unwrap()
+            .write_all(b"{\"format\":1")
+            .unwrap();
+        drop(Journal::open(&path).unwrap());
+        assert!(blocks() >= before, "{} of {before}", blocks());
     }
 
     #[test]
