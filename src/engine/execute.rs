@@ -58,7 +58,7 @@ pub enum Stop {
         /// Why.
         cause: String,
     },
-    /// The first signal: the current step has ended.
+    /// The first signal: the current step has ended, forwards or backwards.
     Interrupted(Signal),
     /// The second signal: stopped where it stood.
     Now(Signal),
@@ -182,16 +182,27 @@ impl<H: Hands, L: Log> Run<'_, H, L> {
 
     /// Takes back every step that began, in reverse order, and stops at the first that
     /// cannot be taken back: the earlier ones rest on it. Unless the operator said so, no
-    /// service is stopped that was down before and runs now.
+    /// service is stopped that was down before and runs now. A first signal lets the current one
+    /// end and stops before the next; a second, also where the first has begun the way back, stops
+    /// where it stands.
     ///
     /// # Errors
-    /// [`Stop`], never `Interrupted`: the first signal that comes now is the second.
+    /// [`Stop`].
     pub async fn backward(&mut self) -> Result<(), Stop> {
         if self.progress.stage == Stage::Undone {
             return Ok(());
         }
         let seen = self.interrupts.seen().0;
+        // Cut off in its middle, a step back is as hard to continue as one forward.
+        let patience = seen.max(1);
         for number in self.progress.to_undo() {
+            let (count, which) = self.interrupts.seen();
+            if count > patience {
+                return Err(Stop::Now(which));
+            }
+            if count > seen {
+                return self.interrupted(which);
+            }
             let Some(step) = self.step(number).cloned() else {
                 return Err(Stop::Undo {
                     step: number,
@@ -215,7 +226,10 @@ impl<H: Hands, L: Log> Run<'_, H, L> {
                         title: step.title.clone(),
                         how: action.summary(),
                     });
-                    match self.apply(&action, step.timeout().max(SHORTEST_UNDO), seen).await {
+                    match self
+                        .apply(&action, step.timeout().max(SHORTEST_UNDO), patience)
+                        .await
+                    {
                         Applied::Cut(which) => return Err(Stop::Now(which)),
                         Applied::Done(Ok(outcome), _) => (outcome.text, left),
                         Applied::Done(Err(Failed { cause, .. }), _) => {

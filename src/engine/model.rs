@@ -31,8 +31,8 @@ struct World {
     dies_in: Mutex<Option<usize>>,
     /// Action names that fail, and how often still.
     fails: Mutex<BTreeMap<String, usize>>,
-    /// A signal that comes during this action.
-    signal: Mutex<Option<(String, watch::Sender<(u32, Signal)>)>>,
+    /// So many signals come during this action.
+    signal: Mutex<Option<(String, u32, watch::Sender<(u32, Signal)>)>>,
     order: Mutex<Vec<String>>,
     /// Services that run, and whether they replay their log.
     running: Mutex<BTreeMap<String, bool>>,
@@ -81,8 +81,9 @@ impl Hands for World {
             // The process is gone: nothing after this is ever run.
             std::future::pending::<()>().await;
         }
-        if let Some((_, tx)) = self.signal.lock().unwrap().take_if(|(name, _)| name == service) {
-            tx.send_modify(|(n, _)| *n += 1);
+        let signal = self.signal.lock().unwrap().take_if(|(name, ..)| name == service);
+        if let Some((_, times, tx)) = signal {
+            tx.send_modify(|(n, _)| *n += times);
         }
         tokio::task::yield_now().await;
         if let Some(n) = self.fails.lock().unwrap().get_mut(service)
@@ -348,7 +349,7 @@ async fn the_first_signal_ends_in_the_old_state() {
     for during in ["do-1", "do-2", "do-3"] {
         let (plan, world, mut paper) = (plan(3), World::new(3), Paper::default());
         let (tx, rx) = watch::channel((0, Signal::Interrupt));
-        *world.signal.lock().unwrap() = Some((during.into(), tx.clone()));
+        *world.signal.lock().unwrap() = Some((during.into(), 1, tx.clone()));
         let stop = process(&plan, &world, &mut paper, false, Interrupts::from_channel(rx)).await;
         if during == "do-3" {
             // Either the last step was cut off and all is old, or it had ended and all is new.
@@ -398,7 +399,7 @@ async fn a_server_that_replays_its_log_is_not_stopped_by_a_signal() {
         let (world, mut paper) = (World::new(1), Paper::default());
         world.running.lock().unwrap().insert("undo-1".into(), replays);
         let (tx, rx) = watch::channel((0, Signal::Interrupt));
-        *world.signal.lock().unwrap() = Some(("do-1".into(), tx));
+        *world.signal.lock().unwrap() = Some(("do-1".into(), 1, tx));
         world.fails.lock().unwrap().insert("do-1".into(), 1);
         let only_starts = !plan.only_started(1).is_empty();
         // It fails after the signal, or the signal comes first: both turn back.
@@ -422,7 +423,7 @@ async fn what_cannot_be_taken_back_is_let_finish_and_said() {
         plan.steps[0].undo = undo;
         assert_eq!(plan.steps[0].risk, Risk::ReadOnly);
         let (tx, rx) = watch::channel((0, Signal::Interrupt));
-        *world.signal.lock().unwrap() = Some(("do-1".into(), tx.clone()));
+        *world.signal.lock().unwrap() = Some(("do-1".into(), 1, tx.clone()));
         let stop = process(&plan, &world, &mut paper, false, Interrupts::from_channel(rx)).await;
         assert!(matches!(stop, Err(Stop::Interrupted(_))), "{stop:?}");
         let is_finished = |r: &Record| matches!(r, Record::StepFinished { step: 1, .. });
@@ -436,12 +437,58 @@ async fn the_second_signal_stops_at_once_and_leaves_the_rest_to_undo() {
     let (plan, world, mut paper) = (plan(3), World::new(3), Paper::default());
     let (tx, rx) = watch::channel((0, Signal::Terminate));
     world.fails.lock().unwrap().insert("do-3".into(), 1);
-    *world.signal.lock().unwrap() = Some(("undo-3".into(), tx.clone()));
-    *world.dies_in.lock().unwrap() = None;
+    *world.signal.lock().unwrap() = Some(("undo-3".into(), 2, tx.clone()));
     let stop = process(&plan, &world, &mut paper, false, Interrupts::from_channel(rx)).await;
     assert!(matches!(stop, Err(Stop::Now(Signal::Terminate))), "{stop:?}");
     process(&plan, &world, &mut paper, true, Interrupts::none())
         .await
         .unwrap();
     assert!(world.all(Part::Old));
+}
+
+/// The step back that is under way is let finish, and the rest is left to the next process.
+#[tokio::test]
+async fn the_first_signal_stops_an_undo_between_two_steps() {
+    // Decided on by the operator, and begun by a step that failed.
+    for fails in [false, true] {
+        let (plan, world, mut paper) = (plan(3), World::new(3), Paper::default());
+        let (tx, rx) = watch::channel((0, Signal::Interrupt));
+        let interrupts = Interrupts::from_channel(rx);
+        if fails {
+            world.fails.lock().unwrap().insert("do-3".into(), 1);
+        } else {
+            process(&plan, &world, &mut paper, false, interrupts.clone())
+                .await
+                .unwrap();
+        }
+        *world.signal.lock().unwrap() = Some(("undo-3".into(), 1, tx));
+        let stop = process(&plan, &world, &mut paper, !fails, interrupts).await;
+        assert!(
+            matches!(stop, Err(Stop::Interrupted(Signal::Interrupt))),
+            "{stop:?}"
+        );
+        assert_eq!(*world.parts.lock().unwrap(), [Part::New, Part::New, Part::Old]);
+        let progress = fold(&paper.records, 3);
+        assert_eq!((progress.stage, progress.to_undo()), (Stage::Undoing, vec![2, 1]));
+        process(&plan, &world, &mut paper, false, Interrupts::none())
+            .await
+            .unwrap();
+        assert!(world.all(Part::Old));
+    }
+}
+
+/// The first has turned the run back, so the next is the second.
+#[tokio::test]
+async fn a_signal_on_the_way_back_from_a_signal_is_the_second() {
+    let (plan, world, mut paper) = (plan(3), World::new(3), Paper::default());
+    let (tx, rx) = watch::channel((1, Signal::Interrupt));
+    paper.records = vec![
+        Record::StepStarted { step: 1 },
+        Record::Interrupted {
+            signal: "SIGINT".into(),
+        },
+    ];
+    *world.signal.lock().unwrap() = Some(("undo-1".into(), 1, tx));
+    let stop = process(&plan, &world, &mut paper, false, Interrupts::from_channel(rx)).await;
+    assert!(matches!(stop, Err(Stop::Now(Signal::Interrupt))), "{stop:?}");
 }

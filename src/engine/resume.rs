@@ -222,7 +222,18 @@ fn explain(incident: &Incident, first: Option<&Stop>, second: Option<&Stop>) -> 
             message += &format!(": {} failed", title(*step));
             Kind::FailedChanged
         }
-        (_, None | Some(Stop::Interrupted(_))) if !incident.progress.left.is_empty() => {
+        (None, Some(Stop::Interrupted(signal))) => {
+            message = format!(
+                "stopped by {} before all of incident {id} was taken back",
+                signal.name()
+            );
+            signal.kind()
+        }
+        (_, Some(Stop::Interrupted(signal))) => {
+            message += &format!(", and {} came before all was taken back", signal.name());
+            Kind::FailedChanged
+        }
+        (_, None) if !incident.progress.left.is_empty() => {
             message.push_str(if incident.progress.undone.len() > incident.progress.left.len() {
                 "; the other steps were taken back, this stays:"
             } else {
@@ -251,7 +262,7 @@ fn explain(incident: &Incident, first: Option<&Stop>, second: Option<&Stop>) -> 
     if let Some(Stop::Journal(e)) = second {
         error.next.extend(room_for(e));
     }
-    if kind == Kind::FailedChanged {
+    if kind == Kind::FailedChanged || matches!(second, Some(Stop::Interrupted(_))) {
         if incident.left_by_choice() {
             error = error
                 .next("drctl diagnose    # what is still wrong, and what helps")
@@ -540,6 +551,36 @@ mod tests {
                 "{untouched}"
             );
             assert!(!untouched.contains("as it was before"));
+        }
+    }
+
+    #[test]
+    fn an_undo_that_a_signal_stopped_is_resumed() {
+        let begun = [
+            Record::StepStarted { step: 1 },
+            Record::StepStarted { step: 2 },
+            Record::UndoDecided {},
+            Record::UndoFinished {
+                step: 2,
+                outcome: String::new(),
+                left: None,
+            },
+        ];
+        let incident = incident(None, &begun);
+        let failed = Stop::Step {
+            step: 2,
+            cause: "no".into(),
+        };
+        for (first, signal, kind) in [
+            (None, Signal::Interrupt, Kind::Interrupted),
+            (None, Signal::Terminate, Kind::Terminated),
+            (Some(&failed), Signal::Interrupt, Kind::FailedChanged),
+        ] {
+            let error = explain(&incident, first, Some(&Stop::Interrupted(signal)));
+            assert_eq!(error.kind, kind);
+            assert!(!error.message.contains("second"), "{}", error.message);
+            assert!(!error.untouched.unwrap().contains("as it was before"));
+            assert_eq!(error.next, ["drctl incident resume r"]);
         }
     }
 
