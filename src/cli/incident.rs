@@ -8,7 +8,7 @@ use super::Context;
 use super::recover::{consent, recovery};
 use crate::error::{Error, Kind, Result};
 use crate::incident::{
-    Incident, IncidentError, JOURNAL_FILE, Journal, Listing, Log, Record, Report, markdown, timeline,
+    Incident, IncidentError, JOURNAL_FILE, Journal, Listing, Log, Record, Report, Stage, markdown, timeline,
 };
 use crate::{engine, recover, ui};
 
@@ -120,19 +120,29 @@ pub async fn run(cx: &Context, args: IncidentArgs) -> Result<ExitCode> {
             let incident = chosen(cx, id.as_deref(), system.deployment())?;
             let name = incident.id().to_owned();
             if cx.global.dry_run {
+                if incident.progress.stage == Stage::Undoing {
+                    for line in incident.what_stays() {
+                        ui::line(&format!("would leave as it is: {line}"));
+                    }
+                    return Ok(ExitCode::SUCCESS);
+                }
                 for action in &incident.plan.discard {
                     ui::line(&format!("would {}", action.summary()));
                 }
                 return Ok(ExitCode::SUCCESS);
             }
-            let dropped = recover::close(&recovery(cx, &system, consent(cx)), incident).await?;
+            let closed = recover::close(&recovery(cx, &system, consent(cx)), incident).await?;
             if cx.global.json {
                 ui::json(&serde_json::json!({
-                    "event": "incident-closed", "version": crate::event::EVENT_VERSION, "incident": name, "dropped": dropped,
+                    "event": "incident-closed", "version": crate::event::EVENT_VERSION, "incident": name,
+                    "dropped": closed.dropped, "left": closed.left,
                 }));
             } else {
-                for line in &dropped {
+                for line in &closed.dropped {
                     ui::line(line);
+                }
+                for line in &closed.left {
+                    ui::line(&format!("left as it is: {line}"));
                 }
                 ui::line(&format!("incident {name} is closed"));
             }

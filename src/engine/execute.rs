@@ -231,7 +231,7 @@ impl<H: Hands, L: Log> Run<'_, H, L> {
                         .await
                     {
                         Applied::Cut(which) => return Err(Stop::Now(which)),
-                        Applied::Done(Ok(outcome), _) => (outcome.text, left),
+                        Applied::Done(Ok(outcome), _) => (outcome.text, left.or(outcome.left)),
                         Applied::Done(Err(Failed { cause, .. }), _) => {
                             return self.undo_failed(number, cause);
                         }

@@ -27,4 +27,4 @@ pub use approve::{ApprovedPlan, Ask, Consent, Needs};
 pub use execute::{Hands, Run, Stop, Which};
 pub use interrupt::{Interrupts, Signal};
 pub use resume::{Live, Proof, carry_out, lock, memory_of, open_journal_error, prove, write_report};
-pub use undo::{cannot_close, cannot_undo, close, take_back};
+pub use undo::{Closed, cannot_close, cannot_undo, close, take_back};

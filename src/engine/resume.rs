@@ -266,12 +266,15 @@ fn explain(incident: &Incident, first: Option<&Stop>, second: Option<&Stop>) -> 
         if incident.left_by_choice() {
             error = error
                 .next("drctl diagnose    # what is still wrong, and what helps")
-                .next(format!(
-                    "drctl incident undo {id}    # stop what was left running, too"
-                ));
+                .next(format!("drctl incident undo {id}    # {}", incident.undo_again()));
         }
         for verb in incident.progress.choices() {
-            error = error.next(format!("drctl incident {verb} {id}"));
+            let what = if matches!(second, Some(Stop::Undo { .. })) && *verb == "close" {
+                "    # end it as it is: nothing more is taken back or dropped"
+            } else {
+                ""
+            };
+            error = error.next(format!("drctl incident {verb} {id}{what}"));
         }
         if incident.progress.choices().is_empty() || incident.progress.stage == Stage::Undone {
             error = error.next(format!("drctl incident show {id}"));

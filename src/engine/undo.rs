@@ -19,6 +19,11 @@ pub fn cannot_undo(incident: &Incident, later: &[Incident]) -> Option<Error> {
     let id = incident.id();
     let refused = |text: String| Some(Error::new(Kind::Refused, text).untouched("everything"));
     match incident.progress.stage {
+        Stage::Closed if incident.progress.is_given_up() => {
+            return refused(format!(
+                "incident {id} is closed: what it kept is left to you, drctl takes nothing more of it back"
+            ));
+        }
         Stage::Closed | Stage::Closing => {
             return refused(format!(
                 "incident {id} is closed: what it kept is gone, nothing can bring it back"
@@ -113,6 +118,9 @@ pub fn cannot_close(incident: &Incident, all: &[Incident]) -> Option<Error> {
     });
     let problem = match incident.progress.stage {
         Stage::Closed => format!("incident {id} is already closed"),
+        // It may never succeed, and nothing can be recovered while it is half-way: the operator may
+        // end it. What it keeps stays.
+        Stage::Undoing if incident.progress.undo_failed.is_some() => return None,
         Stage::Executing | Stage::Undoing => {
             format!("incident {id} is half-way: the old data may be what brings the service back")
         }
@@ -128,7 +136,17 @@ pub fn cannot_close(incident: &Incident, all: &[Incident]) -> Option<Error> {
     Some(error)
 }
 
-/// Drops what the incident kept, and closes it. Cut off, it is called again.
+/// What closing an incident did.
+#[derive(Debug)]
+pub struct Closed {
+    /// What was dropped, one line each.
+    pub dropped: Vec<String>,
+    /// What stays as it is, one line each, where it could not be taken back.
+    pub left: Vec<String>,
+}
+
+/// Drops what the incident kept, and closes it. Cut off, it is called again. Where it could not be
+/// taken back nothing is dropped: what it keeps may be the old data.
 ///
 /// # Errors
 /// [`Kind::FailedChanged`] when something could not be dropped.
@@ -138,7 +156,7 @@ pub async fn close(
     journal: &mut Journal,
     how: String,
     reporter: &SharedReporter,
-) -> Result<Vec<String>> {
+) -> Result<Closed> {
     let id = incident.id().to_owned();
     journal
         .append(Record::Approved {
@@ -147,8 +165,14 @@ pub async fn close(
         })
         .map_err(|e| open_journal_error(&e))?;
     let mut dropped = Vec::new();
+    let gives_up = incident.progress.stage == Stage::Undoing;
+    let left = if gives_up {
+        incident.what_stays()
+    } else {
+        Vec::new()
+    };
     // Nothing was begun: there is nothing to drop.
-    if !incident.progress.started.is_empty() {
+    if !gives_up && !incident.progress.started.is_empty() {
         if !incident.plan.discard.is_empty() {
             journal
                 .append(Record::DiscardStarted {})
@@ -194,8 +218,72 @@ pub async fn close(
     journal
         .append(Record::Closed {
             dropped: dropped.clone(),
+            left: left.clone(),
         })
         .map_err(|e| open_journal_error(&e))?;
     write_report(system, incident, journal, reporter);
-    Ok(dropped)
+    Ok(Closed { dropped, left })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::model;
+    use super::*;
+    use crate::incident::{Case, Progress};
+
+    fn incident(run: &str, records: &[Record]) -> Incident {
+        let mut plan = model::plan(2);
+        plan.run = run.into();
+        let mut progress = Progress {
+            steps: 2,
+            ..Progress::default()
+        };
+        for record in records {
+            progress.note(record);
+        }
+        Incident {
+            directory: format!("/state/incidents/{run}").into(),
+            case: Case {
+                format: 1,
+                certainty: "confirmed".into(),
+                summary: String::new(),
+                reasons: Vec::new(),
+                evidence: serde_json::Value::Null,
+            },
+            plan,
+            entries: Vec::new(),
+            progress,
+        }
+    }
+
+    #[test]
+    fn an_undo_that_failed_can_be_ended_and_one_that_was_cut_off_cannot() {
+        let mut records = vec![
+            Record::StepStarted { step: 1 },
+            Record::StepStarted { step: 2 },
+            Record::UndoDecided {},
+            Record::UndoStarted { step: 2 },
+        ];
+        let refused = cannot_close(&incident("r", &records), &[]).unwrap();
+        assert_eq!(refused.next, ["drctl incident resume r"]);
+        records.push(Record::UndoFailed {
+            step: 2,
+            cause: "the old container is gone".into(),
+        });
+        let stuck = incident("r", &records);
+        assert!(cannot_close(&stuck, &[]).is_none());
+        assert_eq!(
+            stuck.what_stays(),
+            [
+                "step 2 (step 2) is not taken back: the old container is gone",
+                "step 1 (step 1) is not taken back",
+            ]
+        );
+        records.push(Record::Closed {
+            dropped: Vec::new(),
+            left: stuck.what_stays(),
+        });
+        let refused = cannot_undo(&incident("r", &records), &[]).unwrap();
+        assert!(refused.message.contains("left to you"), "{}", refused.message);
+    }
 }

@@ -168,6 +168,9 @@ pub enum Record {
     Closed {
         /// What was dropped, one line each.
         dropped: Vec<String>,
+        /// What stays as it is, because it could not be taken back, one line each.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        left: Vec<String>,
     },
 }
 
@@ -511,6 +514,10 @@ mod tests {
         let line = r#"{"format":1,"seq":1,"at":"2026-11-20T18:30:12Z","record":{"step-finished":{"step":2,"outcome":"3 rows","facts":{"rows-salvaged":3},"seconds":0.5}}}"#;
         let entry: Entry = serde_json::from_str(line).unwrap();
         assert!(matches!(entry.record, Record::StepFinished { step: 2, .. }));
+        assert_eq!(serde_json::to_string(&entry).unwrap(), line);
+        let line =
+            r#"{"format":1,"seq":1,"at":"2026-11-20T18:30:12Z","record":{"closed":{"dropped":["all"]}}}"#;
+        let entry: Entry = serde_json::from_str(line).unwrap();
         assert_eq!(serde_json::to_string(&entry).unwrap(), line);
     }
 }

@@ -202,6 +202,12 @@ impl Progress {
             .collect()
     }
 
+    /// Whether it was closed although it could not be taken back: nothing of it was dropped.
+    #[must_use]
+    pub fn is_given_up(&self) -> bool {
+        self.stage == Stage::Closed && self.undo_failed.is_some()
+    }
+
     /// What the operator can do with it, as arguments of `drctl incident`.
     #[must_use]
     pub fn choices(&self) -> &'static [&'static str] {
@@ -211,6 +217,8 @@ impl Progress {
                 &["resume", "undo"]
             }
             Stage::Verified(_) => &["close", "undo"],
+            // It may fail each time: what it needs can be gone for good.
+            Stage::Undoing if self.undo_failed.is_some() => &["resume", "close"],
             Stage::Undoing => &["resume"],
             Stage::Closed => &[],
         }
@@ -352,7 +360,13 @@ mod tests {
                 vec![],
             ),
             (
-                vec![Record::Undone {}, Record::Closed { dropped: vec![] }],
+                vec![
+                    Record::Undone {},
+                    Record::Closed {
+                        dropped: vec![],
+                        left: vec![],
+                    },
+                ],
                 Stage::Closed,
                 Some(1),
                 vec![],
@@ -366,5 +380,28 @@ mod tests {
                 "{records:?}"
             );
         }
+    }
+
+    #[test]
+    fn what_cannot_be_taken_back_can_be_ended() {
+        let failed = || Record::UndoFailed {
+            step: 1,
+            cause: "gone".into(),
+        };
+        let begun = || vec![start(1), Record::UndoDecided {}, Record::UndoStarted { step: 1 }];
+        let with = |more: Vec<Record>| fold(&[begun(), more].concat());
+        assert_eq!(with(vec![]).choices(), ["resume"]);
+        assert_eq!(with(vec![failed()]).choices(), ["resume", "close"]);
+        // Tried once more, and cut off: how that ends is not known.
+        assert_eq!(
+            with(vec![failed(), Record::UndoStarted { step: 1 }]).choices(),
+            ["resume"]
+        );
+        let closed = || Record::Closed {
+            dropped: vec![],
+            left: vec![],
+        };
+        assert!(with(vec![failed(), closed()]).is_given_up());
+        assert!(!with(vec![undone(1), Record::Undone {}, closed()]).is_given_up());
     }
 }

@@ -164,7 +164,9 @@ impl Report {
             rpo: rpo(&plan.data_loss, &facts, objectives),
             checks: checks(incident),
             timeline: timeline(&incident.entries, plan),
-            kept: if incident.progress.stage == Stage::Closed {
+            kept: if incident.progress.is_given_up() {
+                format!("left as it is: {}", incident.what_stays().join("; "))
+            } else if incident.progress.stage == Stage::Closed {
                 "nothing: the incident is closed".into()
             } else {
                 plan.kept.clone()
@@ -191,8 +193,9 @@ fn next(incident: &Incident) -> Vec<String> {
             let what = match (*verb, incident.progress.stage) {
                 ("close", Stage::Verified(_)) if plan.discard.is_empty() => "nothing is kept: close it",
                 ("close", Stage::Verified(_)) => "let go of the old data",
+                ("close", Stage::Undoing) => "end it as it is: nothing more is taken back or dropped",
                 ("close", _) => "clear away what is left of it",
-                ("undo", Stage::Undone) => "stop what was left running, too",
+                ("undo", Stage::Undone) => incident.undo_again(),
                 ("undo", _) if plan.discard.is_empty() => "take it back",
                 ("undo", _) => "bring the old data back",
                 (_, Stage::Undoing) => "go on taking it back",

@@ -92,6 +92,45 @@ impl Incident {
         self.progress.left.iter().any(|(number, _)| has_undo(*number))
     }
 
+    /// What one more undo would do about what was left as it is, for people.
+    #[must_use]
+    pub fn undo_again(&self) -> &'static str {
+        if self.progress.undo_decided {
+            "again, once what is in its way is gone"
+        } else {
+            "stop what was left running, too"
+        }
+    }
+
+    /// What stays as it is when it is closed before everything is taken back, one line each.
+    #[must_use]
+    pub fn what_stays(&self) -> Vec<String> {
+        let step = |number: usize| {
+            let title = self
+                .plan
+                .steps
+                .get(number.wrapping_sub(1))
+                .map(|s| s.title.as_str());
+            format!("step {number} ({})", title.unwrap_or_default())
+        };
+        let failed = |number: usize| self.progress.undo_failed.as_ref().filter(|(n, _)| *n == number);
+        let not_undone = self.progress.to_undo().into_iter().map(|n| match failed(n) {
+            Some((_, cause)) => format!("{} is not taken back: {cause}", step(n)),
+            None => format!("{} is not taken back", step(n)),
+        });
+        let left = self
+            .progress
+            .left
+            .iter()
+            .map(|(n, why)| format!("{}: {why}", step(*n)));
+        let kept = self
+            .plan
+            .discard
+            .iter()
+            .map(|a| format!("not done: {}", a.summary()));
+        not_undone.chain(left).chain(kept).collect()
+    }
+
     /// Makes the directory of a new incident. Its identity is the plan's run.
     ///
     /// # Errors

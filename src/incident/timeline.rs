@@ -100,7 +100,8 @@ pub fn timeline(entries: &[Entry], plan: &Plan) -> Vec<Moment> {
             Record::Verified { verdict } => format!("verified: {verdict}"),
             Record::Noted { text } => format!("note: {text}"),
             Record::DiscardStarted {} => "dropping what was kept begins".into(),
-            Record::Closed { .. } => "closed".into(),
+            Record::Closed { left, .. } if left.is_empty() => "closed".into(),
+            Record::Closed { left, .. } => format!("closed, and left as it is: {}", left.join("; ")),
         };
         moments.push(Moment { at: entry.at, what });
     }

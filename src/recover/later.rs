@@ -203,7 +203,7 @@ async fn agree(cx: &Recover<'_>, incident: &Incident, question: &str) -> Result<
 /// # Errors
 /// [`Kind::Refused`] while what it keeps may be needed, [`Kind::Declined`],
 /// [`Kind::FailedChanged`].
-pub async fn close(cx: &Recover<'_>, incident: Incident) -> Result<Vec<String>> {
+pub async fn close(cx: &Recover<'_>, incident: Incident) -> Result<engine::Closed> {
     let mut c = continue_with(cx, incident, "close")?;
     let listing = Listing::read(cx.state);
     known(&listing, cx.system.deployment())?;
@@ -215,7 +215,16 @@ pub async fn close(cx: &Recover<'_>, incident: Incident) -> Result<Vec<String>> 
     } else {
         c.incident.plan.discard.len()
     };
-    let (needs, question) = if dropping == 0 {
+    let (needs, question) = if c.incident.progress.stage == Stage::Undoing {
+        (
+            engine::Needs::Name,
+            format!(
+                "End incident {} although it could not be taken back? drctl does nothing more for it, and leaves: {}.",
+                c.incident.id(),
+                c.incident.what_stays().join("; ")
+            ),
+        )
+    } else if dropping == 0 {
         (
             engine::Needs::Yes,
             format!("Close incident {}? It keeps nothing.", c.incident.id()),

@@ -102,6 +102,8 @@ pub struct Outcome {
     pub text: String,
     /// Facts for the report, as `rows-salvaged`.
     pub facts: BTreeMap<String, Value>,
+    /// What it could not take back and left as it is, where that is no reason to stop.
+    pub left: Option<String>,
 }
 
 impl Outcome {
@@ -109,6 +111,15 @@ impl Outcome {
         Self {
             text: text.into(),
             facts: BTreeMap::new(),
+            left: None,
+        }
+    }
+
+    /// Of an undo that had to leave something as it is.
+    fn stays(left: String) -> Self {
+        Self {
+            left: Some(left.clone()),
+            ..Self::new(left)
         }
     }
 

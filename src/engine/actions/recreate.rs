@@ -178,9 +178,16 @@ async fn put_back(
                 stop(cx, new).await?;
                 docker.remove_keeping_volumes(&new.id).await?;
             }
+            // It may hold work by now, and users are on it: it is not ours to stop.
+            Some(stranger) if !stranger.labels.contains_key(LABEL_RUN) => {
+                return Ok(Outcome::stays(format!(
+                    "container {} was created by somebody else since, and stays; the old one is kept as {}",
+                    names.own, names.kept
+                )));
+            }
             Some(_) => {
                 return Err(ActionError::Other(format!(
-                    "container {} was created by somebody else since; the old one is {}",
+                    "container {} was created by another run of drctl since; the old one is {}",
                     names.own, names.kept
                 )));
             }
