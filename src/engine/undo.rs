@@ -1,5 +1,7 @@
 //! Taking a recovery back, and letting go of what it kept.
 
+use std::collections::BTreeSet;
+
 use super::actions::{self, ActionContext};
 use super::interrupt::Interrupts;
 use super::resume::{carry_out, memory_of, open_journal_error, write_report};
@@ -13,9 +15,9 @@ use crate::system::System;
 /// Longest time for dropping one kept thing.
 const DISCARD_DEADLINE: std::time::Duration = std::time::Duration::from_secs(15 * 60);
 
-/// Why an incident cannot be taken back, if so. `later` are incidents opened after it.
+/// Why an incident cannot be taken back, if so. `all` are those that are known.
 #[must_use]
-pub fn cannot_undo(incident: &Incident, later: &[Incident]) -> Option<Error> {
+pub fn cannot_undo(incident: &Incident, all: &[Incident]) -> Option<Error> {
     let id = incident.id();
     let refused = |text: String| Some(Error::new(Kind::Refused, text).untouched("everything"));
     match incident.progress.stage {
@@ -34,12 +36,22 @@ pub fn cannot_undo(incident: &Incident, later: &[Incident]) -> Option<Error> {
         }
         _ => {}
     }
-    // A later recovery of the same service stands on what this one brought into service.
-    let above = later.iter().find(|l| {
-        l.plan.service == incident.plan.service
+    // A later recovery of a service stands on what this one brought into service. A plan is named
+    // after one, and may be about several.
+    let services = |i: &Incident| -> BTreeSet<String> {
+        let named = i.plan.services().into_iter();
+        named
+            .chain([i.plan.service.as_str()])
+            .map(str::to_owned)
+            .collect()
+    };
+    let ours = services(incident);
+    // The latest first: it stands on nothing itself.
+    let above = all.iter().rev().find(|l| {
+        !services(l).is_disjoint(&ours)
             && l.plan.deployment == incident.plan.deployment
             && l.id() != id
-            && l.opened_at() > incident.opened_at()
+            && l.place() > incident.place()
             && (l.progress.stage != Stage::Undone || l.left_by_choice())
             && l.progress.stage != Stage::Fresh
     });
@@ -230,6 +242,7 @@ mod tests {
     use super::super::model;
     use super::*;
     use crate::incident::{Case, Progress};
+    use crate::plan::{Action, Undo, WorkloadAction};
 
     fn incident(run: &str, records: &[Record]) -> Incident {
         let mut plan = model::plan(2);
@@ -254,6 +267,32 @@ mod tests {
             entries: Vec::new(),
             progress,
         }
+    }
+
+    #[test]
+    fn what_came_later_on_any_of_its_services_is_undone_first() {
+        let start = |service: &str| {
+            Action::Workload(WorkloadAction::Start {
+                service: service.into(),
+                wait: true,
+            })
+        };
+        let about = |run: &str, number: u64, services: [&str; 2]| {
+            let mut incident = incident(run, &[Record::StepStarted { step: 1 }]);
+            incident.progress.number = number;
+            incident.plan.service = services[0].into();
+            for (step, service) in incident.plan.steps.iter_mut().zip(services) {
+                step.action = start(service);
+                step.undo = Undo::NotNeeded(String::new());
+            }
+            incident
+        };
+        let first = about("first", 1, ["api", "worker"]);
+        let refused = |later: &Incident| cannot_undo(&first, &[first.clone(), later.clone()]);
+        let error = refused(&about("second", 2, ["worker", "worker"])).unwrap();
+        assert_eq!(error.next, ["drctl incident undo second"]);
+        assert!(refused(&about("second", 2, ["redis", "redis"])).is_none());
+        assert!(refused(&about("earlier", 0, ["worker", "worker"])).is_none());
     }
 
     #[test]

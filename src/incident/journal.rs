@@ -46,6 +46,10 @@ pub enum Record {
     Opened {
         /// Its identity.
         incident: String,
+        /// Its place among the incidents that its state directory knew: higher than all of them.
+        /// A clock can be set back. 0: written by a drctl that did not count.
+        #[serde(default)]
+        number: u64,
         /// The deployment.
         deployment: String,
         /// The scenario's name.

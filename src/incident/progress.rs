@@ -93,6 +93,8 @@ pub struct Progress {
     pub left: Vec<(usize, String)>,
     /// The operator said that it is to be taken back.
     pub undo_decided: bool,
+    /// Its place among the incidents; 0 where it was not counted.
+    pub number: u64,
     /// The incident before this one, whose remedy did not hold.
     pub follows: Option<String>,
     /// When drctl was started.
@@ -116,11 +118,13 @@ impl Progress {
     pub fn note(&mut self, record: &Record) {
         match record {
             Record::Opened {
+                number,
                 began,
                 down_since,
                 follows,
                 ..
             } => {
+                self.number = *number;
                 self.began = Some(*began);
                 self.down_since = *down_since;
                 self.follows.clone_from(follows);

@@ -211,6 +211,13 @@ impl Incident {
         &self.plan.run
     }
 
+    /// What tells which of two incidents came later. The time alone does not: a clock can be set
+    /// back between them.
+    #[must_use]
+    pub fn place(&self) -> (u64, Option<Timestamp>) {
+        (self.progress.number, self.opened_at())
+    }
+
     /// When it was opened.
     #[must_use]
     pub fn opened_at(&self) -> Option<Timestamp> {
@@ -302,7 +309,7 @@ impl Listing {
             _ => {}
         }
         all.incidents
-            .sort_by(|a, b| (a.opened_at(), a.id()).cmp(&(b.opened_at(), b.id())));
+            .sort_by(|a, b| (a.place(), a.id()).cmp(&(b.place(), b.id())));
         all
     }
 
@@ -337,6 +344,14 @@ impl Listing {
                 Err(e) => self.unreadable.push(Unreadable::new(path, e.to_string())),
             }
         }
+    }
+
+    /// The number of the next incident. Asked under the deployment's lock: only within a deployment
+    /// does the order matter.
+    #[must_use]
+    pub fn next_number(&self) -> u64 {
+        let highest = self.incidents.iter().map(|i| i.progress.number).max();
+        highest.unwrap_or(0) + 1
     }
 
     /// The first that cannot be read and may be `deployment`'s: what it has changed, and whether it
@@ -459,6 +474,39 @@ mod tests {
         let state = StateDir::resolve(Some(dir.path()));
         fs::write(dir.path().join("incidents"), "").unwrap();
         assert!(Listing::read(&state).unknown("simgen").is_some());
+    }
+
+    #[test]
+    fn the_order_is_that_of_the_numbers_and_not_of_the_clock() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDir::resolve(Some(dir.path()));
+        let case = Case {
+            format: CASE_FORMAT,
+            certainty: String::new(),
+            summary: String::new(),
+            reasons: vec![],
+            evidence: serde_json::Value::Null,
+        };
+        // As they were opened: before drctl counted, then each an hour earlier by the clock.
+        for (id, number, hour) in [("d", None, 12), ("c", Some(1), 11), ("b", Some(2), 10)] {
+            let mut plan = crate::engine::a_plan();
+            plan.run = id.into();
+            let (directory, journal) = Incident::create(&state, &case, &plan).unwrap();
+            drop(journal);
+            let number = number.map_or_else(String::new, |n| format!(r#""number":{n},"#));
+            let at = format!("2026-11-20T{hour}:00:00Z");
+            let line = format!(
+                r#"{{"format":1,"seq":1,"at":"{at}","record":{{"opened":{{"incident":"{id}",{number}"deployment":"simgen","scenario":"s","service":"postgres","began":"{at}","diagnosed":"{at}","down-since":null,"follows":null,"drctl":"0.1.0"}}}}}}"#
+            );
+            fs::write(directory.join(JOURNAL_FILE), line + "\n").unwrap();
+        }
+        let listing = Listing::read(&state);
+        assert!(listing.unreadable.is_empty(), "{:?}", listing.unreadable);
+        let order: Vec<&str> = listing.incidents.iter().map(Incident::id).collect();
+        assert_eq!(order, ["d", "c", "b"]);
+        assert_eq!(listing.next_number(), 3);
+        assert_eq!(listing.choose(None, "simgen").unwrap().id(), "b");
+        assert_eq!(Listing::default().next_number(), 1);
     }
 
     #[test]

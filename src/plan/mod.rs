@@ -7,6 +7,7 @@ mod lint;
 mod network;
 mod redis;
 mod server;
+mod services;
 mod sessions;
 mod space;
 

@@ -82,6 +82,7 @@ pub async fn recover<S: Scenario>(cx: &Recover<'_>) -> Result<Ended> {
     half_way(&before, deployment)?;
 
     let mut past = Past::of(&before, deployment, S::NAME);
+    let mut number = before.next_number();
     let mut chosen = cx.remedy;
     loop {
         cx.reporter.event(&Event::Phase {
@@ -119,6 +120,7 @@ pub async fn recover<S: Scenario>(cx: &Recover<'_>) -> Result<Ended> {
         let down_since = down_since(cx.system, &approved.plan().service).await;
         let opened = Record::Opened {
             incident: approved.plan().run.clone(),
+            number,
             deployment: deployment.to_owned(),
             scenario: S::NAME.to_owned(),
             service: approved.plan().service.clone(),
@@ -143,6 +145,7 @@ pub async fn recover<S: Scenario>(cx: &Recover<'_>) -> Result<Ended> {
                 text: format!("the incident will stay where it is: {e}"),
             });
         }
+        number += 1;
         memory.lock.progress(&format!("incident {}", incident.id()));
         let interrupts = past.listen()?;
         if let Err(e) =
