@@ -26,5 +26,7 @@ pub mod verify;
 pub use approve::{ApprovedPlan, Ask, Consent, Needs};
 pub use execute::{Hands, Run, Stop, Which};
 pub use interrupt::{Interrupts, Signal};
-pub use resume::{Live, Proof, carry_out, lock, memory_of, open_journal_error, prove, write_report};
+pub use resume::{
+    Live, Proof, carry_out, left_changed, lock, memory_of, open_journal_error, prove, write_report,
+};
 pub use undo::{Closed, cannot_close, cannot_undo, close, take_back};

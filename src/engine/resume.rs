@@ -178,6 +178,15 @@ pub async fn carry_out(
     ended.map_err(|(first, second)| explain(incident, first.as_ref(), second.as_ref()))
 }
 
+/// The error of an undo that came to its end and left the deployment changed. What the plan says
+/// cannot be taken back is none where the operator decided on the undo, knowing that.
+#[must_use]
+pub fn left_changed(incident: &Incident) -> Option<Error> {
+    let progress = &incident.progress;
+    let unforeseen = incident.left_by_choice() || (!progress.undo_decided && !progress.left.is_empty());
+    (progress.stage == Stage::Undone && unforeseen).then(|| explain(incident, None, None))
+}
+
 /// What the operator reads when a run ended early. `first` made it turn back, `second`
 /// stopped it on the way.
 fn explain(incident: &Incident, first: Option<&Stop>, second: Option<&Stop>) -> Error {
@@ -195,6 +204,7 @@ fn explain(incident: &Incident, first: Option<&Stop>, second: Option<&Stop>) -> 
             format!("{} failed", title(*step))
         }
         Some(Stop::Interrupted(signal)) => format!("stopped by {}", signal.name()),
+        _ if incident.progress.stage == Stage::Undone => format!("the undo of incident {id} has ended"),
         _ => format!("incident {id} is not finished"),
     };
     let changed = !incident.progress.to_undo().is_empty();
@@ -585,6 +595,32 @@ mod tests {
             assert!(!error.untouched.unwrap().contains("as it was before"));
             assert_eq!(error.next, ["drctl incident resume r"]);
         }
+    }
+
+    #[test]
+    fn an_undo_that_leaves_more_than_the_plan_said_has_failed() {
+        let kind = |undo: Option<Undo>, decided: bool, left: Option<&str>| {
+            let mut records = undone(left);
+            if decided {
+                records.insert(1, Record::UndoDecided {});
+            }
+            left_changed(&incident(undo, &records)).map(|e| e.kind)
+        };
+        let gone = || Some(Undo::Impossible("gone".into()));
+        // Resumed after a step had failed: as the first process would have ended.
+        assert_eq!(
+            kind(None, false, Some("it was down before")),
+            Some(Kind::FailedChanged)
+        );
+        assert_eq!(kind(gone(), false, Some("gone")), Some(Kind::FailedChanged));
+        assert_eq!(kind(None, false, None), None);
+        // The operator's own.
+        assert_eq!(
+            kind(None, true, Some("somebody else's container")),
+            Some(Kind::FailedChanged)
+        );
+        assert_eq!(kind(gone(), true, Some("gone")), None);
+        assert_eq!(kind(None, true, None), None);
     }
 
     #[test]

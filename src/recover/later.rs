@@ -116,7 +116,10 @@ async fn go_on(cx: &Recover<'_>, incident: Incident) -> Result<Report> {
     if c.incident.progress.stage == Stage::Undone {
         let report = engine::write_report(cx.system, &mut c.incident, &mut c.journal, cx.reporter);
         publish(cx.reporter, &report);
-        return Ok(report);
+        return match engine::left_changed(&c.incident) {
+            Some(left) => Err(left),
+            None => Ok(report),
+        };
     }
     let proof = engine::prove(
         cx.system,
@@ -178,7 +181,10 @@ pub async fn undo(cx: &Recover<'_>, incident: Incident) -> Result<Report> {
     match taken {
         Ok(report) => {
             publish(cx.reporter, &report);
-            Ok(report)
+            match engine::left_changed(&c.incident) {
+                Some(left) => Err(left),
+                None => Ok(report),
+            }
         }
         Err(e) => {
             engine::write_report(cx.system, &mut c.incident, &mut c.journal, cx.reporter);
