@@ -325,8 +325,8 @@ pub struct Proof {
 /// Proves a recovery, measures it, and writes the report.
 ///
 /// # Errors
-/// [`Kind::Interrupted`] or [`Kind::Terminated`] when a signal came (the recovery stands,
-/// unproven), [`Kind::Internal`] when the journal cannot be written. A proof that does not
+/// [`Kind::Interrupted`] or [`Kind::Terminated`] when a signal came before the last check (the
+/// recovery stands, unproven; later, only the measuring ends), [`Kind::Internal`] when the journal cannot be written. A proof that does not
 /// hold is no error here.
 pub async fn prove(
     system: &System,
@@ -384,7 +384,20 @@ pub async fn prove(
             .next(format!("drctl incident undo {}", incident.id())));
         }
     };
-    let facts = measure(system, incident, reporter, watch, acknowledged).await;
+    let facts = tokio::select! {
+        biased;
+        // The proof is whole by now: only what the report would say of the loss is missing.
+        which = interrupts.more_than(seen) => {
+            reporter.event(&Event::Warning {
+                text: format!(
+                    "{} came: what was lost is not measured; drctl incident resume {id} does it",
+                    which.name()
+                ),
+            });
+            watch.and_then(|w| seen_by_users(w, incident)).into_iter().collect()
+        }
+        facts = measure(system, incident, reporter, watch, acknowledged) => facts,
+    };
     if !facts.is_empty() {
         journal
             .append(Record::Measured { facts })
@@ -419,7 +432,7 @@ async fn measure(
     let served = async {
         let watch = watch?;
         watch.until_up(LASTING * 3).await;
-        serde_json::to_value(watch.seen(incident.progress.down_since)).ok()
+        seen_by_users(watch, incident)
     };
     let (counted, newest, served) = tokio::join!(counted, newest_rows(system, service), served);
     match counted {
@@ -429,10 +442,14 @@ async fn measure(
     if !newest.is_empty() {
         facts.insert("newest-rows-after".into(), Value::Object(newest));
     }
-    if let Some(seen) = served {
-        facts.insert("watch".into(), seen);
-    }
+    facts.extend(served);
     facts
+}
+
+/// What a watch has seen so far, as a fact.
+fn seen_by_users(watch: &Watch, incident: &Incident) -> Option<(String, Value)> {
+    let seen = watch.seen(incident.progress.down_since);
+    Some(("watch".into(), serde_json::to_value(seen).ok()?))
 }
 
 /// The newest row of each table for which the runbook names a column.

@@ -86,6 +86,7 @@ pub async fn take_back(
             .map_err(|e| open_journal_error(&e))?;
         incident.progress.note(&record);
     }
+    let seen = interrupts.seen().0;
     carry_out(system, incident, journal, reporter, interrupts).await?;
     for (step, left) in &incident.progress.left {
         reporter.event(&Event::Warning {
@@ -100,22 +101,36 @@ pub async fn take_back(
         .filter(|e| matches!(e, Expectation::ServerAnswers { .. } | Expectation::Endpoints))
         .cloned()
         .collect();
-    let checks = verify::verify(system, &basic, reporter, |c| {
-        journal.append(Record::Checked {
-            what: c.what.clone(),
-            verdict: c.verdict,
-            found: c.found.clone(),
-        })
-    })
-    .await
-    .map_err(|e| open_journal_error(&e))?;
-    if verify::overall(&checks) == Verdict::Fail {
-        reporter.event(&Event::Warning {
-            text: format!(
-                "{} does not answer as it should: it is back in the state from before the recovery",
-                incident.plan.deployment
-            ),
-        });
+    let checked = tokio::select! {
+        biased;
+        // Also one that came during the last step: all is taken back, and they want to go.
+        which = interrupts.more_than(seen) => Err(which),
+        all = verify::verify(system, &basic, reporter, |c| {
+            journal.append(Record::Checked {
+                what: c.what.clone(),
+                verdict: c.verdict,
+                found: c.found.clone(),
+            })
+        }) => Ok(all),
+    };
+    let warning = match checked {
+        Err(which) => Some(format!(
+            "{} came: all is taken back, and whether {} answers was not looked at to the end",
+            which.name(),
+            incident.plan.deployment
+        )),
+        Ok(checks) => {
+            let checks = checks.map_err(|e| open_journal_error(&e))?;
+            (verify::overall(&checks) == Verdict::Fail).then(|| {
+                format!(
+                    "{} does not answer as it should: it is back in the state from before the recovery",
+                    incident.plan.deployment
+                )
+            })
+        }
+    };
+    if let Some(text) = warning {
+        reporter.event(&Event::Warning { text });
     }
     Ok(write_report(system, incident, journal, reporter))
 }

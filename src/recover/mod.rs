@@ -172,9 +172,10 @@ pub async fn recover<S: Scenario>(cx: &Recover<'_>) -> Result<Ended> {
         if proof.verdict == Verdict::Pass {
             return Ok(Ended::Recovered(Box::new(proof.report)));
         }
-        // A person may go on to the next rung at once. Flags were given for the first plan,
-        // and are not taken as agreement to a harsher one.
-        if proof.verdict != Verdict::Fail || !cx.consent.ask.is_possible() {
+        // A person may go on to the next rung at once, unless they have asked to stop. Flags were
+        // given for the first plan, and are not taken as agreement to a harsher one.
+        let is_stopped = interrupts.seen().0 > 0;
+        if proof.verdict != Verdict::Fail || is_stopped || !cx.consent.ask.is_possible() {
             return Err(unproven(incident.id(), proof.verdict));
         }
         cx.reporter.event(&Event::Warning {
