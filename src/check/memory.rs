@@ -346,7 +346,7 @@ mod tests {
     use super::*;
 
     fn state(dir: &Path) -> StateDir {
-        StateDir::resolve(Some(dir))
+        StateDir::at(dir)
     }
 
     #[test]

@@ -42,11 +42,14 @@ pub struct CheckArgs {
 pub async fn run(cx: &Context, args: CheckArgs) -> ExitCode {
     match check(cx, &args).await {
         Ok(level) => ExitCode::from(level.code()),
-        Err(e) => {
-            ui::check::failed(&e, cx.global.json);
-            ExitCode::from(Level::Unknown.code())
-        }
+        Err(e) => failed(&e, cx.global.json),
     }
+}
+
+/// A check that could not be made.
+pub(super) fn failed(e: &Error, as_json: bool) -> ExitCode {
+    ui::check::failed(e, as_json);
+    ExitCode::from(Level::Unknown.code())
 }
 
 async fn check(cx: &Context, args: &CheckArgs) -> Result<Level> {

@@ -245,10 +245,7 @@ fn report(cx: &Context, incident: &Incident) -> Result<Report> {
 fn note(cx: &Context, id: &str, text: &str) -> Result<()> {
     let incident = chosen(cx, Some(id), "")?;
     let root = incident.directory.parent().and_then(std::path::Path::parent);
-    let state = root.map_or_else(
-        || cx.state.clone(),
-        |r| crate::incident::StateDir::resolve(Some(r)),
-    );
+    let state = root.map_or_else(|| cx.state.clone(), crate::incident::StateDir::at);
     let _lock = engine::lock(&state, &incident.plan.deployment, "incident note")?;
     let (mut journal, _) =
         Journal::open(&incident.directory.join(JOURNAL_FILE)).map_err(|e| engine::open_journal_error(&e))?;

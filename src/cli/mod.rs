@@ -150,7 +150,7 @@ pub struct Context {
 }
 
 impl Context {
-    fn new(global: Global) -> Self {
+    fn new(global: Global) -> Result<Self> {
         ui::set_color(global.color);
         let reporter: SharedReporter = if global.json {
             Arc::new(ui::JsonLines)
@@ -161,12 +161,12 @@ impl Context {
                 !global.no_progress && std::io::stderr().is_terminal(),
             )
         };
-        let state = StateDir::resolve(global.state_dir.as_deref());
-        Self {
+        let state = StateDir::resolve(global.state_dir.as_deref())?;
+        Ok(Self {
             global,
             reporter,
             state,
-        }
+        })
     }
 
     /// The runbook that the lookup order finds, checked.
@@ -210,7 +210,12 @@ impl Context {
 
 /// Runs a parsed command line; prints the error, if any, and returns the exit code.
 pub async fn run(cli: Cli) -> ExitCode {
-    let cx = Context::new(cli.global);
+    let as_json = cli.global.json;
+    let cx = match (Context::new(cli.global), &cli.verb) {
+        (Ok(cx), _) => cx,
+        (Err(e), Verb::Check(_)) => return check::failed(&e, as_json),
+        (Err(e), _) => return ui::error(&e, as_json),
+    };
     let result = match cli.verb {
         Verb::Status(args) => status::run(&cx, args).await,
         Verb::Check(args) => Ok(check::run(&cx, args).await),

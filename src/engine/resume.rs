@@ -1,6 +1,7 @@
 //! From an approved plan, or from wherever a journal ends, to a proven recovery.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -64,7 +65,7 @@ impl Hands for Live<'_> {
 #[must_use]
 pub fn memory_of(incident: &Incident) -> StateDir {
     // STATE/incidents/ID
-    StateDir::resolve(incident.directory.ancestors().nth(2))
+    StateDir::at(incident.directory.ancestors().nth(2).unwrap_or(Path::new("/")))
 }
 
 /// Takes the lock that keeps two recoveries of a deployment apart.

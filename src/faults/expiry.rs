@@ -136,7 +136,7 @@ mod tests {
     #[tokio::test]
     async fn neither_an_unreadable_record_nor_a_failed_attempt_ends_the_watch() {
         let dir = tempfile::tempdir().unwrap();
-        let state = StateDir::resolve(Some(dir.path()));
+        let state = StateDir::at(dir.path());
         let text = r#"{"format":1,"id":"f","deployment":"d","fault":"f","service":"s","container":"c","target":"t",
             "heal":"start","status":"injected","note":null,"planned-at":"2026-11-20T18:30:12Z",
             "injected-at":null,"ended-at":null,"expires-at":"2026-11-20T19:30:12Z"}"#;

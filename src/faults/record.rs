@@ -281,7 +281,7 @@ mod tests {
     #[test]
     fn records_of_other_deployments_and_torn_ones_are_kept_apart() {
         let dir = tempfile::tempdir().unwrap();
-        let state = StateDir::resolve(Some(dir.path()));
+        let state = StateDir::at(dir.path());
         assert!(all(&state, "simgen").unwrap().0.is_empty());
         for (id, deployment) in [("b", "simgen"), ("a", "simgen"), ("c", "other")] {
             record(id, deployment).save(&state).unwrap();

@@ -49,7 +49,7 @@ pub enum Away {
 pub fn away() -> Away {
     let path = fallback_path();
     match is_private(&path) {
-        Ok(()) => Away::Ours(StateDir::resolve(Some(&path))),
+        Ok(()) => Away::Ours(StateDir::at(path)),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Away::Absent,
         Err(_) => Away::Foreign(path),
     }
@@ -60,7 +60,7 @@ pub fn away() -> Away {
 pub fn private_fallback() -> Option<StateDir> {
     let path = fallback_path();
     private_directory(&path).ok()?;
-    Some(StateDir::resolve(Some(&path)))
+    Some(StateDir::at(path))
 }
 
 /// Moves incidents that could not be written at home, and that nobody is half-way with or at work

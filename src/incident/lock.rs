@@ -132,7 +132,7 @@ mod tests {
     #[test]
     fn the_second_learns_who_is_first_and_how_far() {
         let dir = tempfile::tempdir().unwrap();
-        let state = StateDir::resolve(Some(dir.path()));
+        let state = StateDir::at(dir.path());
         let mut first = Lock::acquire(&state, "backup-simgen", "backup").unwrap();
         first.progress("12 MiB of 40 MiB");
         match Lock::acquire(&state, "backup-simgen", "backup") {

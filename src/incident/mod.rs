@@ -19,6 +19,6 @@ pub use lock::{Holder, Lock, LockError, backup_lock, recovery_lock};
 pub use markdown::{fact_text, is_plain, markdown, rpo_line, rto_line};
 pub use progress::{Progress, Stage};
 pub use report::{Phases, Report};
-pub use state::{StateDir, StateError, fresh_id, write_atomically};
+pub use state::{NoStateDir, StateDir, StateError, fresh_id, write_atomically};
 pub use store::{CASE_FORMAT, Case, Incident, IncidentError, Listing, Unreadable, write_json};
 pub use timeline::{Moment, timeline};

@@ -452,7 +452,7 @@ mod tests {
     #[test]
     fn an_incident_that_cannot_be_read_is_not_none() {
         let dir = tempfile::tempdir().unwrap();
-        let state = StateDir::resolve(Some(dir.path()));
+        let state = StateDir::at(dir.path());
         assert!(Listing::read(&state).unknown("simgen").is_none());
         // A newer drctl's plan of another deployment: no concern of ours.
         put(&state, "one", r#"{ "format": 99, "deployment": "other" }"#);
@@ -471,7 +471,7 @@ mod tests {
     #[test]
     fn a_place_that_cannot_be_listed_is_not_empty() {
         let dir = tempfile::tempdir().unwrap();
-        let state = StateDir::resolve(Some(dir.path()));
+        let state = StateDir::at(dir.path());
         fs::write(dir.path().join("incidents"), "").unwrap();
         assert!(Listing::read(&state).unknown("simgen").is_some());
     }
@@ -479,7 +479,7 @@ mod tests {
     #[test]
     fn the_order_is_that_of_the_numbers_and_not_of_the_clock() {
         let dir = tempfile::tempdir().unwrap();
-        let state = StateDir::resolve(Some(dir.path()));
+        let state = StateDir::at(dir.path());
         let case = Case {
             format: CASE_FORMAT,
             certainty: String::new(),
@@ -512,7 +512,7 @@ mod tests {
     #[test]
     fn a_plan_belongs_to_the_directory_that_it_lies_in() {
         let dir = tempfile::tempdir().unwrap();
-        let state = StateDir::resolve(Some(dir.path()));
+        let state = StateDir::at(dir.path());
         let case = Case {
             format: CASE_FORMAT,
             certainty: String::new(),

@@ -486,7 +486,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let all = ["20260101T020000Z", "20260102T020000Z", "20260103T020000Z"];
         let runbook = sets(dir.path(), &all);
-        let state = StateDir::resolve(Some(&dir.path().join("state")));
+        let state = StateDir::at(dir.path().join("state"));
         let reporter: SharedReporter = Arc::new(crate::event::Silent);
         let labels: Vec<Label> = all.iter().map(|l| l.parse().unwrap()).collect();
         let left = || {

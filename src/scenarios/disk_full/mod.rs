@@ -127,7 +127,8 @@ impl Scenario for DiskFull {
 
     async fn detect(world: &Observer<'_>, options: &DetectOptions) -> Result<Evidence> {
         known_service(&world.system.runbook, options)?;
-        Ok(observe(world, options).await)
+        let state = StateDir::resolve(options.state_dir.as_deref())?;
+        Ok(observe(world, &state).await)
     }
 
     fn diagnose(ev: &Evidence, rb: &Runbook) -> Diagnosis {
@@ -139,9 +140,8 @@ impl Scenario for DiskFull {
     }
 }
 
-async fn observe(world: &Observer<'_>, options: &DetectOptions) -> Evidence {
+async fn observe(world: &Observer<'_>, state: &StateDir) -> Evidence {
     let system = world.system;
-    let state = StateDir::resolve(options.state_dir.as_deref());
     let (containers, caches) = tokio::join!(world.containers(), world.redis());
     let names = system.runbook.postgres_services().map(|(n, ..)| n.to_string());
     let databases = join_all(names.map(|name| async move {
@@ -191,7 +191,7 @@ async fn observe(world: &Observer<'_>, options: &DetectOptions) -> Evidence {
             .collect(),
         backups,
         kept,
-        archives: archives(&system.runbook, &state),
+        archives: archives(&system.runbook, state),
     }
 }
 
