@@ -49,7 +49,7 @@ pub enum ContainerAction {
         run: String,
         /// Whether the old one is started.
         running: bool,
-        /// What the engine does when the old one ends, as it was.
+        /// What the engine does when the old one ends, as it was: `always`, `on-failure:5`.
         restart_policy: String,
     },
     /// Removes the old container that a `Recreate` has kept. Its volumes stay. Again: gone is

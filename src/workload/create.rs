@@ -244,23 +244,13 @@ impl Docker {
         self.update(container, "limits", body).await
     }
 
-    /// Sets what the engine does when the container ends, by the name that inspect gives.
+    /// Sets what the engine does when the container ends, as `ContainerInfo::restart_policy` has it.
     ///
     /// # Errors
     /// The engine's refusal, with its words.
     pub async fn set_restart_policy(&self, container: &str, policy: &str) -> Result<(), WorkloadError> {
-        use RestartPolicyNameEnum as N;
-        let name = match policy {
-            "always" => N::ALWAYS,
-            "unless-stopped" => N::UNLESS_STOPPED,
-            "on-failure" => N::ON_FAILURE,
-            _ => N::NO,
-        };
         let body = ContainerUpdateBody {
-            restart_policy: Some(RestartPolicy {
-                name: Some(name),
-                maximum_retry_count: None,
-            }),
+            restart_policy: Some(restart_policy(policy)),
             ..ContainerUpdateBody::default()
         };
         self.update(container, "restart policy", body).await
@@ -278,6 +268,32 @@ impl Docker {
             self.api.update_container(container, body),
         )
         .await
+    }
+}
+
+/// A restart policy in words: `always`, or `on-failure:5` where the engine gives up after so many.
+pub(super) fn policy_in_words(policy: Option<RestartPolicy>) -> String {
+    let policy = policy.unwrap_or_default();
+    let name = policy.name.map(|n| n.to_string()).filter(|n| !n.is_empty());
+    match (name, policy.maximum_retry_count) {
+        (Some(name), Some(count @ 1..)) if name == "on-failure" => format!("{name}:{count}"),
+        (name, _) => name.unwrap_or_else(|| "no".into()),
+    }
+}
+
+fn restart_policy(words: &str) -> RestartPolicy {
+    use RestartPolicyNameEnum as N;
+    let (name, count) = words
+        .split_once(':')
+        .map_or((words, None), |(name, count)| (name, count.parse().ok()));
+    RestartPolicy {
+        name: Some(match name {
+            "always" => N::ALWAYS,
+            "unless-stopped" => N::UNLESS_STOPPED,
+            "on-failure" => N::ON_FAILURE,
+            _ => N::NO,
+        }),
+        maximum_retry_count: count,
     }
 }
 
@@ -395,6 +411,18 @@ mod tests {
             run: "r1".into(),
             role,
         }
+    }
+
+    #[test]
+    fn a_restart_policy_keeps_its_count_in_words() {
+        for words in ["no", "always", "unless-stopped", "on-failure", "on-failure:5"] {
+            assert_eq!(policy_in_words(Some(restart_policy(words))), words);
+        }
+        // The engine gives a count of 0 with every policy that has none.
+        let mut none = restart_policy("on-failure");
+        none.maximum_retry_count = Some(0);
+        assert_eq!(policy_in_words(Some(none)), "on-failure");
+        assert_eq!(policy_in_words(None), "no");
     }
 
     #[test]

@@ -211,12 +211,7 @@ fn container_info(raw: ContainerInspectResponse) -> ContainerInfo {
         started_at: stamp(state.started_at.as_ref()),
         finished_at: stamp(state.finished_at.as_ref()),
         restart_count: raw.restart_count.unwrap_or_default(),
-        restart_policy: host
-            .restart_policy
-            .and_then(|p| p.name)
-            .map(|n| n.to_string())
-            .filter(|n| !n.is_empty())
-            .unwrap_or_else(|| "no".into()),
+        restart_policy: super::create::policy_in_words(host.restart_policy),
         stop_signal: config.stop_signal.unwrap_or_else(|| "SIGTERM".into()),
         shm_size: u64::try_from(host.shm_size.unwrap_or_default()).unwrap_or_default(),
         memory_limit: u64::try_from(host.memory.unwrap_or_default()).unwrap_or_default(),

@@ -229,7 +229,8 @@ pub struct ContainerInfo {
     pub finished_at: Option<Timestamp>,
     /// Engine restarts since the last manual start.
     pub restart_count: i64,
-    /// What the engine does when it ends: `no`, `always`, `unless-stopped`, `on-failure`.
+    /// What the engine does when it ends: `no`, `always`, `unless-stopped`, `on-failure`, or
+    /// `on-failure:5` where it gives up after so many starts.
     #[serde(default)]
     pub restart_policy: String,
     /// Signal that asks the main process to end; `SIGTERM` when not set.

@@ -11,6 +11,8 @@ use crate::workload::{ContainerInfo, LABEL_RUN, Like, Role, Status, WorkloadErro
 
 /// Repository of the names that keep images.
 const KEPT_IMAGES: &str = "drctl-keep";
+/// Policy of a container that only a person or drctl starts.
+const NO_RESTART: &str = "no";
 
 pub(super) async fn apply(cx: &ActionContext<'_>, action: &ContainerAction) -> Result<Outcome, ActionError> {
     use ContainerAction as A;
@@ -115,6 +117,12 @@ async fn recreate(cx: &ActionContext<'_>, names: &Names<'_>) -> Result<Outcome, 
             redis_files::must_have_manifest(cx, names.service, old, "it is neither stopped nor made anew")
                 .await?;
         }
+        // Cut off earlier, the old one may have lost its policy, and the new one would be made without it.
+        let made = find(cx, &names.new).await?.filter(|c| is_of(c, names.run));
+        let policy = made.map_or_else(|| old.restart_policy.clone(), |new| new.restart_policy);
+        if policy != old.restart_policy {
+            docker.set_restart_policy(&old.id, &policy).await?;
+        }
         docker.tag_image(&old.image_id, KEPT_IMAGES, &names.tag).await?;
         // The name it was asked for by, where that still means the same image: Compose compares.
         let image = match docker.image_id(&old.image).await? {
@@ -133,9 +141,10 @@ async fn recreate(cx: &ActionContext<'_>, names: &Names<'_>) -> Result<Outcome, 
             })
             .await?;
         stop(cx, old).await?;
-        if old.restart_policy == "always" {
-            // It would come back with the engine, and there would be two.
-            docker.set_restart_policy(&old.id, "unless-stopped").await?;
+        if policy != NO_RESTART {
+            // It would come back with the engine, and there would be two: with `always`, with
+            // `on-failure` after an exit code, and with `unless-stopped` where nobody had to stop it.
+            docker.set_restart_policy(&old.id, NO_RESTART).await?;
         }
         if kept.is_none() {
             docker.rename(&old.id, &names.kept).await?;
@@ -193,15 +202,16 @@ async fn put_back(
             }
             None => {}
         }
-        if restart_policy == "always" {
-            docker.set_restart_policy(&kept.id, restart_policy).await?;
-        }
+        give_policy_back(cx, &kept, restart_policy).await?;
         docker.rename(&kept.id, names.own).await?;
         kept
     } else {
-        in_place
+        // It was not set aside, or has its name back; its policy may have been taken already.
+        let old = in_place
             .filter(|c| !is_of(c, names.run))
-            .ok_or_else(|| ActionError::Other(format!("the old container {} is gone", names.kept)))?
+            .ok_or_else(|| ActionError::Other(format!("the old container {} is gone", names.kept)))?;
+        give_policy_back(cx, &old, restart_policy).await?;
+        old
     };
     if running {
         docker.start(&old.id).await?;
@@ -213,6 +223,32 @@ async fn put_back(
         names.own,
         if running { ", started" } else { ", stopped" }
     )))
+}
+
+async fn give_policy_back(
+    cx: &ActionContext<'_>,
+    old: &ContainerInfo,
+    restart_policy: &str,
+) -> Result<(), WorkloadError> {
+    if lacks_policy(&old.restart_policy, restart_policy) {
+        cx.system
+            .docker
+            .set_restart_policy(&old.id, restart_policy)
+            .await?;
+    }
+    Ok(())
+}
+
+/// Whether a container has another policy than it had. An older plan does not say after how many
+/// starts the engine gave up, and nothing was taken from such a container then.
+fn lacks_policy(now: &str, before: &str) -> bool {
+    let counted = |policy: &str| {
+        policy
+            .strip_prefix(before)
+            .is_some_and(|rest| rest.starts_with(':'))
+    };
+    // A plan from before policies were written down.
+    !before.is_empty() && now != before && !counted(now)
 }
 
 async fn let_go(cx: &ActionContext<'_>, names: &Names<'_>) -> Result<Outcome, ActionError> {
@@ -303,5 +339,22 @@ async fn tell_proxies(cx: &ActionContext<'_>, service: &str) {
                 "{name} was not told of the new address of {service}: {e}"
             ));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::lacks_policy;
+
+    #[test]
+    fn a_policy_is_given_back_with_its_count() {
+        for before in ["always", "unless-stopped", "on-failure", "on-failure:5"] {
+            assert!(lacks_policy("no", before), "{before}");
+            assert!(!lacks_policy(before, before), "{before}");
+        }
+        assert!(lacks_policy("on-failure", "on-failure:5"));
+        // Older plans: without the count, or without the policy.
+        assert!(!lacks_policy("on-failure:5", "on-failure"));
+        assert!(!lacks_policy("always", ""));
     }
 }
