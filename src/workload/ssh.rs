@@ -22,23 +22,27 @@ use std::time::Duration;
 
 use tokio::io::AsyncReadExt;
 use tokio::process::{Child, ChildStdin, Command};
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::WorkloadError;
+use crate::private_dir::private_directory;
 use crate::runbook::SshAddress;
 
 /// `$1` is the directory, the rest the `ssh` to run. The directory goes first: at the end
-/// of `ssh` this shell ends too, and with it the one that waits for the pipe's end.
+/// of `ssh` this shell ends too, and with it the one that waits for the pipe's end; where
+/// that one has begun to remove the directory, this shell ends after it.
 const LEASE: &str = r#"
 dir=$1; shift
 exec 3<&0
 "$@" </dev/null 3<&- &
 ssh=$!
-( while read -r _ <&3; do :; done; rm -rf -- "$dir"; kill "$ssh" ) >/dev/null 2>&1 &
+( while read -r _ <&3; do :; done; trap '' TERM; rm -rf -- "$dir"; kill "$ssh" ) >/dev/null 2>&1 &
 lease=$!
 exec 3<&-
 wait "$ssh"; code=$?
 kill "$lease" 2>/dev/null
+wait "$lease" 2>/dev/null
 exit "$code"
 "#;
 /// Seconds between two signs of life, three of which may be missing.
@@ -46,6 +50,8 @@ const ALIVE_EVERY: &str = "ServerAliveInterval=5";
 /// A socket's path has at most 107 bytes (unix(7)), and `ssh` appends 17 to that of its own.
 const LONGEST_DIR: usize = 70;
 const POLL: Duration = Duration::from_millis(10);
+/// How long the end of a connection is waited for before its shell is killed.
+const END: Duration = Duration::from_secs(2);
 /// How much of what `ssh` says is kept, from the end.
 const WORDS_LIMIT: usize = 4 << 10;
 static COUNTER: AtomicU32 = AtomicU32::new(0);
@@ -57,6 +63,8 @@ pub(super) struct Tunnel {
     /// Bounds the connection.
     deadline: Duration,
     dir: PathBuf,
+    /// The program; a test has one of its own.
+    ssh: PathBuf,
     state: tokio::sync::Mutex<State>,
     /// The end of what `ssh` said.
     words: Arc<Mutex<String>>,
@@ -72,8 +80,12 @@ struct State {
 #[derive(Debug)]
 struct Running {
     child: Child,
-    /// Its end is the end of the connection.
-    _lease: Option<ChildStdin>,
+    /// Its end is the end of the connection. `None` while that is waited for.
+    lease: Option<ChildStdin>,
+    listening: Option<JoinHandle<()>>,
+    /// Until when it may take to stand.
+    end: Instant,
+    stands: bool,
 }
 
 impl Drop for Tunnel {
@@ -97,6 +109,7 @@ impl Tunnel {
             address: address.clone(),
             deadline,
             dir,
+            ssh: PathBuf::from("ssh"),
             state: tokio::sync::Mutex::default(),
             words: Arc::default(),
         };
@@ -115,15 +128,26 @@ impl Tunnel {
     /// [`WorkloadError::Unreachable`] with the words of `ssh`.
     pub(super) async fn ready(&self) -> Result<(), WorkloadError> {
         let mut state = self.state.lock().await;
-        let stands = match &mut state.running {
-            Some(running) => matches!(running.child.try_wait(), Ok(None)),
+        // Whoever waited may have given up at any moment: the state says how far it had come.
+        let lives = match &mut state.running {
+            Some(running) => running.lease.is_some() && matches!(running.child.try_wait(), Ok(None)),
             None => false,
         };
-        if !stands {
-            state.running = None;
-            state.running = Some(self.connect(&state.forwards).await?);
+        if !lives {
+            end(&mut state).await;
+            self.start(&mut state)?;
         }
-        Ok(())
+        let Some(running) = &mut state.running else {
+            return Err(self.unreachable("it did not begin"));
+        };
+        if running.stands {
+            return Ok(());
+        }
+        let waited = self.wait(running).await;
+        if waited.is_err() {
+            end(&mut state).await;
+        }
+        waited
     }
 
     /// The error when the connection has broken; waits a moment for the news of it.
@@ -198,7 +222,18 @@ impl Tunnel {
         }
     }
 
-    async fn connect(&self, forwards: &BTreeMap<(IpAddr, u16), PathBuf>) -> Result<Running, WorkloadError> {
+    /// Starts a connection. The one before has ended.
+    fn start(&self, state: &mut State) -> Result<(), WorkloadError> {
+        let fail = |cause: String| WorkloadError::Unreachable {
+            host: self.address.to_string(),
+            cause,
+        };
+        let forwards = &state.forwards;
+        // The end of the one before may have taken them along; others may have been there since.
+        for dir in std::iter::once(&self.dir).chain(forwards.values()) {
+            private_directory(dir)
+                .map_err(|e| fail(format!("no directory for its sockets can be made: {e}")))?;
+        }
         // What a broken connection left is in the way of the new one.
         let sockets = forwards
             .iter()
@@ -210,27 +245,32 @@ impl Tunnel {
         let mut child = self
             .command(forwards)
             .spawn()
-            .map_err(|e| WorkloadError::Unreachable {
-                host: self.address.to_string(),
-                cause: format!("/bin/sh cannot be started: {e}"),
-            })?;
+            .map_err(|e| fail(format!("/bin/sh cannot be started: {e}")))?;
         let listening = child
             .stderr
             .take()
             .map(|from| tokio::spawn(listen(from, self.words.clone())));
-        let mut running = Running {
-            _lease: child.stdin.take(),
+        state.running = Some(Running {
+            lease: child.stdin.take(),
             child,
-        };
-        // ssh's own time-out comes first, and has more to say.
-        let end = Instant::now() + self.deadline + Duration::from_millis(500);
+            listening,
+            // ssh's own time-out comes first, and has more to say.
+            end: Instant::now() + self.deadline + Duration::from_millis(500),
+            stands: false,
+        });
+        Ok(())
+    }
+
+    /// Waits until a connection stands.
+    async fn wait(&self, running: &mut Running) -> Result<(), WorkloadError> {
         let socket = self.socket();
         loop {
             if UnixStream::connect(&socket).is_ok() {
-                return Ok(running);
+                running.stands = true;
+                return Ok(());
             }
             if let Ok(Some(status)) = running.child.try_wait() {
-                if let Some(listening) = listening {
+                if let Some(listening) = running.listening.take() {
                     let _ = tokio::time::timeout(Duration::from_millis(200), listening).await;
                 }
                 if status.code() == Some(127) {
@@ -241,7 +281,7 @@ impl Tunnel {
                 }
                 return Err(self.unreachable(&format!("it ended ({status}) without a word")));
             }
-            if Instant::now() >= end {
+            if Instant::now() >= running.end {
                 return Err(self.unreachable(&format!(
                     "no connection within {}",
                     crate::event::seconds(self.deadline)
@@ -256,7 +296,8 @@ impl Tunnel {
         command
             .args(["-c", LEASE, "drctl"])
             .arg(&self.dir)
-            .args(["ssh", "-nNTax"])
+            .arg(&self.ssh)
+            .arg("-nNTax")
             // Never a question: nobody may be there to answer.
             .args(["-o", "BatchMode=yes"])
             .args(["-o", "ExitOnForwardFailure=yes"])
@@ -291,6 +332,18 @@ impl Tunnel {
             .process_group(0);
         command
     }
+}
+
+/// Ends what is left of a connection, so that nothing of it takes the next one's directory away.
+async fn end(state: &mut State) {
+    if let Some(running) = &mut state.running {
+        // It stays in the state until it has ended: who is cut off here leaves it to the next.
+        running.lease = None;
+        if tokio::time::timeout(END, running.child.wait()).await.is_err() {
+            let _ = running.child.kill().await;
+        }
+    }
+    state.running = None;
 }
 
 fn socket_name(port: u16) -> String {
@@ -372,7 +425,56 @@ fn last_words(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+
     use super::*;
+    use crate::runbook::DockerHost;
+
+    /// A connection by a script in place of `ssh`.
+    fn by(script: &str, place: &Path, deadline: Duration) -> Tunnel {
+        let ssh = place.join("ssh");
+        std::fs::write(&ssh, format!("#!/bin/sh\n{script}\n")).unwrap();
+        std::fs::set_permissions(&ssh, std::fs::Permissions::from_mode(0o700)).unwrap();
+        let Ok(DockerHost::Ssh(address)) = "ssh://far".parse() else {
+            panic!("it is an address");
+        };
+        Tunnel {
+            address,
+            deadline,
+            dir: private_dir("ssh").unwrap(),
+            ssh,
+            state: tokio::sync::Mutex::default(),
+            words: Arc::default(),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_connection_comes_back_after_one_that_failed_or_was_given_up() {
+        let place = tempfile::tempdir().unwrap();
+        let at = place.path().display();
+        let script = format!("echo x >>{at}/count; [ ! -e {at}/refuse ] || exit 255; exec sleep 60");
+        let tunnel = by(&script, place.path(), Duration::from_millis(200));
+        let starts = || std::fs::read_to_string(place.path().join("count")).map_or(0, |t| t.lines().count());
+        let forward = tunnel.dir.join("0");
+        std::fs::create_dir(&forward).unwrap();
+        let key = ("172.18.0.2".parse().unwrap(), 5432);
+        tunnel.state.lock().await.forwards.insert(key, forward.clone());
+        // One that ends, and one that does not stand in time.
+        std::fs::write(place.path().join("refuse"), "").unwrap();
+        tunnel.ready().await.unwrap_err();
+        std::fs::remove_file(place.path().join("refuse")).unwrap();
+        tunnel.ready().await.unwrap_err();
+        assert!(!tunnel.dir.exists(), "the shell takes it along");
+        // Whoever waited gave up: the next one goes on with the same.
+        let given_up = tokio::time::timeout(Duration::from_millis(100), tunnel.ready()).await;
+        given_up.unwrap_err();
+        assert!(forward.is_dir());
+        let _listener = std::os::unix::net::UnixListener::bind(tunnel.socket()).unwrap();
+        tunnel.ready().await.unwrap();
+        tunnel.ready().await.unwrap();
+        assert!(starts() <= 3, "no other was started");
+        assert_eq!(std::fs::metadata(&tunnel.dir).unwrap().mode() & 0o777, 0o700);
+    }
 
     #[test]
     fn words_are_the_last_lines_without_tricks() {
