@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use bollard::models::ImageSummary;
 use bollard::query_parameters as q;
+use jiff::Timestamp;
 
 use super::WorkloadError;
 use super::docker::Docker;
@@ -44,6 +45,17 @@ impl Docker {
             .call("the engine's data directory", self.deadline, self.api.info())
             .await?;
         Ok(info.docker_root_dir.unwrap_or_default())
+    }
+
+    /// What time it is on the engine's host: its time stamps count by that clock.
+    ///
+    /// # Errors
+    /// The engine's trouble.
+    pub async fn clock(&self) -> Result<Option<Timestamp>, WorkloadError> {
+        let info = self
+            .call("the clock of the engine's host", self.deadline, self.api.info())
+            .await?;
+        Ok(info.system_time.and_then(|t| t.parse().ok()))
     }
 
     /// Bytes of memory of the engine's host.

@@ -95,16 +95,25 @@ impl Scenario for ServiceCrash {
         super::known_service(&world.system.runbook, options)?;
         let containers = world.containers().await.clone();
         let taken_at = Timestamp::now();
-        let found = |wanted: fn(&ContainerFacts, Timestamp) -> bool| {
+        let found = |wanted: fn(&ContainerFacts) -> bool| {
             containers
                 .iter()
                 .filter_map(|(name, state)| state.found().map(|facts| (name.clone(), facts)))
-                .filter(move |(_, facts)| wanted(facts, taken_at))
+                .filter(move |(_, facts)| wanted(facts))
         };
-        let again = join_all(found(may_loop).map(|(name, facts)| async {
-            let state = watch(world.system, &name, facts).await;
-            (name, state)
-        }));
+        let again = async {
+            let restarted: Vec<_> = found(was_restarted).collect();
+            if restarted.is_empty() {
+                return Vec::new();
+            }
+            let now = world.system.docker.clock().await.ok().flatten();
+            let young = restarted.into_iter().filter(|(_, f)| may_loop(f, now));
+            join_all(young.map(|(name, facts)| async {
+                let state = watch(world.system, &name, facts).await;
+                (name, state)
+            }))
+            .await
+        };
         let changed = join_all(found(is_broken).map(|(name, facts)| async move {
             let files = world.system.docker.changed_files(&facts.info.id).await;
             (name, files.unwrap_or_default())
@@ -128,18 +137,20 @@ impl Scenario for ServiceCrash {
     }
 }
 
-/// The engine has restarted it, and that was only a moment ago.
-fn may_loop(facts: &ContainerFacts, now: Timestamp) -> bool {
-    let info = &facts.info;
-    info.is_running()
-        && info.restart_count > 0
-        && info
-            .started_at
-            .is_some_and(|at| now.duration_since(at) < COUNTS_AS_UP)
+/// It runs, and the engine has restarted it.
+fn was_restarted(facts: &ContainerFacts) -> bool {
+    facts.info.is_running() && facts.info.restart_count > 0
+}
+
+/// The engine has restarted it, and that was only a moment ago by the engine's own clock: that of
+/// this machine may be ahead of it by more than a moment. Without its time, it may have been.
+fn may_loop(facts: &ContainerFacts, now: Option<Timestamp>) -> bool {
+    let young = |at| now.is_none_or(|now| now.duration_since(at) < COUNTS_AS_UP);
+    was_restarted(facts) && facts.info.started_at.is_some_and(young)
 }
 
 /// It does not run because its program or its files are missing, or goes round in circles.
-fn is_broken(facts: &ContainerFacts, _: Timestamp) -> bool {
+fn is_broken(facts: &ContainerFacts) -> bool {
     !facts.info.is_running()
         && (matches!(trouble(facts), Some(Trouble::Broken)) || facts.info.restart_count > 0)
 }

@@ -175,6 +175,19 @@ fn between_two_crashes_it_only_looks_well() {
 }
 
 #[test]
+fn who_may_be_between_two_crashes_is_told_by_the_engine_s_clock() {
+    let mut facts = container("api1");
+    facts.info.restart_count = 2;
+    let started: Timestamp = NOW.parse().unwrap();
+    facts.info.started_at = Some(started);
+    let at = |seconds| Some(started + SignedDuration::from_secs(seconds));
+    assert!(may_loop(&facts, at(1)) && !may_loop(&facts, at(10)));
+    assert!(may_loop(&facts, None), "watched where the engine does not tell");
+    facts.info.restart_count = 0;
+    assert!(!may_loop(&facts, at(1)));
+}
+
+#[test]
 fn a_failed_migration_is_named_and_not_run_again() {
     for line in [
         "ERROR [alembic.util.messaging] Can't locate revision identified by '9f3a'",
