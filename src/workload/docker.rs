@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use bollard::errors::Error as BollardError;
 use jiff::Timestamp;
+use tokio::sync::OnceCell;
 
 use super::bridge::Bridge;
 use super::ssh::Tunnel;
@@ -30,6 +31,8 @@ pub struct Docker {
     tunnel: Option<Arc<Tunnel>>,
     /// By container and start: another run has another network.
     bridges: Bridges,
+    /// Whether the engine runs without root's rights; asked once.
+    rootless: Arc<OnceCell<bool>>,
 }
 
 type Bridges = Arc<tokio::sync::Mutex<BTreeMap<(String, Option<Timestamp>, u16), Bridge>>>;
@@ -141,6 +144,7 @@ impl Docker {
             deadline,
             tunnel,
             bridges: Bridges::default(),
+            rootless: Arc::default(),
         })
     }
 
@@ -167,7 +171,9 @@ impl Docker {
 
     /// How a port of a running container is reached: at the container's own address where
     /// the engine is local, through the connection where it is reached by SSH, through a
-    /// helper in its network otherwise. The last is labelled as the deployment's.
+    /// helper in its network otherwise. The last is labelled as the deployment's. The networks
+    /// of a rootless engine are in a namespace to which its host has no route: there it is at
+    /// the port that is published on the host, or through a helper.
     ///
     /// # Errors
     /// `NotFound` when there is no way to it; the connection's trouble.
@@ -177,20 +183,26 @@ impl Docker {
         container: &ContainerInfo,
         port: u16,
     ) -> Result<Reach, WorkloadError> {
-        // A container on the host's own network has no address of its own.
-        let shares_host = container.networks.contains_key("host");
-        let own = container.address().or_else(|| shares_host.then_some("127.0.0.1"));
-        let reach = |host: &str, port| Reach {
-            host: host.to_owned(),
-            port,
-            socket_dir: None,
-        };
-        let found = match (&self.address, &self.tunnel, own) {
-            (DockerHost::Tcp(_), _, Some(address)) if container.is_running() => {
+        let found = match self.way(container, port).await? {
+            Way::Direct(host, port) => match (&self.tunnel, host.parse()) {
+                (None, _) => Some(Reach {
+                    host,
+                    port,
+                    socket_dir: None,
+                }),
+                (Some(tunnel), Ok(address)) => Some(Reach {
+                    socket_dir: Some(tunnel.forward(address, port).await?),
+                    host: address.to_string(),
+                    port,
+                }),
+                (Some(_), Err(_)) => None,
+            },
+            Way::Inside(host) => {
                 match self.bridge(deployment, container, port).await {
                     Ok(dir) => Some(Reach {
+                        host,
+                        port,
                         socket_dir: Some(dir),
-                        ..reach(address, port)
                     }),
                     Err(WorkloadError::NotFound { .. }) => None,
                     // One that ended or was started again since it was looked at is nowhere, and
@@ -205,24 +217,37 @@ impl Docker {
                     Err(e) => return Err(e),
                 }
             }
-            (DockerHost::Tcp(_), ..) => None,
-            (_, Some(tunnel), own) => match own.and_then(|a| a.parse().ok()) {
-                Some(address) => Some(Reach {
-                    socket_dir: Some(tunnel.forward(address, port).await?),
-                    ..reach(&address.to_string(), port)
-                }),
-                None => None,
-            },
-            (_, None, Some(address)) => Some(reach(address, port)),
-            (_, None, None) => container
-                .published
-                .get(&format!("{port}/tcp"))
-                .and_then(|a| a.rsplit_once(':'))
-                .and_then(|(host, port)| Some(reach(host, port.parse().ok()?))),
+            Way::None => None,
         };
         found.ok_or_else(|| WorkloadError::NotFound {
             what: format!("a way to port {port} of container {}", container.name),
         })
+    }
+
+    async fn way(&self, container: &ContainerInfo, port: u16) -> Result<Way, WorkloadError> {
+        let place = match &self.address {
+            DockerHost::Tcp(_) => Place::Elsewhere,
+            _ if self.is_rootless().await? => Place::Rootless,
+            DockerHost::Ssh(_) => Place::BySsh,
+            DockerHost::Unix(_) => Place::Here,
+        };
+        Ok(way(place, container, port))
+    }
+
+    /// An engine that does not say is no reason to take a server for silent that was asked at an
+    /// address without a route: that is an error.
+    async fn is_rootless(&self) -> Result<bool, WorkloadError> {
+        let ask = async || {
+            let info = self
+                .call(
+                    "the question whether the engine is rootless",
+                    self.deadline,
+                    self.api.info(),
+                )
+                .await?;
+            Ok(says_rootless(&info.security_options.unwrap_or_default()))
+        };
+        self.rootless.get_or_try_init(ask).await.copied()
     }
 
     /// The directory of a socket that leads to a port of a running container. Made once.
@@ -307,6 +332,60 @@ impl Docker {
     }
 }
 
+/// Where an engine's networks are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// On this machine.
+    Here,
+    /// On another one to which ports are forwarded.
+    BySsh,
+    /// On another one of which only the engine is reached.
+    Elsewhere,
+    /// On this or another one that has no route to them.
+    Rootless,
+}
+
+/// The kind of way to a port of a container.
+#[derive(Debug, PartialEq, Eq)]
+enum Way {
+    /// At this address, as seen from the engine's host.
+    Direct(String, u16),
+    /// From inside the container's network, where this is its address.
+    Inside(String),
+    None,
+}
+
+fn way(place: Place, container: &ContainerInfo, port: u16) -> Way {
+    // A container on the host's own network has no address of its own. Of a rootless engine that
+    // is another network than the host's.
+    let shares_host = container.networks.contains_key("host");
+    let own = container
+        .address()
+        .or_else(|| shares_host.then_some("127.0.0.1"))
+        .map(str::to_owned);
+    let published = || {
+        let at = container.published.get(&format!("{port}/tcp"))?;
+        let (host, port) = at.rsplit_once(':')?;
+        Some(Way::Direct(host.to_owned(), port.parse().ok()?))
+    };
+    let inside = |own: Option<String>| own.filter(|_| container.is_running()).map(Way::Inside);
+    let direct = |own: Option<String>| own.map(|address| Way::Direct(address, port));
+    let found = match place {
+        Place::Here => direct(own).or_else(published),
+        Place::BySsh => direct(own),
+        Place::Elsewhere => inside(own),
+        Place::Rootless => published().or_else(|| inside(own)),
+    };
+    found.unwrap_or(Way::None)
+}
+
+fn says_rootless(options: &[String]) -> bool {
+    options
+        .iter()
+        .flat_map(|o| o.split(','))
+        .any(|o| o == "name=rootless")
+}
+
 fn over_socket(path: &str) -> Result<bollard::Docker, BollardError> {
     bollard::Docker::connect_with_unix(path, TRANSPORT_TIMEOUT_SECS, bollard::API_DEFAULT_VERSION)
 }
@@ -324,4 +403,57 @@ pub(super) fn chain(e: &dyn std::error::Error) -> String {
         source = s.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn container(change: &serde_json::Value) -> ContainerInfo {
+        let mut info = serde_json::json!({
+            "id": "id", "name": "shop-redis-1", "image": "redis:7", "image-id": "sha256:aa", "status": "running",
+            "exit-code": 0, "oom-killed": false, "error": "", "health": null, "started-at": null,
+            "finished-at": null, "restart-count": 0, "stop-signal": "SIGTERM", "shm-size": 0, "memory-limit": 0,
+            "networks": {"shop_default": "172.18.0.2"}, "published": {}, "mounts": [], "labels": {}
+        });
+        for (key, value) in change.as_object().into_iter().flatten() {
+            info[key] = value.clone();
+        }
+        serde_json::from_value(info).unwrap()
+    }
+
+    #[test]
+    fn a_rootless_engine_s_containers_are_never_asked_at_their_own_address() {
+        let to = |place, change: serde_json::Value| way(place, &container(&change), 6379);
+        let direct = |host: &str, port| Way::Direct(host.into(), port);
+        let inside = || Way::Inside("172.18.0.2".into());
+        let published = || serde_json::json!({"published": {"6379/tcp": "127.0.0.1:16379"}});
+        let plain = || serde_json::json!({});
+        let ended = || serde_json::json!({"status": "exited", "networks": {"shop_default": ""}});
+        let on_host = || serde_json::json!({"networks": {"host": ""}});
+        let none = || serde_json::json!({"networks": {}, "published": {"6379/tcp": "127.0.0.1:16379"}});
+        for (place, change, expected) in [
+            (Place::Here, published(), direct("172.18.0.2", 6379)),
+            (Place::Here, on_host(), direct("127.0.0.1", 6379)),
+            (Place::Here, none(), direct("127.0.0.1", 16379)),
+            (Place::Here, ended(), Way::None),
+            (Place::BySsh, published(), direct("172.18.0.2", 6379)),
+            (Place::BySsh, none(), Way::None),
+            (Place::Elsewhere, published(), inside()),
+            (Place::Elsewhere, ended(), Way::None),
+            (Place::Rootless, published(), direct("127.0.0.1", 16379)),
+            (Place::Rootless, plain(), inside()),
+            (Place::Rootless, on_host(), Way::Inside("127.0.0.1".into())),
+            (Place::Rootless, ended(), Way::None),
+        ] {
+            assert_eq!(to(place, change.clone()), expected, "{place:?} {change}");
+        }
+        let says = |all: &[&str]| says_rootless(&all.iter().map(ToString::to_string).collect::<Vec<_>>());
+        assert!(says(&[
+            "name=seccomp,profile=builtin",
+            "name=rootless",
+            "name=cgroupns"
+        ]));
+        assert!(!says(&["name=seccomp,profile=/etc/name=rootless.json"]) && !says(&[]));
+    }
 }
