@@ -4,7 +4,7 @@
 mod parse;
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -261,28 +261,46 @@ pub async fn look(
 /// The engine's trouble.
 pub async fn lacks_manifest(system: &System, container: &ContainerInfo) -> Result<bool, WorkloadError> {
     let docker = &system.docker;
+    let paths = paths_of(system, container).await?;
+    Ok(docker.has_path(&container.id, &paths.append).await?
+        && !docker.has_path(&container.id, &paths.manifest).await?)
+}
+
+/// The directory of a server's files, by the same names.
+///
+/// # Errors
+/// The engine's trouble.
+pub async fn data_directory(system: &System, container: &ContainerInfo) -> Result<String, WorkloadError> {
+    Ok(paths_of(system, container).await?.directory)
+}
+
+async fn paths_of(system: &System, container: &ContainerInfo) -> Result<Paths, WorkloadError> {
     let told: BTreeMap<String, String> = environment(container).into_iter().collect();
     let configuration = match told.get("CONF").filter(|file| !file.is_empty()) {
         Some(file) => {
             let path = Path::new("/").join(&container.working_dir).join(file);
-            docker
-                .read_small(&container.id, &path.display().to_string())
-                .await?
+            let path = path.display().to_string();
+            system.docker.read_small(&container.id, &path).await?
         }
         None => None,
     };
-    let (directory, manifest) = append_paths(container, &told, configuration.as_deref().unwrap_or_default());
-    Ok(docker.has_path(&container.id, &directory).await?
-        && !docker.has_path(&container.id, &manifest).await?)
+    Ok(paths(
+        container,
+        &told,
+        configuration.as_deref().unwrap_or_default(),
+    ))
 }
 
-/// The directory of the append-only file, and its manifest. The command line counts, then the
-/// configuration file, then what the server takes by itself.
-fn append_paths(
-    container: &ContainerInfo,
-    told: &BTreeMap<String, String>,
-    configuration: &str,
-) -> (String, String) {
+/// Where a server's files are.
+struct Paths {
+    directory: String,
+    /// Directory of the append-only file.
+    append: String,
+    manifest: String,
+}
+
+/// The command line counts, then the configuration file, then what the server takes by itself.
+fn paths(container: &ContainerInfo, told: &BTreeMap<String, String>, configuration: &str) -> Paths {
     let setting = |option: &str, key: &str, default: &str| {
         let value = told.get(option).filter(|v| !v.is_empty()).cloned();
         value
@@ -291,11 +309,17 @@ fn append_paths(
     };
     let directory = Path::new("/")
         .join(&container.working_dir)
-        .join(setting("ARG_DIR", "dir", ""))
-        .join(setting("ARG_LOGS", "appenddirname", "appendonlydir"));
+        .join(setting("ARG_DIR", "dir", "."));
+    let append = directory.join(setting("ARG_LOGS", "appenddirname", "appendonlydir"));
     let name = setting("ARG_NAME", "appendfilename", "appendonly.aof");
-    let manifest = directory.join(format!("{name}.manifest"));
-    (directory.display().to_string(), manifest.display().to_string())
+    let manifest = append.join(format!("{name}.manifest"));
+    // Without its `.`, so that it compares.
+    let plain = |path: &Path| path.components().collect::<PathBuf>().display().to_string();
+    Paths {
+        directory: plain(&directory),
+        append: plain(&append),
+        manifest: plain(&manifest),
+    }
 }
 
 /// A setting of a configuration file: the last line that has it counts.

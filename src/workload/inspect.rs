@@ -2,7 +2,10 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use bollard::models::{ContainerInspectResponse, ContainerStateStatusEnum, EndpointSettings, PortMap};
+use bollard::models::{
+    ContainerInspectResponse, ContainerStateStatusEnum, ContainerSummary, ContainerSummaryStateEnum,
+    EndpointSettings, PortMap,
+};
 use bollard::query_parameters as q;
 use futures_util::StreamExt;
 use jiff::Timestamp;
@@ -28,24 +31,22 @@ impl Docker {
         Ok(container_info(raw))
     }
 
-    /// The container of a Compose service: the first by name that carries the project's
-    /// and the service's labels. One-off containers (`compose run`) are left out.
+    /// The container of a Compose service, by the project's and the service's labels; the first
+    /// by number of several. One-off containers (`compose run`) are left out, and a replacement
+    /// that Compose has made and not yet brought into service counts only where nothing else is.
     ///
     /// # Errors
     /// `NotFound` when there is none, or the engine's trouble.
     pub async fn find_service(&self, project: &str, service: &str) -> Result<ContainerInfo, WorkloadError> {
-        let mut found = self
-            .list(&[
+        let found = self
+            .listed(&[
                 format!("com.docker.compose.project={project}"),
                 format!("com.docker.compose.service={service}"),
                 "com.docker.compose.oneoff=False".to_owned(),
             ])
             .await?;
-        // What a recovery has set aside still has the labels that it was created with.
-        found.retain(|(_, name)| !name.contains(crate::plan::SET_ASIDE));
-        found.sort_by(|a, b| a.1.cmp(&b.1));
-        match found.first() {
-            Some((id, _)) => self.inspect(id).await,
+        match one_each(found.into_iter().filter_map(candidate)).first() {
+            Some(first) => self.inspect(&first.id).await,
             None => Err(WorkloadError::NotFound {
                 what: format!("a container of service {service} in Compose project {project}"),
             }),
@@ -58,30 +59,28 @@ impl Docker {
     /// # Errors
     /// The engine's trouble.
     pub async fn list(&self, labels: &[String]) -> Result<Vec<(String, String)>, WorkloadError> {
+        let found = self.listed(labels).await?;
+        Ok(found
+            .into_iter()
+            .filter_map(|c| {
+                let name = name_of(&c);
+                Some((c.id?, name))
+            })
+            .collect())
+    }
+
+    async fn listed(&self, labels: &[String]) -> Result<Vec<ContainerSummary>, WorkloadError> {
         let filters = HashMap::from([("label".to_owned(), labels.to_vec())]);
         let options = q::ListContainersOptionsBuilder::default()
             .all(true)
             .filters(&filters)
             .build();
-        let found = self
-            .call(
-                "the list of containers",
-                self.deadline,
-                self.api.list_containers(Some(options)),
-            )
-            .await?;
-        Ok(found
-            .into_iter()
-            .filter_map(|c| {
-                let name = c
-                    .names
-                    .unwrap_or_default()
-                    .first()
-                    .map(|n| n.trim_start_matches('/').to_owned())
-                    .unwrap_or_default();
-                Some((c.id?, name))
-            })
-            .collect())
+        self.call(
+            "the list of containers",
+            self.deadline,
+            self.api.list_containers(Some(options)),
+        )
+        .await
     }
 
     /// The last `tail` log lines that are not older than `since`. Engine options count
@@ -130,6 +129,65 @@ impl Docker {
         }
         Ok(lines)
     }
+}
+
+fn name_of(c: &ContainerSummary) -> String {
+    let first = c.names.iter().flatten().next();
+    first.map_or_else(String::new, |n| n.trim_start_matches('/').to_owned())
+}
+
+/// A container with a service's labels, as the list of containers tells of it. What comes first
+/// is the service's.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Candidate {
+    /// Compose counts the containers of a service from 1, and a replacement has the number of
+    /// what it replaces.
+    number: u32,
+    /// Two without a number have nothing to do with each other.
+    numberless: Option<String>,
+    /// It has no process.
+    rests: bool,
+    /// `compose up` makes the replacement under a name of its own, `<12 hexadecimal digits>_NAME`, before it
+    /// stops the old one; cut off there, it leaves both. Older versions rename the old one so.
+    makeshift: bool,
+    name: String,
+    id: String,
+}
+
+/// `None` for what a recovery has set aside: it still has the labels that it was created with.
+fn candidate(c: ContainerSummary) -> Option<Candidate> {
+    use ContainerSummaryStateEnum as S;
+    let name = name_of(&c);
+    if name.contains(crate::plan::SET_ASIDE) {
+        return None;
+    }
+    let labels = c.labels.unwrap_or_default();
+    let number = labels
+        .get("com.docker.compose.container-number")
+        .and_then(|n| n.parse().ok());
+    // The label stays when the replacement has got its name.
+    let makeshift = name.split_once('_').is_some_and(|(prefix, _)| {
+        prefix.len() == 12 && prefix.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+    });
+    Some(Candidate {
+        number: number.unwrap_or(u32::MAX),
+        numberless: number.is_none().then(|| name.clone()),
+        rests: !matches!(
+            c.state,
+            Some(S::RUNNING | S::STOPPING | S::PAUSED | S::RESTARTING)
+        ),
+        makeshift,
+        name,
+        id: c.id?,
+    })
+}
+
+/// One container for each of a service's numbers, in their order.
+fn one_each(found: impl Iterator<Item = Candidate>) -> Vec<Candidate> {
+    let mut all: Vec<Candidate> = found.collect();
+    all.sort_unstable();
+    all.dedup_by(|later, first| (later.number, &later.numberless) == (first.number, &first.numberless));
+    all
 }
 
 fn stamp(text: Option<&String>) -> Option<Timestamp> {
@@ -242,5 +300,51 @@ fn container_info(raw: ContainerInspectResponse) -> ContainerInfo {
         env: config.env.unwrap_or_default(),
         command: config.cmd.unwrap_or_default(),
         working_dir: config.working_dir.unwrap_or_default(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Names of the containers that are looked at, of some given as name, number and state.
+    fn chosen(all: &[(&str, &str, &str)]) -> Vec<String> {
+        let found = all.iter().map(|(name, number, state)| {
+            serde_json::from_value(serde_json::json!({
+                "Id": format!("{name}-id"), "Names": [format!("/{name}")], "State": state,
+                "Labels": {"com.docker.compose.container-number": number, "com.docker.compose.replace": "redis-1"}
+            }))
+            .unwrap()
+        });
+        let each = one_each(found.filter_map(candidate));
+        each.into_iter().map(|c| c.name).collect()
+    }
+
+    #[test]
+    fn a_replacement_that_compose_has_not_brought_into_service_is_not_the_service() {
+        let (old, new) = ("shop-redis-1", "0a1b2c3d4e5f_shop-redis-1");
+        for state in ["running", "paused", "restarting", "exited"] {
+            let both = [(new, "1", "created"), (old, "1", state)];
+            assert_eq!(chosen(&both), [old], "{state}");
+        }
+        // Somebody has started it, or nothing else is left.
+        assert_eq!(chosen(&[(new, "1", "running"), (old, "1", "exited")]), [new]);
+        assert_eq!(chosen(&[(new, "1", "created")]), [new]);
+        // An older Compose gives the old one such a name.
+        assert_eq!(chosen(&[(new, "1", "exited"), (old, "1", "created")]), [old]);
+        // A project may begin with hexadecimal digits.
+        assert_eq!(chosen(&[("cafe_redis_1", "1", "running")]), ["cafe_redis_1"]);
+    }
+
+    #[test]
+    fn containers_of_a_service_come_in_the_order_of_their_numbers() {
+        let all = [
+            ("web-10", "10", "running"),
+            ("web-2", "2", "exited"),
+            ("web-1_drctl_20261120", "1", "exited"),
+            ("web-1", "1", "running"),
+        ];
+        assert_eq!(chosen(&all), ["web-1", "web-2", "web-10"]);
+        assert_eq!(chosen(&[("b", "", "running"), ("a", "", "running")]), ["a", "b"]);
     }
 }

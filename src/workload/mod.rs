@@ -40,6 +40,7 @@ use crate::runbook::{DockerHost, SshAddress};
 pub use create::{Like, Role};
 pub use docker::{Docker, Reach};
 pub use helper::{Helper, HelperMount, HelperNetwork, HelperOutput, HelperSpec};
+pub use mounts::{POSTGRES, REDIS};
 pub use network::NetworkInfo;
 pub use space::NamelessImage;
 pub use staging::{Meter, Staging, StagingSpec, metered};

@@ -7,19 +7,48 @@ use bollard::query_parameters as q;
 use super::docker::Docker;
 use super::{ContainerInfo, LABEL_DEPLOYMENT, WorkloadError};
 
-/// Programs that are a PostgreSQL server, start one, or write into its files.
-const SERVERS: [&str; 10] = [
-    "postgres",
-    "postmaster",
-    "pg_ctl",
-    "pg_ctlcluster",
-    "initdb",
-    "pg_basebackup",
-    "pg_rewind",
-    "pg_resetwal",
-    "patroni",
-    "stolon-keeper",
-];
+/// A kind of server: how one that may write into its files is known.
+#[derive(Debug, Clone, Copy)]
+pub struct Servers {
+    /// Programs that are one, start one, or write into its files.
+    programs: &'static [&'static str],
+    /// The directory of its data, where its container tells.
+    data: fn(&ContainerInfo) -> Option<String>,
+}
+
+/// PostgreSQL.
+pub const POSTGRES: Servers = Servers {
+    programs: &[
+        "postgres",
+        "postmaster",
+        "pg_ctl",
+        "pg_ctlcluster",
+        "initdb",
+        "pg_basebackup",
+        "pg_rewind",
+        "pg_resetwal",
+        "patroni",
+        "stolon-keeper",
+    ],
+    data: |container| container.env_var("PGDATA").map(str::to_owned),
+};
+
+/// Redis, and what goes by its protocol and its files.
+pub const REDIS: Servers = Servers {
+    programs: &[
+        "redis-server",
+        "valkey-server",
+        "keydb-server",
+        "redis-stack-server",
+        "redis-rdb-bgsave",
+        "redis-aof-rewrite",
+    ],
+    data: |container| {
+        let mut words = container.command.iter().flat_map(|w| w.split_whitespace());
+        words.find(|w| w.eq_ignore_ascii_case("--dir"))?;
+        Some(words.next()?.trim_matches(['"', '\'']).to_owned())
+    },
+};
 
 /// Of the official image, while it prepares a start.
 const ENTRY_POINT: &str = "docker-entrypoint.sh";
@@ -63,7 +92,7 @@ impl Docker {
         Ok(others.into_iter().map(|o| o.name).collect())
     }
 
-    /// Names of those of [`Self::sharing_data`] in which a PostgreSQL server runs on the files, or
+    /// Names of those of [`Self::sharing_data`] in which a server of a kind runs on the files, or
     /// may at any moment: two of them destroy the data, and the lock file keeps them apart within
     /// one container only. One that only reads, or that runs something else (a tool that ships
     /// the log, as many deployments have beside their server), is none. One whose processes the
@@ -73,6 +102,7 @@ impl Docker {
     /// The engine's trouble.
     pub async fn servers_sharing_data(
         &self,
+        servers: Servers,
         container: &ContainerInfo,
         path: &str,
     ) -> Result<Vec<String>, WorkloadError> {
@@ -83,13 +113,15 @@ impl Docker {
             }
             let theirs = self.inspect(&other.id).await.ok();
             let serves = match self.processes(&other.id).await {
-                Ok(all) if !all.is_empty() => all.iter().any(|p| may_serve(&p.command)),
+                Ok(all) if !all.is_empty() => all.iter().any(|p| may_serve(servers, &p.command)),
                 // Between two starts it has none: what it would run tells.
-                _ => theirs.as_ref().is_none_or(|t| may_serve(&t.command.join(" "))),
+                _ => theirs
+                    .as_ref()
+                    .is_none_or(|t| may_serve(servers, &t.command.join(" "))),
             };
             // Two servers may have a directory each below one mount.
             let apart = theirs.as_ref().is_some_and(|t| {
-                let data = t.env_var("PGDATA").and_then(|d| place(t, d));
+                let data = (servers.data)(t).and_then(|d| place(t, &d));
                 matches!((data, place(container, path)), (Some(theirs), Some(ours)) if !touch(&theirs, &ours))
             });
             if serves && !apart {
@@ -163,14 +195,14 @@ fn touch(a: &Path, b: &Path) -> bool {
 /// Whether a process is of a server by its command line or title, as `postgres: checkpointer` or
 /// `bash /usr/local/bin/docker-entrypoint.sh postgres`. Only the program counts: the name of a user
 /// or a directory that some tool is given is none.
-fn may_serve(command: &str) -> bool {
+fn may_serve(servers: Servers, command: &str) -> bool {
     let mut words = command
         .split_whitespace()
         // Options, their numbers, and variables of `env`.
         .filter(|w| !w.starts_with('-') && !w.contains('=') && !w.starts_with(|c: char| c.is_ascii_digit()));
     while let Some(word) = words.next() {
         let program = word.rsplit('/').next().unwrap_or(word).trim_end_matches(':');
-        if SERVERS.contains(&program) || program == ENTRY_POINT {
+        if servers.programs.contains(&program) || program == ENTRY_POINT {
             return true;
         }
         if AS_A_USER.contains(&program) {
@@ -186,7 +218,7 @@ fn may_serve(command: &str) -> bool {
 mod tests {
     use std::path::Path;
 
-    use super::{may_serve, touch};
+    use super::{POSTGRES, REDIS, may_serve, touch};
 
     #[test]
     fn a_server_is_known_by_its_processes_and_a_tool_beside_it_is_none() {
@@ -203,7 +235,7 @@ mod tests {
             "sh -c exec postgres -D /d",
             "setpriv --reuid 999 --clear-groups /usr/lib/postgresql/15/bin/postgres -D /d",
         ] {
-            assert!(may_serve(server), "{server}");
+            assert!(may_serve(POSTGRES, server), "{server}");
         }
         for other in [
             "wal-g wal-receive /var/lib/postgresql/data",
@@ -217,7 +249,23 @@ mod tests {
             "rsync -a /srv/postgres /backup",
             "gosu postgres pgbackrest archive-push",
         ] {
-            assert!(!may_serve(other), "{other}");
+            assert!(!may_serve(POSTGRES, other), "{other}");
+        }
+        for server in [
+            "redis-server *:6379",
+            "/usr/local/bin/redis-server 0.0.0.0:6379",
+            "redis-rdb-bgsave 0.0.0.0:6379",
+            "docker-entrypoint.sh redis-server /etc/redis.conf",
+            "setpriv --reuid=redis --regid=redis --clear-groups redis-server *:6379",
+        ] {
+            assert!(may_serve(REDIS, server), "{server}");
+        }
+        for other in [
+            "redis_exporter",
+            "redis-cli -h redis monitor",
+            "restic backup /data",
+        ] {
+            assert!(!may_serve(REDIS, other), "{other}");
         }
     }
 

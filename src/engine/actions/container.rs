@@ -65,7 +65,7 @@ pub(super) async fn start(cx: &ActionContext<'_>, service: &str, wait: bool) -> 
     }
     let container = cx.system.container(service).await?;
     if is_redis(cx, service) && !container.is_running() {
-        redis_files::must_have_manifest(cx, service, &container, "it is not started").await?;
+        redis_files::may_start(cx, service, &container, "it is not started").await?;
     }
     let begun = Instant::now();
     cx.system.docker.start(&container.id).await?;
@@ -174,7 +174,7 @@ pub(super) async fn restart(cx: &ActionContext<'_>, service: &str) -> Result<Out
         server::must_have_data(cx, &server).await?;
     } else if is_redis(cx, service) {
         let container = cx.system.container(service).await?;
-        redis_files::must_have_manifest(cx, service, &container, "it is neither stopped nor started").await?;
+        redis_files::may_start(cx, service, &container, "it is neither stopped nor started").await?;
     }
     stop(cx, service).await?;
     start(cx, service, true).await?;

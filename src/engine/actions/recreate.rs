@@ -114,8 +114,7 @@ async fn recreate(cx: &ActionContext<'_>, names: &Names<'_>) -> Result<Outcome, 
             .ok_or_else(|| ActionError::Other(format!("container {} does not exist any more", names.own)))?;
         if container::is_redis(cx, names.service) {
             // Known before the stop: one that may not be started again is not stopped either.
-            redis_files::must_have_manifest(cx, names.service, old, "it is neither stopped nor made anew")
-                .await?;
+            redis_files::may_start(cx, names.service, old, "it is neither stopped nor made anew").await?;
         }
         // Cut off earlier, the old one may have lost its policy, and the new one would be made without it.
         let made = find(cx, &names.new).await?.filter(|c| is_of(c, names.run));
@@ -214,6 +213,9 @@ async fn put_back(
         old
     };
     if running {
+        if container::is_redis(cx, names.service) && !old.is_running() {
+            redis_files::must_be_alone(cx, names.service, &old, "it is not started").await?;
+        }
         docker.start(&old.id).await?;
         tell_proxies(cx, names.service).await;
     }

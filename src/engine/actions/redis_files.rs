@@ -2,12 +2,13 @@
 
 use std::time::{Duration, Instant};
 
+use super::server::held_by;
 use super::{ActionContext, ActionError, Outcome, succeeded};
 use crate::plan::{FileMend, RedisFiles};
 use crate::probe::http::Http;
-use crate::probe::redis_files::{lacks_manifest, look};
+use crate::probe::redis_files::{data_directory, lacks_manifest, look};
 use crate::system::{RedisServer, WORK_DIR};
-use crate::workload::{ContainerInfo, HelperOutput, HelperSpec, Status};
+use crate::workload::{ContainerInfo, HelperOutput, HelperSpec, REDIS, Status};
 
 const SCRIPT: &str = include_str!("redis_files.sh");
 /// How long an application may take to fill its cache.
@@ -51,9 +52,40 @@ fn entries<'a>(files: &'a RedisFiles, mend: &FileMend) -> Vec<&'a str> {
     }
 }
 
-/// Refuses where the start of a server would find it empty and write over its files. `untouched`
-/// says what is left alone.
-pub(super) async fn must_have_manifest(
+/// Every start of a Redis server comes through here: two servers on one directory write over each
+/// other's files, and one that does not find its append-only file begins empty and writes over
+/// it. `untouched` says what is left alone.
+pub(super) async fn may_start(
+    cx: &ActionContext<'_>,
+    service: &str,
+    container: &ContainerInfo,
+    untouched: &str,
+) -> Result<(), ActionError> {
+    must_be_alone(cx, service, container, untouched).await?;
+    must_have_manifest(cx, service, container, untouched).await
+}
+
+/// Refuses where another server runs on the same data.
+pub(super) async fn must_be_alone(
+    cx: &ActionContext<'_>,
+    service: &str,
+    container: &ContainerInfo,
+    untouched: &str,
+) -> Result<(), ActionError> {
+    let directory = data_directory(cx.system, container).await?;
+    let docker = &cx.system.docker;
+    match docker
+        .servers_sharing_data(REDIS, container, &directory)
+        .await?
+        .as_slice()
+    {
+        [] => Ok(()),
+        others => Err(ActionError::Other(held_by(service, others, untouched))),
+    }
+}
+
+/// Refuses where the start of a server would find it empty and write over its files.
+async fn must_have_manifest(
     cx: &ActionContext<'_>,
     service: &str,
     container: &ContainerInfo,

@@ -7,7 +7,7 @@ use crate::event::seconds;
 use crate::postgres::{Client, PgError, quote_literal, sqlstate};
 use crate::probe::connection::replay_paused;
 use crate::system::{PostgresServer, System};
-use crate::workload::Status;
+use crate::workload::{POSTGRES, Status};
 
 /// How often a starting server is asked.
 const POLL: Duration = Duration::from_millis(100);
@@ -71,7 +71,7 @@ pub(super) async fn must_be_alone(
     let others = cx
         .system
         .docker
-        .servers_sharing_data(&server.container, &server.data_dir)
+        .servers_sharing_data(POSTGRES, &server.container, &server.data_dir)
         .await?;
     match others.as_slice() {
         [] => Ok(()),
@@ -79,7 +79,7 @@ pub(super) async fn must_be_alone(
     }
 }
 
-fn held_by(service: &str, others: &[String], untouched: &str) -> String {
+pub(super) fn held_by(service: &str, others: &[String], untouched: &str) -> String {
     let names = others.join(", ");
     format!(
         "container {names} runs on the data of {service}: {untouched}, for two servers on one data directory destroy it; \

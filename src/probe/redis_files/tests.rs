@@ -219,7 +219,8 @@ fn the_place_of_a_manifest_is_told_by_the_command_line_and_its_file() {
         .unwrap();
         info.command = command.iter().map(|w| (*w).to_owned()).collect();
         let told = environment(&info).into_iter().collect();
-        append_paths(&info, &told, configuration)
+        let paths = paths(&info, &told, configuration);
+        (paths.append, paths.manifest, paths.directory)
     };
     let paths = |command: &[&str]| with(command, "");
     let manifest = |command: &[&str]| paths(command).1;
@@ -240,6 +241,8 @@ fn the_place_of_a_manifest_is_told_by_the_command_line_and_its_file() {
         ]),
         "/var/lib/redis/logs/log.manifest"
     );
+    assert_eq!(paths(&["redis-server"]).2, "/data");
+    assert_eq!(paths(&["redis-server", "--dir", "./a"]).2, "/data/a");
     let conf = "# dir /tmp\nDIR ./one\nappenddirname \"logs\"\ndir /srv/redis\n";
     let file = ["redis-server", "/etc/redis.conf"];
     assert_eq!(with(&file, conf).1, "/srv/redis/logs/appendonly.aof.manifest");

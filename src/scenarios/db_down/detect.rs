@@ -18,7 +18,7 @@ use crate::probe::observer::Observer;
 use crate::probe::settings;
 use crate::runbook::Runbook;
 use crate::system::{PostgresServer, System};
-use crate::workload::{ContainerInfo, Status};
+use crate::workload::{ContainerInfo, POSTGRES, Status};
 
 /// How long one is watched that was started a moment ago: the engine's first restarts come
 /// faster.
@@ -75,7 +75,7 @@ pub(super) async fn detect(world: &Observer<'_>, options: &DetectOptions) -> Res
         world.files(&server),
         docker.processes(&server.container.id),
         docker.sharing_data(&server.container, &server.data_dir),
-        docker.servers_sharing_data(&server.container, &server.data_dir),
+        docker.servers_sharing_data(POSTGRES, &server.container, &server.data_dir),
         world.host(),
     );
     let Look {
