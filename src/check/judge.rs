@@ -131,6 +131,11 @@ fn service(
 
 /// How a container is, in words.
 pub(crate) fn of_container(facts: &ContainerFacts) -> (Level, String) {
+    let (level, text) = of_one(facts);
+    (level, format!("{text}{}", facts.info.among()))
+}
+
+fn of_one(facts: &ContainerFacts) -> (Level, String) {
     let info = &facts.info;
     let health = info.health.as_deref();
     match info.status {

@@ -337,6 +337,20 @@ impl Action {
         }
     }
 
+    /// The services whose container it stops, replaces or limits, or doubles: of a service with
+    /// several it would take one for all.
+    #[must_use]
+    pub fn changes_the_container_of(&self) -> &[String] {
+        use ContainerAction as C;
+        match self {
+            Self::Workload(WorkloadAction::Restart { service })
+            | Self::Container(
+                C::Recreate { service, .. } | C::Double { service, .. } | C::SetLimits { service, .. },
+            ) => std::slice::from_ref(service),
+            _ => self.stops(),
+        }
+    }
+
     /// What it does, in words, for an undo line.
     #[must_use]
     pub fn summary(&self) -> String {

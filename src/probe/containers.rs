@@ -78,7 +78,20 @@ pub async fn look(system: &System) -> BTreeMap<String, ContainerState> {
 
 /// Looks at one.
 pub async fn one(system: &System, service: &str) -> ContainerState {
-    let info = match system.container(service).await {
+    state(system, system.container(service).await).await
+}
+
+/// Looks again at the same container, whichever of its service's is worst off by now.
+pub async fn again(system: &System, before: &ContainerInfo) -> ContainerState {
+    let info = system.docker.inspect(&before.id).await.map(|now| ContainerInfo {
+        replicas: before.replicas.clone(),
+        ..now
+    });
+    state(system, info).await
+}
+
+async fn state(system: &System, found: Result<ContainerInfo, WorkloadError>) -> ContainerState {
+    let info = match found {
         Ok(info) => info,
         Err(WorkloadError::NotFound { .. }) => return ContainerState::Missing,
         Err(e) => return ContainerState::Unknown(e.to_string()),

@@ -5,6 +5,8 @@
 mod later;
 mod memory;
 
+use std::collections::BTreeSet;
+
 use jiff::{SignedDuration, Timestamp};
 
 use crate::engine::approve::{approve, check_rules};
@@ -15,7 +17,7 @@ use crate::incident::{
     CASE_FORMAT, Case, Incident, Journal, Listing, Log, Record, Report, Stage, StateDir, fresh_id,
     remember_home,
 };
-use crate::plan::Remedy;
+use crate::plan::{Plan, Remedy};
 use crate::probe::observer::Observer;
 use crate::probe::watch::Watch;
 use crate::scenarios::{Certainty, DetectOptions, Diagnosis, PlanRequest, Refusal, Scenario};
@@ -107,7 +109,11 @@ pub async fn recover<S: Scenario>(cx: &Recover<'_>) -> Result<Ended> {
             backup: cx.backup.clone(),
             now: diagnosed,
         };
-        let plan = S::plan(&evidence, runbook, &request).map_err(|r| refused(r, &diagnosis, &past))?;
+        let plan = match S::plan(&evidence, runbook, &request) {
+            Ok(plan) => alone(cx.system, &plan).await.map(|()| plan),
+            Err(refusal) => Err(refusal),
+        }
+        .map_err(|r| refused(r, &diagnosis, &past))?;
         check_rules(&plan)?;
         cx.reporter.event(&Event::Plan {
             plan: Box::new(plan.clone()),
@@ -236,7 +242,7 @@ impl Past {
         Ok(self.interrupts.clone().unwrap_or_else(Interrupts::none))
     }
 
-    async fn approve(&self, plan: crate::plan::Plan, cx: &Recover<'_>) -> Result<ApprovedPlan> {
+    async fn approve(&self, plan: Plan, cx: &Recover<'_>) -> Result<ApprovedPlan> {
         let environment = cx.system.runbook.environment;
         let Some(interrupts) = &self.interrupts else {
             return approve(plan, environment, &cx.consent).await;
@@ -314,6 +320,42 @@ fn nothing_to_do(diagnosis: &Diagnosis, scenario: &str) -> Result<Option<Ended>>
         }
         Certainty::Confirmed | Certainty::Suspected => Ok(None),
     }
+}
+
+/// Refuses a plan that would take one container of a service for all of them.
+async fn alone(system: &System, plan: &Plan) -> Result<(), Refusal> {
+    let services: BTreeSet<&String> = plan
+        .steps
+        .iter()
+        .flat_map(|s| s.action.changes_the_container_of())
+        .collect();
+    for service in services {
+        // Where it cannot be asked, the step finds out.
+        let Ok(container) = system.container(service).await else {
+            continue;
+        };
+        if let Some(message) = container.not_alone(service) {
+            return Err(Refusal {
+                message,
+                reasons: plan
+                    .steps
+                    .iter()
+                    .map(|s| format!("{}: {}", s.title, s.why))
+                    .collect(),
+                next: vec![
+                    format!(
+                        "docker logs --tail 50 {}    # the one that is worst off",
+                        container.name
+                    ),
+                    format!("docker restart {}", container.name),
+                    format!(
+                        "docker compose up -d --force-recreate --no-deps {service}    # makes all of them anew"
+                    ),
+                ],
+            });
+        }
+    }
+    Ok(())
 }
 
 fn refused(refusal: Refusal, diagnosis: &Diagnosis, past: &Past) -> Error {

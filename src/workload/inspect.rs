@@ -8,6 +8,7 @@ use bollard::models::{
 };
 use bollard::query_parameters as q;
 use futures_util::StreamExt;
+use futures_util::future::join_all;
 use jiff::Timestamp;
 
 use super::docker::Docker;
@@ -31,9 +32,10 @@ impl Docker {
         Ok(container_info(raw))
     }
 
-    /// The container of a Compose service, by the project's and the service's labels; the first
-    /// by number of several. One-off containers (`compose run`) are left out, and a replacement
-    /// that Compose has made and not yet brought into service counts only where nothing else is.
+    /// The container of a Compose service, by the project's and the service's labels; of several
+    /// the one that is worst off, with the names of all. One-off containers (`compose run`) are
+    /// left out, and a replacement that Compose has made and not yet brought into service counts
+    /// only where nothing else is.
     ///
     /// # Errors
     /// `NotFound` when there is none, or the engine's trouble.
@@ -45,12 +47,22 @@ impl Docker {
                 "com.docker.compose.oneoff=False".to_owned(),
             ])
             .await?;
-        match one_each(found.into_iter().filter_map(candidate)).first() {
-            Some(first) => self.inspect(&first.id).await,
-            None => Err(WorkloadError::NotFound {
-                what: format!("a container of service {service} in Compose project {project}"),
-            }),
+        let each = one_each(found.into_iter().filter_map(candidate));
+        if let [only] = each.as_slice() {
+            return self.inspect(&only.id).await;
         }
+        let mut infos = Vec::new();
+        for looked in join_all(each.iter().map(|c| self.inspect(&c.id))).await {
+            match looked {
+                Ok(info) => infos.push(info),
+                // Gone since the list.
+                Err(WorkloadError::NotFound { .. }) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        worst(infos).ok_or_else(|| WorkloadError::NotFound {
+            what: format!("a container of service {service} in Compose project {project}"),
+        })
     }
 
     /// Identifier and name of every container, running or not, with all of `labels`
@@ -190,6 +202,30 @@ fn one_each(found: impl Iterator<Item = Candidate>) -> Vec<Candidate> {
     all
 }
 
+/// Of a service's containers, in their order, the one that is worst off. Of those that run well
+/// the one that the engine has restarted last: it may be between two crashes.
+fn worst(infos: Vec<ContainerInfo>) -> Option<ContainerInfo> {
+    let names: Vec<String> = infos.iter().map(|i| i.name.clone()).collect();
+    let trouble = |i: &ContainerInfo| match (i.status, i.health.as_deref()) {
+        (Status::Exited | Status::Created | Status::Dead, _) => 5,
+        (Status::Restarting, _) => 4,
+        (Status::Paused, _) => 3,
+        (Status::Running, Some("unhealthy")) => 2,
+        (Status::Running, Some("starting")) => 1,
+        (Status::Running, _) => 0,
+    };
+    let restarted = |i: &ContainerInfo| i.started_at.filter(|_| i.restart_count > 0);
+    // The first of those that are equal.
+    let mut found = infos
+        .into_iter()
+        .rev()
+        .max_by_key(|i| (trouble(i), restarted(i)))?;
+    if names.len() > 1 {
+        found.replicas = names;
+    }
+    Some(found)
+}
+
 fn stamp(text: Option<&String>) -> Option<Timestamp> {
     // "0001-01-01T00:00:00Z" is the engine's way to say never.
     let at: Timestamp = text?.parse().ok()?;
@@ -300,12 +336,14 @@ fn container_info(raw: ContainerInspectResponse) -> ContainerInfo {
         env: config.env.unwrap_or_default(),
         command: config.cmd.unwrap_or_default(),
         working_dir: config.working_dir.unwrap_or_default(),
+        replicas: Vec::new(),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::scenarios::service_crash::fixtures::container;
 
     /// Names of the containers that are looked at, of some given as name, number and state.
     fn chosen(all: &[(&str, &str, &str)]) -> Vec<String> {
@@ -334,6 +372,30 @@ mod tests {
         assert_eq!(chosen(&[(new, "1", "exited"), (old, "1", "created")]), [old]);
         // A project may begin with hexadecimal digits.
         assert_eq!(chosen(&[("cafe_redis_1", "1", "running")]), ["cafe_redis_1"]);
+    }
+
+    #[test]
+    fn a_service_is_as_its_worst_container() {
+        let of = |changes: &[fn(&mut ContainerInfo)]| {
+            let infos = changes.iter().enumerate().map(|(at, change)| {
+                let mut info = container("web").info;
+                info.name = format!("web-{}", at + 1);
+                change(&mut info);
+                info
+            });
+            worst(infos.collect()).unwrap()
+        };
+        let well: fn(&mut ContainerInfo) = |_| {};
+        let unwell: fn(&mut ContainerInfo) = |i| i.health = Some("unhealthy".into());
+        let ended: fn(&mut ContainerInfo) = |i| i.status = Status::Exited;
+        let restarted: fn(&mut ContainerInfo) = |i| i.restart_count = 2;
+        assert_eq!(of(&[well, well, well]).name, "web-1");
+        assert_eq!(of(&[well, unwell, well]).name, "web-2");
+        assert_eq!(of(&[unwell, well, ended]).name, "web-3");
+        assert_eq!(of(&[well, well, restarted]).name, "web-3");
+        assert_eq!(of(&[well, ended]).replicas, ["web-1", "web-2"]);
+        assert!(of(&[ended]).replicas.is_empty());
+        assert!(worst(Vec::new()).is_none());
     }
 
     #[test]

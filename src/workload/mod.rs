@@ -279,9 +279,37 @@ pub struct ContainerInfo {
     /// Directory that the program starts in.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub working_dir: String,
+    /// Names of all containers of its service, where that has several: this is the one that is
+    /// worst off.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub replicas: Vec<String>,
 }
 
 impl ContainerInfo {
+    /// Which of its service's containers it is, as ` (web-2, the worst of 3 containers)`; nothing
+    /// where it is the only one.
+    #[must_use]
+    pub fn among(&self) -> String {
+        match self.replicas.len() {
+            0 | 1 => String::new(),
+            count => format!(" ({}, the worst of {count} containers)", self.name),
+        }
+    }
+
+    /// Why nothing is done to its service that would stop, replace or limit a container, where the
+    /// service has several: drctl knows only one of them at a time.
+    #[must_use]
+    pub fn not_alone(&self, service: &str) -> Option<String> {
+        (self.replicas.len() > 1).then(|| {
+            format!(
+                "{service} has {} containers ({}), and drctl does not stop, restart, replace or limit the containers \
+                 of such a service",
+                self.replicas.len(),
+                self.replicas.join(", ")
+            )
+        })
+    }
+
     /// True when its main process runs and is not between two crashes.
     #[must_use]
     pub fn is_running(&self) -> bool {

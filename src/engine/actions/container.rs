@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::super::execute::Which;
 use super::{ActionContext, ActionError, Outcome, redis_files, server};
 use crate::event::seconds;
-use crate::probe::containers::{ContainerState, one};
+use crate::probe::containers::{ContainerState, again};
 use crate::runbook::ServiceKind;
 use crate::system::System;
 use crate::workload::{ContainerInfo, Status};
@@ -40,6 +40,9 @@ pub(super) async fn stop(cx: &ActionContext<'_>, service: &str) -> Result<Outcom
         return server::stop(cx, service).await;
     }
     let container = cx.system.container(service).await?;
+    if let Some(why) = container.not_alone(service) {
+        return Err(ActionError::Other(why));
+    }
     if container.status == Status::Paused {
         // A frozen process cannot act on its stop signal and would be killed.
         cx.system.docker.unpause(&container.id).await?;
@@ -64,16 +67,37 @@ pub(super) async fn start(cx: &ActionContext<'_>, service: &str, wait: bool) -> 
         return server::start(cx, service, wait).await;
     }
     let container = cx.system.container(service).await?;
-    if is_redis(cx, service) && !container.is_running() {
-        redis_files::may_start(cx, service, &container, "it is not started").await?;
-    }
+    let others = stopped_beside(cx, &container).await?;
     let begun = Instant::now();
-    cx.system.docker.start(&container.id).await?;
+    let all: Vec<ContainerInfo> = std::iter::once(container).chain(others).collect();
+    for one in &all {
+        if is_redis(cx, service) && !one.is_running() {
+            redis_files::may_start(cx, service, one, "it is not started").await?;
+        }
+        cx.system.docker.start(&one.id).await?;
+    }
     if !wait {
         return Ok(Outcome::new(format!("{service} is started")));
     }
-    until_up(cx, service, &container, begun).await?;
+    for one in &all {
+        until_up(cx, service, one, begun).await?;
+    }
     Ok(Outcome::new(format!("{service} is up")).fact("start-seconds", begun.elapsed().as_secs_f64()))
+}
+
+/// The other containers of its service that do not run.
+async fn stopped_beside(
+    cx: &ActionContext<'_>,
+    container: &ContainerInfo,
+) -> Result<Vec<ContainerInfo>, ActionError> {
+    let mut stopped = Vec::new();
+    for name in container.replicas.iter().filter(|name| **name != container.name) {
+        let other = cx.system.docker.inspect(name).await?;
+        if matches!(other.status, Status::Exited | Status::Created | Status::Dead) {
+            stopped.push(other);
+        }
+    }
+    Ok(stopped)
 }
 
 pub(super) async fn start_together(
@@ -167,13 +191,16 @@ pub(super) async fn thaw(cx: &ActionContext<'_>, service: &str) -> Result<Outcom
 
 pub(super) async fn restart(cx: &ActionContext<'_>, service: &str) -> Result<Outcome, ActionError> {
     let begun = Instant::now();
+    let container = cx.system.container(service).await?;
+    if let Some(why) = container.not_alone(service) {
+        return Err(ActionError::Other(why));
+    }
     if is_postgres(cx, service) {
         // Known before the stop: one that may not be started again is not stopped either.
         let server = cx.system.postgres(service).await?;
         server::must_be_alone(cx, &server, "it is neither stopped nor started").await?;
         server::must_have_data(cx, &server).await?;
     } else if is_redis(cx, service) {
-        let container = cx.system.container(service).await?;
         redis_files::may_start(cx, service, &container, "it is neither stopped nor started").await?;
     }
     stop(cx, service).await?;
@@ -219,7 +246,7 @@ async fn until_up(
     let end = begun + cx.deadline;
     let mut up = Up::default();
     loop {
-        let state = one(cx.system, service).await;
+        let state = again(cx.system, before).await;
         let Some(facts) = state.found() else {
             return Err(ActionError::Other(match state {
                 ContainerState::Unknown(cause) => cause,

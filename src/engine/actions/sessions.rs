@@ -359,6 +359,15 @@ pub(super) async fn restart_pools(
         if failing.is_empty() {
             break;
         }
+        let container = cx.system.container(application).await?;
+        if let Some(why) = container.not_alone(application) {
+            cx.warn(format!(
+                "{application} does not come back by itself, and is not restarted: {why}; \
+                 `docker restart {}` does that",
+                container.replicas.join(" ")
+            ));
+            continue;
+        }
         if has_sessions(cx, service, application).await? {
             cx.note(format!(
                 "{application} has sessions on {service}: it is not restarted"

@@ -28,7 +28,7 @@ use serde::{Deserialize, Serialize};
 use super::{Certainty, DetectOptions, Diagnosis, LookAlike, PlanRequest, Refusal, Scenario};
 use crate::error::Result;
 use crate::plan::{Plan, Remedy};
-use crate::probe::containers::{ContainerFacts, ContainerState, end_in_words, one};
+use crate::probe::containers::{ContainerFacts, ContainerState, again, end_in_words};
 use crate::probe::observer::Observer;
 use crate::runbook::{Runbook, ServiceKind};
 use crate::system::System;
@@ -101,7 +101,7 @@ impl Scenario for ServiceCrash {
                 .filter_map(|(name, state)| state.found().map(|facts| (name.clone(), facts)))
                 .filter(move |(_, facts)| wanted(facts))
         };
-        let again = async {
+        let second = async {
             let restarted: Vec<_> = found(was_restarted).collect();
             if restarted.is_empty() {
                 return Vec::new();
@@ -109,7 +109,7 @@ impl Scenario for ServiceCrash {
             let now = world.system.docker.clock().await.ok().flatten();
             let young = restarted.into_iter().filter(|(_, f)| may_loop(f, now));
             join_all(young.map(|(name, facts)| async {
-                let state = watch(world.system, &name, facts).await;
+                let state = watch(world.system, facts).await;
                 (name, state)
             }))
             .await
@@ -118,7 +118,7 @@ impl Scenario for ServiceCrash {
             let files = world.system.docker.changed_files(&facts.info.id).await;
             (name, files.unwrap_or_default())
         }));
-        let (again, changed) = tokio::join!(again, changed);
+        let (again, changed) = tokio::join!(second, changed);
         Ok(Evidence {
             taken_at,
             service: options.service.clone(),
@@ -156,10 +156,10 @@ fn is_broken(facts: &ContainerFacts) -> bool {
 }
 
 /// Looks until it has crashed again, or for a while.
-async fn watch(system: &System, service: &str, first: &ContainerFacts) -> ContainerState {
+async fn watch(system: &System, first: &ContainerFacts) -> ContainerState {
     let end = tokio::time::Instant::now() + SECOND_LOOK;
     loop {
-        let state = one(system, service).await;
+        let state = again(system, &first.info).await;
         let crashed = state
             .found()
             .is_some_and(|now| !now.info.is_running() || now.info.restart_count != first.info.restart_count);
@@ -276,7 +276,8 @@ fn patients<'a>(ev: &'a Evidence, rb: &'a Runbook) -> Vec<Patient<'a>> {
 }
 
 fn in_words(p: &Patient<'_>) -> String {
-    let (service, info) = (p.service, &p.facts.info);
+    let info = &p.facts.info;
+    let service = format!("{}{}", p.service, info.among());
     match p.trouble {
         Trouble::Frozen if info.status == Status::Paused => format!("{service} is paused by the engine"),
         Trouble::Frozen => format!("{service} is stopped by a signal (its main process is in state T)"),

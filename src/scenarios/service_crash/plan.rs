@@ -152,7 +152,12 @@ fn step(p: &Patient<'_>, remedy: Remedy, rb: &Runbook, run: &str) -> Step {
                 service: service.clone(),
                 wait: true,
             }),
-            undo: Undo::Action(Action::Workload(WorkloadAction::Stop { service })),
+            undo: if p.facts.info.replicas.len() > 1 {
+                // The others served before.
+                Undo::Manual(format!("docker stop {}", p.facts.info.name))
+            } else {
+                Undo::Action(Action::Workload(WorkloadAction::Stop { service }))
+            },
             timeout_seconds,
         },
         Remedy::Recreate => recreation(p, why, timeout_seconds, run),

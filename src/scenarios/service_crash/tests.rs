@@ -134,6 +134,24 @@ fn a_recreation_keeps_the_old_container_and_can_be_taken_back() {
 }
 
 #[test]
+fn of_several_containers_the_one_in_trouble_is_named_and_the_others_are_not_stopped_by_an_undo() {
+    let ev = evidence(|f| {
+        f.info.status = Status::Exited;
+        f.info.exit_code = 137;
+        f.info.replicas = ["simgen_api1_1", "simgen_api1_2"].map(str::to_owned).into();
+    });
+    let d = diagnose(&ev, &runbook());
+    let named = "api1 (simgen_api1_1, the worst of 2 containers) does not run";
+    assert!(d.reasons[0].starts_with(named), "{d:?}");
+    let plan = ServiceCrash::plan(&ev, &runbook(), &request()).unwrap();
+    assert!(plan.steps[0].action.changes_the_container_of().is_empty());
+    assert!(matches!(&plan.steps[0].undo, Undo::Manual(text) if text == "docker stop simgen_api1_1"));
+    let ev = evidence(looping);
+    let plan = ServiceCrash::plan(&ev, &runbook(), &request()).unwrap();
+    assert_eq!(plan.steps[0].action.changes_the_container_of(), ["api1"]);
+}
+
+#[test]
 fn a_restart_that_did_not_hold_is_followed_by_a_recreation_and_that_by_nothing() {
     let ev = evidence(|f| f.info.health = Some("unhealthy".into()));
     let mut asked = request();
