@@ -394,9 +394,14 @@ fn plan(ev: &Evidence, rb: &Runbook, request: &PlanRequest) -> Result<Plan, Refu
 fn steps(treatable: &[(&str, &ContainerFacts)], rb: &Runbook) -> Vec<Step> {
     let stopped =
         |facts: &ContainerFacts| matches!(facts.info.status, Status::Created | Status::Exited | Status::Dead);
+    // A restart of one of several containers is refused, and with it everything that is down. The
+    // engine goes on starting them, and they come up when what they need does.
+    let left =
+        |facts: &ContainerFacts| facts.info.status == Status::Restarting && facts.info.replicas.len() > 1;
+    let others = treatable.iter().any(|(_, facts)| !left(facts));
     let mut steps: Vec<Step> = treatable
         .iter()
-        .filter(|(_, facts)| !stopped(facts))
+        .filter(|(_, facts)| !stopped(facts) && !(others && left(facts)))
         .map(|(name, facts)| single(name, facts, rb))
         .collect();
     let mut waiting: Vec<&str> = treatable
@@ -629,6 +634,29 @@ mod tests {
             "{plan_:?}"
         );
         assert!(waits_for(&plan_).contains(&"cv_service".to_owned()));
+    }
+
+    #[test]
+    fn a_service_whose_several_containers_crash_does_not_keep_all_the_others_down() {
+        let mut ev = evidence(&["postgres", "redis", "nginx"]);
+        let mut facts = container("api1");
+        facts.info.status = Status::Restarting;
+        let titles = |ev: &Evidence| {
+            let plan = plan(ev, &runbook(), &request()).unwrap();
+            plan.steps
+                .iter()
+                .map(|s| s.title.clone())
+                .collect::<Vec<_>>()
+                .join("; ")
+        };
+        ev.containers
+            .insert("api1".into(), ContainerState::Found(Box::new(facts.clone())));
+        assert!(titles(&ev).contains("Restart api1"));
+        facts.info.replicas = ["simgen_api1_1", "simgen_api1_2"].map(str::to_owned).into();
+        ev.containers
+            .insert("api1".into(), ContainerState::Found(Box::new(facts)));
+        assert!(!titles(&ev).contains("api1"), "{}", titles(&ev));
+        assert!(titles(&ev).contains("postgres"));
     }
 
     #[test]

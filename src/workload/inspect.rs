@@ -343,7 +343,6 @@ fn container_info(raw: ContainerInspectResponse) -> ContainerInfo {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::scenarios::service_crash::fixtures::container;
 
     /// Names of the containers that are looked at, of some given as name, number and state.
     fn chosen(all: &[(&str, &str, &str)]) -> Vec<String> {
@@ -378,8 +377,11 @@ mod tests {
     fn a_service_is_as_its_worst_container() {
         let of = |changes: &[fn(&mut ContainerInfo)]| {
             let infos = changes.iter().enumerate().map(|(at, change)| {
-                let mut info = container("web").info;
-                info.name = format!("web-{}", at + 1);
+                let raw = serde_json::json!({
+                    "Name": format!("/web-{}", at + 1), "RestartCount": 0,
+                    "State": {"Status": "running", "StartedAt": "2026-11-20T20:00:00Z", "Health": {"Status": "healthy"}}
+                });
+                let mut info = container_info(serde_json::from_value(raw).unwrap());
                 change(&mut info);
                 info
             });
