@@ -56,16 +56,18 @@ pub fn judge(
     found
 }
 
-/// The state of all of it. Without an engine nothing is known of most, whatever the rest looks like.
+/// The state of all of it. Without an engine nothing is known of most, so what is left being well, or nearly, says
+/// nothing; what is critical is so all the same, and nobody is woken by UNKNOWN.
 #[must_use]
 pub fn overall(findings: &[Finding]) -> Level {
+    let worst = findings.iter().fold(Level::Ok, |worst, f| worst.or(f.level));
     let blind = findings
         .iter()
         .any(|f| f.key == "engine" && f.level == Level::Unknown);
-    if blind {
+    if blind && worst != Level::Critical {
         return Level::Unknown;
     }
-    findings.iter().fold(Level::Ok, |worst, f| worst.or(f.level))
+    worst
 }
 
 /// A container: how it is, whether it was restarted since the last run, how much memory it has left.
@@ -374,6 +376,29 @@ pub(super) fn cast(n: u64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn without_an_engine_what_is_critical_is_said() {
+        use Level::{Critical, Ok, Unknown, Warning};
+        let of = |engine, rest: &[Level]| {
+            let mut found = vec![Finding::new("engine", engine, "")];
+            found.extend(
+                rest.iter()
+                    .map(|level| Finding::new("endpoint/health", *level, "")),
+            );
+            overall(&found)
+        };
+        for (engine, rest, level) in [
+            (Ok, &[Ok, Ok][..], Ok),
+            (Ok, &[Unknown, Warning], Warning),
+            (Ok, &[Unknown, Ok], Unknown),
+            (Unknown, &[Ok], Unknown),
+            (Unknown, &[Warning], Unknown),
+            (Unknown, &[Critical, Unknown], Critical),
+        ] {
+            assert_eq!(of(engine, rest), level, "{engine:?} {rest:?}");
+        }
+    }
 
     #[test]
     fn an_endpoint_that_mostly_fails_is_not_well_whatever_the_limits() {

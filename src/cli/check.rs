@@ -24,8 +24,8 @@ const REQUESTS: usize = 5;
     after_help = "Looks only, except for its own memory in the state directory. The first line on standard output is that of a \
 monitoring plugin, values included; a line for each thing follows. Who is told, and when, is said in the runbook: \
 `thresholds`, `alerts` and `notify`.\n\n\
-Exit codes, of this command alone: 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN (also when the runbook is invalid or the engine \
-does not answer). Whether somebody could be told does not change them.\n\n\
+Exit codes, of this command alone: 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN (also when the runbook is invalid, or the engine \
+does not answer and nothing that can be seen without it is critical). Whether somebody could be told does not change them.\n\n\
 Examples:\n  drctl check\n  drctl check --dry-run    # look, remember nothing, tell nobody\n  \
 drctl check --textfile /var/lib/prometheus/node-exporter/drctl.prom"
 )]

@@ -304,6 +304,15 @@ fn dead_engine(stack: &Stack) {
         // What can be seen without it is seen.
         assert!(out.stdout.contains("[OK] endpoint health"), "{}", out.stdout);
     }
+    // What is critical without it is not hidden behind it: here there is no backup.
+    let backups = stack.dir.path().join("backups");
+    let set_aside = stack.dir.path().join("backups-aside");
+    std::fs::rename(&backups, &set_aside).unwrap();
+    let mut command = stack.command(&["check", "--no-notify"]);
+    command.env("DOCKER_HOST", "unix:///nonexistent/docker.sock");
+    let out = run(&mut command, None, Duration::from_secs(30));
+    std::fs::rename(&set_aside, &backups).unwrap();
+    ended(&out, 2, "CRITICAL");
     let out = run(
         Command::new(env!("CARGO_BIN_EXE_drctl")).args(["check", "-r", "/nonexistent.yaml"]),
         None,
