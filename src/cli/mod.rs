@@ -77,10 +77,10 @@ pub struct Global {
     /// Show what would be done and stop; nothing is changed, nothing is written
     #[arg(short = 'n', long, global = true)]
     pub dry_run: bool,
-    /// Answer yes to every question, but not to irreversible steps: those need --confirm
+    /// Answer yes to every question, except where the name must be typed: see --confirm
     #[arg(short, long, global = true)]
     pub yes: bool,
-    /// The deployment's name: the typed agreement to an irreversible step
+    /// The deployment's name, the agreement that --yes is not: to what cannot be undone, to a fault in `staging`, and in `production` to whatever users notice (a restart, a pause of writes)
     #[arg(long, global = true, value_name = "NAME")]
     pub confirm: Option<String>,
     /// Only errors and the result

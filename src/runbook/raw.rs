@@ -30,7 +30,7 @@ pub struct Runbook {
     pub version: u32,
     /// The deployment's name. It is what the operator types for `--confirm`, and it labels everything that drctl creates.
     pub deployment: SystemName,
-    /// How careful drctl must be. Faults are injected only where this says `lab` or `staging`.
+    /// How careful drctl must be. With `production` a plan that users notice wants the deployment's name typed, not only a yes. Faults are injected only where this says `lab` or `staging`.
     pub environment: Environment,
     /// Where the services run.
     pub platform: Platform,
@@ -65,7 +65,7 @@ pub struct Runbook {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Environment {
-    /// Real users. No fault is ever injected here, drills run in a clone.
+    /// Real users. No fault is ever injected here. A plan that users notice, by a restart or a pause of writes, needs the deployment's name typed (`--confirm NAME`): `--yes` is not enough.
     Production,
     /// Nobody is hurt by an outage. Faults may be injected.
     Staging,
