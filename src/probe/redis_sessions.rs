@@ -1,4 +1,4 @@
-//! UserSessions as an application keeps them in Redis: a set of all of them, and a key for each
+//! Sessions as an application keeps them in Redis: a set of all of them, and a key for each
 //! that lives.
 
 use serde::{Deserialize, Serialize};

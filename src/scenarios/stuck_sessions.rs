@@ -1,4 +1,4 @@
-//! UserSessions that nobody holds any more and that still count.
+//! Sessions that nobody holds any more and that still count.
 //!
 //! Symptom: "session limit reached" although hardly anybody is connected. Cause: a session
 //! that ended by its lifetime stays a member of the set that is counted.
@@ -51,8 +51,7 @@ const REAL_SHARE: u64 = 10;
 
 impl Scenario for StuckSessions {
     const NAME: &'static str = "stuck-sessions";
-    const ABOUT: &'static str =
-        "UserSessions that nobody holds any more and that still count against the limit";
+    const ABOUT: &'static str = "Sessions that nobody holds any more and that still count against the limit";
     const REMEDIES: &'static [Remedy] = &[Remedy::ClearStale];
     const CAUSES: &'static [&'static str] = &[];
     type Evidence = Evidence;
