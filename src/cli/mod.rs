@@ -52,15 +52,9 @@ pub struct Cli {
 #[derive(Debug, Args, Clone)]
 #[command(next_help_heading = "Options of every command")]
 pub struct Global {
-    /// The runbook. Default: ./drctl.yaml, then $XDG_CONFIG_HOME/drctl/runbook.yaml, then /etc/drctl/runbook.yaml
-    #[arg(
-        short,
-        long,
-        global = true,
-        env = "DRCTL_RUNBOOK",
-        hide_env_values = true,
-        value_name = "PATH"
-    )]
+    /// The runbook. Default: $DRCTL_RUNBOOK, else the first that exists of ./drctl.yaml, $XDG_CONFIG_HOME/drctl/runbook.yaml and /etc/drctl/runbook.yaml
+    // The variable is read where the file is looked for, so that an error names what has named it.
+    #[arg(short, long, global = true, value_name = "PATH")]
     pub runbook: Option<PathBuf>,
     /// Where drctl keeps incidents and locks. Default: $XDG_STATE_HOME/drctl, /var/lib/drctl for root
     #[arg(

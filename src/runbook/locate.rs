@@ -158,14 +158,13 @@ mod tests {
         let home = Home::new();
         home.file("drctl.yaml");
         let missing = home.0.path().join("missing.yaml");
-        assert_eq!(home.locate(Some(&missing), &[]).unwrap_err().looked_at.len(), 1);
-        assert_eq!(
-            home.locate(None, &[("DRCTL_RUNBOOK", &missing)])
-                .unwrap_err()
-                .looked_at
-                .len(),
-            1
-        );
+        let named_by = |found: Result<PathBuf, NotFound>| {
+            let places = found.unwrap_err().looked_at;
+            places.iter().map(|place| place.named_by).collect::<Vec<_>>()
+        };
+        assert_eq!(named_by(home.locate(Some(&missing), &[])), ["--runbook"]);
+        let by_variable = home.locate(None, &[("DRCTL_RUNBOOK", &missing)]);
+        assert_eq!(named_by(by_variable), ["$DRCTL_RUNBOOK"]);
     }
 
     #[test]

@@ -137,6 +137,40 @@ fn every_command_has_a_page() {
     }
 }
 
+/// A named runbook is the only one, and the error says what has named it.
+#[test]
+fn a_missing_runbook_is_blamed_on_who_named_it() {
+    let home = tempfile::tempdir().unwrap();
+    std::fs::write(home.path().join("drctl.yaml"), "version: 1\n").unwrap();
+    for (flag, variable, named_by) in [
+        (
+            None,
+            "missing.yaml",
+            "missing.yaml ($DRCTL_RUNBOOK): does not exist",
+        ),
+        (
+            Some("gone.yaml"),
+            "missing.yaml",
+            "gone.yaml (--runbook): does not exist",
+        ),
+        // An empty variable is none.
+        (None, "", "drctl.yaml:1:1"),
+    ] {
+        let out = Command::new(env!("CARGO_BIN_EXE_drctl"))
+            .args(["backup", "list"])
+            .args(flag.map(|path| ["--runbook", path]).into_iter().flatten())
+            .current_dir(home.path())
+            .env_clear()
+            .env("HOME", home.path())
+            .env("DRCTL_RUNBOOK", variable)
+            .output()
+            .unwrap();
+        let stderr = String::from_utf8_lossy(&out.stderr);
+        assert_eq!(out.status.code(), Some(3), "{stderr}");
+        assert!(stderr.contains(named_by), "{named_by} is not in\n{stderr}");
+    }
+}
+
 /// The exit codes that can be had without an engine, each with words on standard error.
 #[test]
 fn exit_codes() {
