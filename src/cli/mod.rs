@@ -38,8 +38,9 @@ use crate::ui;
 )]
 #[command(
     after_help = "Exit codes: 0 pass, 1 internal error, 2 usage, 3 runbook invalid, 4 refused (nothing changed), 5 declined, \
-6 locked, 7 unreachable, 8 failed and undone, 9 failed and left changed (resume or undo), 10 verification failed, \
-11 backup damaged, 12 could not verify, 130 and 143 interrupted, state safe."
+6 locked, 7 unreachable, 8 failed and undone, 9 failed and left changed (resume or undo), 10 verification failed \
+(status, diagnose: something is wrong), 11 backup damaged, 12 could not verify, 130 and 143 interrupted, state safe. \
+`drctl check` has four of its own."
 )]
 pub struct Cli {
     #[command(flatten)]
