@@ -1,7 +1,8 @@
 //! Which backup sets are kept. Pure: the sets, the runbook's rules and what must not go come
 //! in, a decision about each comes out.
 //!
-//! The rules are restic's (`restic forget --keep-*`): a set stays when any rule wants it;
+//! The rules are restic's of the same names (`restic forget --keep-last`, `--keep-hourly` to `--keep-yearly`; those by
+//! tag and by duration have no counterpart): a set stays when any rule wants it;
 //! `daily: 7` wants the newest set of each of the last seven days that have one, and while a
 //! rule has room left the oldest set is wanted too, so that a yearly one can come into being.
 //! Times are those of the labels, in UTC.
@@ -119,6 +120,10 @@ fn rules(keep: &Keep) -> Vec<Rule> {
     };
     vec![
         rule("last", keep.last, ToString::to_string as fn(&Label) -> String),
+        rule("hourly", keep.hourly, |l| {
+            l.at()
+                .map_or_else(String::new, |at| at.strftime("%Y-%m-%dT%H").to_string())
+        }),
         rule("daily", keep.daily, |l| {
             date(l).map_or_else(String::new, |d| d.to_string())
         }),
@@ -212,6 +217,7 @@ mod tests {
 
     const NONE: Keep = Keep {
         last: 0,
+        hourly: 0,
         daily: 0,
         weekly: 0,
         monthly: 0,
@@ -232,10 +238,14 @@ mod tests {
             "20270105T020000Z",
         ];
         let sets: Vec<Candidate> = labels.iter().map(|l| set(l)).collect();
-        let table: [(Keep, &[&str]); 7] = [
+        let table: [(Keep, &[&str]); 8] = [
             (
                 Keep { last: 3, ..NONE },
                 &["20270105T020000Z", "20270104T140000Z", "20270104T020000Z"],
+            ),
+            (
+                Keep { hourly: 2, ..NONE },
+                &["20270105T020000Z", "20270104T140000Z"],
             ),
             (
                 Keep { daily: 3, ..NONE },
@@ -263,6 +273,24 @@ mod tests {
         for (keep, expected) in table {
             assert_eq!(kept(&sets, keep), expected, "{keep:?}");
         }
+    }
+
+    #[test]
+    fn an_hour_ends_where_the_next_begins() {
+        let labels = [
+            "20270104T130000Z",
+            "20270104T135959Z",
+            "20270104T140000Z",
+            "20270104T145959Z",
+            "20270104T145959Z-2",
+            "20270105T140000Z",
+        ];
+        let sets: Vec<Candidate> = labels.iter().map(|l| set(l)).collect();
+        let hourly = Keep { hourly: 3, ..NONE };
+        assert_eq!(
+            kept(&sets, hourly),
+            ["20270105T140000Z", "20270104T145959Z-2", "20270104T135959Z"]
+        );
     }
 
     #[test]
@@ -313,13 +341,13 @@ mod tests {
         #[test]
         fn whatever_the_rules_are(
             sets in prop::collection::vec(candidate(), 0..40),
-            counts in any::<[u8; 5]>(),
+            counts in any::<[u8; 6]>(),
         ) {
             let mut sets = sets;
             sets.sort_by(|a, b| a.label.cmp(&b.label));
             sets.dedup_by(|a, b| a.label == b.label);
-            let [last, daily, weekly, monthly, yearly] = counts.map(|n| u32::from(n % 9));
-            let keep = Keep { last, daily, weekly, monthly, yearly };
+            let [last, hourly, daily, weekly, monthly, yearly] = counts.map(|n| u32::from(n % 9));
+            let keep = Keep { last, hourly, daily, weekly, monthly, yearly };
             let decided = decide(&sets, &keep);
             prop_assert_eq!(decided.len(), sets.len());
             let goes = |c: &Candidate| decided.iter().any(|d| d.label == c.label && d.goes());
@@ -334,7 +362,7 @@ mod tests {
             let sound = sets.iter().filter(|c| c.unsound.is_none()).count();
             let kept = sets.iter().filter(|c| c.unsound.is_none() && !goes(c)).count();
             prop_assert!(kept >= sound.min(last as usize));
-            prop_assert!(kept <= (last + daily + weekly + monthly + yearly) as usize + 3);
+            prop_assert!(kept <= (last + hourly + daily + weekly + monthly + yearly) as usize + 3);
             // Deciding again about what is left removes nothing.
             let left: Vec<Candidate> = sets.iter().filter(|c| !goes(c)).cloned().collect();
             prop_assert!(decide(&left, &keep).iter().all(|d| !d.goes()));

@@ -19,7 +19,8 @@ use crate::system::System;
 use crate::ui;
 
 /// After the help of `drctl backup prune`.
-pub(super) const HELP: &str = "The rules are those of restic: a set stays when any of them wants it, and while one has room \
+pub(super) const HELP: &str = "The rules are those of restic: `last`, and `hourly`, `daily`, `weekly`, `monthly` and `yearly`, each of which \
+wants the newest set of so many hours, days … that have one. A set stays when any of them wants it, and while one has room \
 left the oldest set stays too. Whatever they say, the newest set, the last verified ones and one that a recovery needs stay; \
 sets of other deployments are never touched.\n\n\
 Examples:\n  drctl backup prune --dry-run\n  drctl backup prune --yes";

@@ -437,12 +437,14 @@ pub struct Backup {
     pub keep: Option<Keep>,
 }
 
-/// Which backup sets are kept. A set is kept when any of the rules wants it; days, weeks (from Monday), months and years are those of UTC.
+/// Which backup sets are kept. A set is kept when any of the rules wants it; hours, days, weeks (from Monday), months and years are those of UTC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 pub struct Keep {
     /// The newest sets, so many.
     pub last: u32,
+    /// The newest set of an hour, for so many hours that have one.
+    pub hourly: u32,
     /// The newest set of a day, for so many days that have one.
     pub daily: u32,
     /// The newest set of a week, for so many weeks that have one.
