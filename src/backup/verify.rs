@@ -1,4 +1,4 @@
-//! Whether a set would still restore: its digests, its base backup against PostgreSQL's own
+//! Whether a set is as it was written and can be read to its end: its digests, its base backup against PostgreSQL's own
 //! manifest, a full read of its dumps, and its shape against the set before it.
 
 use std::path::Path;

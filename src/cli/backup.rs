@@ -18,9 +18,21 @@ use crate::event::{self, EVENT_VERSION, Event, Phase, Verdict};
 use crate::system::System;
 use crate::ui;
 
+/// After the help of `drctl backup`.
+const HELP: &str = "The server goes on serving. Older sets are not touched before the new one is complete; with `backup.keep` in the \
+runbook the new one is then verified, and old ones go by its rules, which cannot be undone. A run that fails or is cut off \
+leaves nothing that could be taken for a set.\n\n\
+Examples:\n  drctl backup --dry-run    # what would be written, how much it needs\n  drctl backup\n  drctl backup verify";
+
+/// After the help of `drctl backup verify`.
+const VERIFY_HELP: &str = "Every byte is read, and nothing is restored: it shows that the files are those that were written and can be \
+read to their end, not that a server starts from them. What a restore brings is proven by the recovery or the drill that does \
+it. What was found is written to `proof.json` in the set; a set that failed is not restored from.\n\n\
+Examples:\n  drctl backup verify\n  drctl backup verify --all";
+
 /// Arguments of `drctl backup`.
 #[derive(Debug, Args)]
-#[command(args_conflicts_with_subcommands = true)]
+#[command(args_conflicts_with_subcommands = true, after_help = HELP)]
 pub struct BackupArgs {
     #[command(subcommand)]
     verb: Option<BackupVerb>,
@@ -31,6 +43,7 @@ pub struct BackupArgs {
 #[derive(Debug, Subcommand)]
 enum BackupVerb {
     /// Make a backup set: a dump of each database and a copy of each server (the default)
+    #[command(after_help = HELP)]
     Create(CreateArgs),
     /// List the backup sets
     List,
@@ -40,7 +53,8 @@ enum BackupVerb {
         #[arg(default_value = "latest")]
         label: String,
     },
-    /// Check that a backup set would still restore: digests, base backup, a full read of the dumps
+    /// Check a backup set: digests, the base backup's own manifest, a full read of the dumps
+    #[command(after_help = VERIFY_HELP)]
     Verify(VerifyArgs),
     /// Remove the backup sets that `backup.keep` in the runbook no longer wants
     #[command(after_help = super::prune::HELP)]

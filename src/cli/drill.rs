@@ -15,6 +15,12 @@ use crate::ui;
 
 /// Arguments of `drctl drill`.
 #[derive(Debug, Args)]
+#[command(
+    after_help = "Faults are real: users of the deployment notice them. They are injected only where the runbook says \
+`environment: lab`, or `staging` and the name is given by --confirm. The original is saved before, and every fault is put right \
+when its --ttl is over; `heal` does it now.\n\n\
+Examples:\n  drctl drill list\n  drctl drill inject db-corruption/heap-page --dry-run\n  drctl drill heal"
+)]
 pub struct DrillArgs {
     #[command(subcommand)]
     verb: DrillVerb,

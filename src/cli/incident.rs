@@ -15,7 +15,11 @@ use crate::{engine, recover, ui};
 /// Arguments of `drctl incident`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "An ID may be cut short. Without one, the latest incident of the deployment that is not closed is meant."
+    after_help = "An ID may be cut short. Without one, the latest incident of the deployment that is not closed is meant.\n\n\
+`undo` brings the old data back into service and keeps what was written since beside it; what a step could not keep (ended \
+sessions, removed sets) stays gone, as the plan has said. `close` lets go of the old data and cannot be taken back: it needs \
+the deployment's name.\n\n\
+Examples:\n  drctl incident show\n  drctl incident undo --dry-run\n  drctl incident report 20261120 > report.md"
 )]
 pub struct IncidentArgs {
     #[command(subcommand)]

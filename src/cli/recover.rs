@@ -42,37 +42,92 @@ enum ScenarioVerb {
     DbCorruption(DbCorruptionArgs),
     #[command(name = DbDown::NAME, about = DbDown::ABOUT, after_help = DB_DOWN)]
     DbDown(ScenarioArgs<DbDown>),
-    #[command(name = ConnectionExhaustion::NAME, about = ConnectionExhaustion::ABOUT)]
+    #[command(name = ConnectionExhaustion::NAME, about = ConnectionExhaustion::ABOUT, after_help = CONNECTION_EXHAUSTION)]
     ConnectionExhaustion(ConnectionExhaustionArgs),
-    #[command(name = NetworkPartition::NAME, about = NetworkPartition::ABOUT)]
+    #[command(name = NetworkPartition::NAME, about = NetworkPartition::ABOUT, after_help = NETWORK_PARTITION)]
     NetworkPartition(ScenarioArgs<NetworkPartition>),
-    #[command(name = ServiceCrash::NAME, about = ServiceCrash::ABOUT)]
+    #[command(name = ServiceCrash::NAME, about = ServiceCrash::ABOUT, after_help = SERVICE_CRASH)]
     ServiceCrash(ScenarioArgs<ServiceCrash>),
-    #[command(name = RedisOom::NAME, about = RedisOom::ABOUT)]
+    #[command(name = RedisOom::NAME, about = RedisOom::ABOUT, after_help = REDIS_OOM)]
     RedisOom(ScenarioArgs<RedisOom>),
-    #[command(name = RedisFailing::NAME, about = RedisFailing::ABOUT)]
+    #[command(name = RedisFailing::NAME, about = RedisFailing::ABOUT, after_help = REDIS_FAILURE)]
     RedisFailure(ScenarioArgs<RedisFailing>),
-    #[command(name = StuckSessions::NAME, about = StuckSessions::ABOUT)]
+    #[command(name = StuckSessions::NAME, about = StuckSessions::ABOUT, after_help = STUCK_SESSIONS)]
     StuckSessions(ScenarioArgs<StuckSessions>),
     #[command(name = DiskFull::NAME, about = DiskFull::ABOUT, after_help = DISK_FULL)]
     DiskFull(DiskFullArgs),
-    #[command(name = ServiceOverload::NAME, about = ServiceOverload::ABOUT)]
+    #[command(name = ServiceOverload::NAME, about = ServiceOverload::ABOUT, after_help = SERVICE_OVERLOAD)]
     ServiceOverload(ScenarioArgs<ServiceOverload>),
-    #[command(name = Outage::NAME, about = Outage::ABOUT)]
+    #[command(name = Outage::NAME, about = Outage::ABOUT, after_help = OUTAGE)]
     Outage(ScenarioArgs<Outage>),
 }
 
-const DB_CORRUPTION: &str = "Looks, names the cause, shows a plan of the least destructive remedy, and asks. The damaged \
-data is kept until `drctl incident close`; `drctl incident undo` brings it back.\n\n\
+// After the help of each scenario: what it does, at worst; what is lost; whether it can be taken back; an example.
+
+const DB_CORRUPTION: &str = "Looks, names the cause, shows a plan of the least destructive remedy, and asks. At \
+worst the whole server is restored from a backup, or a copy of the damaged data is made to start; what is lost then \
+is what neither the backup, nor the log since, nor the damaged tables show, and the plan says it before. The \
+damaged data is kept until `drctl incident close`; `drctl incident undo` brings it back.\n\n\
 Examples:\n  drctl recover db-corruption --dry-run\n  drctl recover db-corruption --yes --confirm simgen --json";
 
-const DISK_FULL: &str = "Frees what is safe, in this order and only until there is enough: backup sets that backup.keep in the \
-runbook no longer wants, images of this deployment that nobody uses, logs after they were archived on another disk. Then \
-PostgreSQL and Redis are brought back. Volumes, pg_wal and replication slots are never touched.";
-const DB_DOWN: &str = "Waits while the server replays its log, thaws or starts it, or sets aside exactly what keeps it from \
-running: a setting, an owner or mode, a left-over file. What was there before is kept until `drctl incident close`, and \
-`drctl incident undo` brings it back. Damaged data is handed over to db-corruption, a full disk to disk-full.\n\n\
+const DB_DOWN: &str = "Waits while the server replays its log, thaws or starts it, or sets aside exactly what keeps \
+it from running: a setting, an owner or mode, a left-over file. At worst it is restarted, and transactions that \
+were open are rolled back; nothing that was committed is lost. What was there before is kept until `drctl incident \
+close`, and `drctl incident undo` brings it back. Damaged data is handed over to db-corruption, a full disk to \
+disk-full.\n\n\
 Examples:\n  drctl recover db-down --dry-run\n  drctl recover db-down --yes --json";
+
+const CONNECTION_EXHAUSTION: &str = "Ends the one session that all others wait for, or sessions that hold \
+connections without working, the oldest first; at worst restarts the application's services, one by one. Lost is \
+the work of transactions that were left open, and with --running-over of long statements; what was committed stays. \
+An ended session cannot be brought back, so there is no undo.\n\n\
+Example:\n  drctl recover connection-exhaustion --dry-run    # who holds what, who waits for whom";
+
+const NETWORK_PARTITION: &str = "Connects containers to the networks and names that they have lost. At worst a \
+container's connections break for a moment, a network that is gone is created with a range of the engine's choice, \
+or a service whose port the host does not pass on is restarted; never PostgreSQL or Redis. No data is touched. \
+`drctl incident undo` puts the networks back as they were found.\n\n\
+Example:\n  drctl recover network-partition --dry-run";
+
+const SERVICE_CRASH: &str = "Thaws, starts or restarts a service of the application; at worst creates its container \
+anew from the same image. What the service wrote outside its volumes is then missing in the new container; the old \
+one is kept, stopped, until `drctl incident close`, and `drctl incident undo` brings it back. A service that was \
+started is stopped again.\n\n\
+Example:\n  drctl recover service-crash --service api1";
+
+const REDIS_OOM: &str = "Raises the memory limit within what the container and the machine have, until the next \
+start of the server; `drctl incident undo` lowers it again, unless keys would be evicted by that. At worst deletes \
+the keys that the runbook calls disposable, in small batches: they are lost, and that cannot be undone. No other \
+key is deleted.\n\n\
+Example:\n  drctl recover redis-oom --dry-run    # what fills it, by pattern";
+
+const REDIS_FAILURE: &str = "Thaws, starts or restarts it, ends a script that has written nothing, saves once more, or \
+mends files that it cannot load, on a copy. At worst it is started empty, and every key is lost, or restarted, and what \
+was not saved is lost; the plan says before what it costs. Files that were replaced are kept until `drctl incident close`, \
+and `drctl incident undo` brings them back.\n\n\
+Example:\n  drctl recover redis-failure --dry-run    # what would be lost, if anything";
+
+const STUCK_SESSIONS: &str = "Removes from the set that counts sessions those members whose session does not exist, \
+and no others: nobody is logged out. They are kept in a set of their own for a day; until then `drctl incident \
+undo` puts them back.\n\n\
+Example:\n  drctl recover stuck-sessions --dry-run";
+
+const DISK_FULL: &str = "Frees what is safe, in this order and only until there is enough: backup sets that \
+backup.keep in the runbook no longer wants, images of this deployment that nobody uses, logs after they were \
+archived on another disk. Then PostgreSQL and Redis are brought back. Removed sets and images do not come back, so \
+those need the deployment's name; a log is in its archive. Volumes, pg_wal and replication slots are never touched.\n\n\
+Example:\n  drctl recover disk-full --yes --confirm simgen";
+
+const SERVICE_OVERLOAD: &str = "Gives a service more memory or processor time, live and within what the machine has \
+free, or starts a second instance where the runbook allows that; `drctl incident undo` takes both back. At worst \
+restarts the service, and requests that it was serving fail. No data is touched.\n\n\
+Example:\n  drctl recover service-overload --remedy scale-out --dry-run";
+
+const OUTAGE: &str = "Starts everything that is stopped, each service after what it needs and only when that \
+answers, and checks all of it. Nothing is removed or created anew, and nothing is lost. At worst a service that \
+crashes again and again is restarted. `drctl incident undo` stops what was started. Where the engine itself does \
+not answer, it tells what is known without it and what to type.\n\n\
+Example:\n  drctl recover outage --dry-run";
 
 /// What every scenario understands.
 #[derive(Debug, Args)]

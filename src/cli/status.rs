@@ -27,7 +27,7 @@ Exit code 0: all is well; 10: something is not, or is beyond a limit of the runb
 Examples:\n  drctl status\n  drctl status --watch     # again and again, until Ctrl-C\n  drctl status --json"
 )]
 pub struct StatusArgs {
-    /// Look again every so often, every 2 seconds when nothing is said; Ctrl-C ends it
+    /// Look again every so often, every 2 seconds when nothing is said; Ctrl-C ends it. Needs a terminal, or --json
     #[arg(long, value_name = "EVERY", num_args = 0..=1, default_missing_value = "2s", value_parser = super::duration)]
     watch: Option<Duration>,
 }

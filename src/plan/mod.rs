@@ -71,7 +71,7 @@ pub enum Remedy {
     Restart,
     /// Start a second instance of a service.
     ScaleOut,
-    /// Create a container anew from the image that ran last.
+    /// Create a container anew from the same image.
     Recreate,
     /// Build damaged indexes anew from their tables.
     Reindex,
@@ -145,7 +145,7 @@ impl Remedy {
             Self::LoadSnapshot => "load its snapshot instead of its append-only file",
             Self::Restart => "restart it",
             Self::ScaleOut => "start a second instance",
-            Self::Recreate => "create its container anew from the image that ran last",
+            Self::Recreate => "create its container anew from the same image",
             Self::Reindex => "build the damaged indexes anew",
             Self::RestoreDatabase => "restore the database beside the damaged one and swap names",
             Self::RestoreCluster => "restore the whole server beside the old data, replay its WAL and switch",
