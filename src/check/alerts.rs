@@ -12,6 +12,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::backup_run;
 use super::finding::{Finding, Level};
 
 /// What is not looked at any more is forgotten after this time: it has left the runbook.
@@ -127,7 +128,8 @@ pub fn step(
             wrong(tracks, finding, policy, now)
         });
     }
-    tracks.retain(|_, track| elapsed(track.seen, now) < FORGET);
+    // Backups may be a week apart.
+    tracks.retain(|key, track| key == backup_run::KEY || elapsed(track.seen, now) < FORGET);
     news
 }
 

@@ -1,4 +1,4 @@
-//! What one run of `check` leaves for the next: who has been told of what, what is still to be told, and samples for
+//! What one run of `check`, or of `backup`, leaves for the next: who has been told of what, what is still to be told, and samples for
 //! whatever is judged over time. One JSON file for each deployment in the state directory.
 
 use std::collections::BTreeMap;
@@ -70,7 +70,7 @@ pub struct Message {
     pub at: Timestamp,
     /// `alert`, `recovery` or `reminder`.
     pub kind: String,
-    /// The state of the whole deployment then: `OK`, `WARNING` …
+    /// The state of the whole deployment then: `OK`, `WARNING` …; of a backup, how it ended.
     pub status: String,
     /// One line.
     pub subject: String,

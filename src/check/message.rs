@@ -67,13 +67,14 @@ fn minute(at: Timestamp) -> String {
 }
 
 /// The one message of a run that has news; what is wrong and was told before is listed as well, so that the last
-/// message is always the whole picture.
+/// message is always the whole picture. `next` is what to type when something is wrong.
 #[must_use]
 pub fn compose(
     deployment: &str,
     overall: Level,
     findings: &[Finding],
     news: &[News],
+    next: &str,
     now: Timestamp,
 ) -> Option<Message> {
     let of = |wanted: fn(&Change) -> bool| news.iter().filter(move |n| wanted(&n.change)).collect::<Vec<_>>();
@@ -132,7 +133,7 @@ pub fn compose(
         }
     }
     if kind != "recovery" {
-        let _ = writeln!(body, "\nNext: drctl diagnose");
+        let _ = writeln!(body, "\nNext: {next}");
     }
     Some(Message {
         at: now,
@@ -186,12 +187,13 @@ mod tests {
             change,
             finding: f.clone(),
         };
-        assert_eq!(compose("shop", Level::Ok, &findings, &[], now), None);
+        assert_eq!(compose("shop", Level::Ok, &findings, &[], "", now), None);
         let message = compose(
             "shop",
             Level::Critical,
             &findings,
             &[news(Change::Wrong, &findings[0])],
+            "drctl diagnose",
             now,
         )
         .unwrap();
@@ -203,7 +205,7 @@ mod tests {
         );
         let good = finding("service/redis", Level::Ok, "running");
         let well = news(Change::Well(Duration::from_secs(300)), &good);
-        let message = compose("shop", Level::Ok, std::slice::from_ref(&good), &[well], now).unwrap();
+        let message = compose("shop", Level::Ok, std::slice::from_ref(&good), &[well], "", now).unwrap();
         assert_eq!(message.subject, "[shop] OK: service redis well again");
         assert_eq!(message.body, "well again after 5 min 0 s: service redis: running");
     }

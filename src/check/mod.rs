@@ -2,6 +2,7 @@
 //! [`Overview`], a runbook and a [`Memory`] go in, findings come out; telling somebody is [`crate::notify`]'s.
 
 pub mod alerts;
+pub mod backup_run;
 pub mod finding;
 mod judge;
 pub mod memory;

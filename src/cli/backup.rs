@@ -10,18 +10,20 @@ use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use jiff::Timestamp;
 use serde_json::json;
 
-use super::Context;
+use super::{Context, telling};
 use crate::backup::{self, Catalogue, Entry, Options, Set, catalogue_error};
 use crate::engine::Interrupts;
 use crate::error::{Error, Kind, Result};
 use crate::event::{self, EVENT_VERSION, Event, Phase, Verdict};
+use crate::runbook::Runbook;
 use crate::system::System;
 use crate::ui;
 
 /// After the help of `drctl backup`.
 const HELP: &str = "The server goes on serving. Older sets are not touched before the new one is complete; with `backup.keep` in the \
 runbook the new one is then verified, and old ones go by its rules, which cannot be undone. A run that fails or is cut off \
-leaves nothing that could be taken for a set.\n\n\
+leaves nothing that could be taken for a set. Where the runbook has `notify`, somebody is told of a run that fails, once, \
+and of the next good one.\n\n\
 Examples:\n  drctl backup --dry-run    # what would be written, how much it needs\n  drctl backup\n  drctl backup verify";
 
 /// After the help of `drctl backup verify`.
@@ -102,7 +104,32 @@ pub async fn run(cx: &Context, args: BackupArgs) -> Result<ExitCode> {
 }
 
 async fn create(cx: &Context, args: &CreateArgs) -> Result<ExitCode> {
-    let system = cx.system().await?;
+    let runbook = cx.runbook()?;
+    let code = Arc::new(AtomicU8::new(Kind::Interrupted.exit_code()));
+    let ended = Box::pin(attempt(cx, args, &runbook, &code)).await;
+    let failed = match &ended {
+        // A person knows how it ended, and a dry run tells nobody.
+        _ if cx.global.dry_run => return ended,
+        Ok(code) if *code != ExitCode::SUCCESS => return ended,
+        Ok(_) => None,
+        Err(e) => Some(e),
+    };
+    // Telling has deadlines, and whoever types Ctrl-C does not wait for them: it was written down before.
+    tokio::select! {
+        () = telling::of_backup(cx, &runbook, failed) => {}
+        () = interrupt(code) => {}
+    }
+    ended
+}
+
+/// One run. Interrupted, it has said so, and gives the exit code that belongs to the signal.
+async fn attempt(
+    cx: &Context,
+    args: &CreateArgs,
+    runbook: &Runbook,
+    code: &Arc<AtomicU8>,
+) -> Result<ExitCode> {
+    let system = System::open(runbook.clone()).await?;
     let configured = &system.runbook.backup.postgres;
     let options = Options {
         logical: args.logical_only || (configured.logical && !args.physical_only),
@@ -113,7 +140,6 @@ async fn create(cx: &Context, args: &CreateArgs) -> Result<ExitCode> {
         return dry_run(cx, &system, options).await;
     }
     let began = Instant::now();
-    let code = Arc::new(AtomicU8::new(Kind::Interrupted.exit_code()));
     let work = backup::create(&system, &cx.state, options, &cx.reporter, interrupt(code.clone()));
     let made = Box::pin(work).await;
     let set = match made {

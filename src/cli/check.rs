@@ -6,13 +6,14 @@ use std::process::ExitCode;
 use clap::Args;
 
 use super::Context;
+use super::telling::{arrived, enqueue, save};
 use crate::check::alerts::{self, Policy};
 use crate::check::memory::{self, Opened};
-use crate::check::{self, Level, Memory, message, metrics, windows};
+use crate::check::{self, Level, message, metrics, windows};
 use crate::error::{Error, Result};
 use crate::notify;
 use crate::probe::overview::{self, LookOptions};
-use crate::runbook::{Notify, Runbook};
+use crate::runbook::Notify;
 use crate::ui;
 
 /// Requests to each endpoint in a run; those of the runs before count as well.
@@ -96,7 +97,7 @@ async fn check(cx: &Context, args: &CheckArgs) -> Result<Level> {
     let decide = |policy: &Policy| {
         let mut after = with_this.clone();
         let news = alerts::step(&mut after.tracks, &findings, policy, now);
-        let told = message::compose(&deployment, level, &findings, &news, now);
+        let told = message::compose(&deployment, level, &findings, &news, "drctl diagnose", now);
         enqueue(&mut after, &runbook, told.as_ref());
         (after, told)
     };
@@ -131,17 +132,7 @@ async fn check(cx: &Context, args: &CheckArgs) -> Result<Level> {
             runbook.alerts.deadline,
         )
         .await;
-        for one in told {
-            if let Some(why) = &one.failed {
-                opened.notes.push(format!(
-                    "nobody could be told by {}: {why}; the next run tries again",
-                    one.name
-                ));
-            }
-            if let Some(waiting) = after.pending.get_mut(&one.way) {
-                waiting.drain(..one.delivered.min(waiting.len()));
-            }
-        }
+        arrived(&mut after, told, &mut opened.notes);
         save(&mut opened, &after);
     }
     if let Some(path) = args.textfile.as_deref().filter(|_| !cx.global.dry_run)
@@ -155,35 +146,6 @@ async fn check(cx: &Context, args: &CheckArgs) -> Result<Level> {
         ui::check::note(note);
     }
     Ok(level)
-}
-
-/// For every way but pings, which take no messages.
-fn enqueue(memory: &mut Memory, runbook: &Runbook, told: Option<&check::Message>) {
-    let ways: Vec<String> = runbook
-        .notify
-        .iter()
-        .filter(|way| !matches!(way, Notify::Ping(_)))
-        .map(notify::identity)
-        .collect();
-    notify::hand_over(&mut memory.pending, &ways);
-    if let Some(message) = told {
-        for way in ways {
-            notify::enqueue(memory.pending.entry(way).or_default(), message);
-        }
-    }
-}
-
-/// Whether the next run finds it, as far as it is ours to see to that.
-fn save(opened: &mut Opened, memory: &Memory) -> bool {
-    let Some(store) = &opened.store else { return true };
-    let (is_kept, note) = match store.save(memory) {
-        Ok(note) => (true, note),
-        Err(why) => (false, Some(why)),
-    };
-    if let Some(note) = note.filter(|n| !opened.notes.contains(n)) {
-        opened.notes.push(note);
-    }
-    is_kept
 }
 
 /// As the node exporter wants it: it must never see half a file. Readable for everybody, as it runs as another user.

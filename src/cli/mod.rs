@@ -12,6 +12,7 @@ mod prune;
 mod recover;
 mod runbook;
 mod status;
+mod telling;
 
 use std::io::IsTerminal;
 use std::path::PathBuf;

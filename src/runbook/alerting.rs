@@ -80,11 +80,11 @@ limits! {
     backup_age: Duration,
 }
 
-/// When somebody is told of what `drctl check` finds.
+/// When somebody is told of what `drctl check` finds, or of a `drctl backup` that fails.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Alerts {
-    /// Runs in a row that must find the same thing wrong before anybody is told.
+    /// Runs of `check` in a row that must find the same thing wrong before anybody is told. A backup that fails is told at once.
     #[serde(default = "one")]
     #[schemars(range(min = 1, max = 1000))]
     pub failures_in_a_row: u32,
@@ -96,7 +96,7 @@ pub struct Alerts {
     #[serde(default = "default_deadline", with = "duration::required")]
     #[schemars(with = "duration::DurationText")]
     pub deadline: Duration,
-    /// When nobody is told: what is found then waits until the window is over.
+    /// When nobody is told: what is found then waits until the window is over, a failed backup for the first `check` after it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub maintenance: Vec<Maintenance>,
 }

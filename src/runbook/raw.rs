@@ -50,10 +50,10 @@ pub struct Runbook {
     /// Limits beyond which `drctl check` warns. A limit that is not given is not checked.
     #[serde(default)]
     pub thresholds: Thresholds,
-    /// When somebody is told of what `drctl check` finds.
+    /// When somebody is told of what `drctl check` finds, or of a `drctl backup` that fails.
     #[serde(default)]
     pub alerts: Alerts,
-    /// How somebody is told. Each way is tried by itself.
+    /// How somebody is told of what `drctl check` finds, and of a `drctl backup` that fails and of the next good one. Each way is tried by itself.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notify: Vec<Notify>,
     /// How long drctl waits before it gives up on one thing.

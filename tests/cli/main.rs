@@ -7,6 +7,7 @@
     reason = "tests panic"
 )]
 
+mod backup;
 mod help;
 mod readme;
 mod runbook;
