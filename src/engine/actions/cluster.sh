@@ -12,6 +12,7 @@
 #   owner        whose the data is, uid:gid
 
 extract() {
+    no_tablespaces "$D"
     owner=$(stat -c %u:%g "$D")
     mkdir -p "$W"; chmod 700 "$D/.drctl" "$W"
     rm -rf "$W/new"
@@ -19,6 +20,7 @@ extract() {
     rm -rf "$W/new/.drctl"
     [ -f "$W/new/PG_VERSION" ] && [ -f "$W/new/global/pg_control" ] && [ -f "$W/new/backup_label" ] ||
         fail "the base backup is not complete: PG_VERSION, global/pg_control or backup_label is missing"
+    no_tablespaces "$W/new"
     pg_controldata "$W/new" | awk '/^Bytes per WAL segment/ { print $NF }' > "$W/segment-size"
     rm -rf "$W/base-wal"; mkdir "$W/base-wal"; : > "$W/base-end"
     lsn=$(sed -n 's/.*"End-LSN": "\([0-9A-F]*\/[0-9A-F]*\)".*/\1/p' "$W/new/backup_manifest" 2>/dev/null | tail -n 1)

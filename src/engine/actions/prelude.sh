@@ -14,6 +14,12 @@ move() {
     case "$e" in global|PG_VERSION) ;; *) mv "$1/$e" "$2/" ;; esac
   done
 }
+# A server that replays the log beside the data creates the same tablespaces at the same places:
+# it would write into those that the server itself uses.
+no_tablespaces() {
+  [ -z "$(ls -A "$1/pg_tblspc" 2>/dev/null)" ] ||
+    fail "there are tablespaces outside the data directory ($1/pg_tblspc): a replay beside the data would write to them"
+}
 # Segments and histories of pg_wal from segment $FIRST on. Timelines (the first eight
 # digits) do not order segments, the rest does.
 keep_wal() {
@@ -22,6 +28,8 @@ keep_wal() {
     /\.history$/ { print }
     length($0) == 24 && !/[^0-9A-F]/ && ("x" substr($0, 9)) >= ("x" substr(first, 10)) { print }
   ' | while read -r name; do cp -a "$D/pg_wal/$name" "$W/wal/$name"; done
+  # After the copies: whatever they replay was made before.
+  no_tablespaces "$D"
   # What the backup itself holds of the log is good, the server's own may be what is
   # damaged: up to the backup's end its bytes count, from there on the server's.
   [ ! -s "$W/base-end" ] || ls "$W/base-wal" | while read -r name; do

@@ -55,23 +55,29 @@ mod tests {
     use std::path::{Path, PathBuf};
     use std::process::Command;
 
-    use super::COPY_DAMAGED;
+    use super::{COPY_DAMAGED, LIVE_WAL, Script};
 
-    /// Copies the damage of a data directory; the copy, or what the script says against it.
-    fn copy(data: &Path) -> Result<PathBuf, String> {
-        let [shell, arguments @ ..] = COPY_DAMAGED.argv();
+    /// What a script prints, or what it says against it.
+    fn run(data: &Path, script: Script) -> Result<String, String> {
+        let [shell, arguments @ ..] = script.argv();
         let out = Command::new(shell)
             .args(arguments)
             .env("PGDATA", data)
             .env("RUN", "run")
             .env("TO", "new")
+            .env("FIRST", "000000010000000000000001")
             .output()
             .unwrap();
         if out.status.success() {
-            Ok(data.join(".drctl/run/new"))
+            Ok(String::from_utf8_lossy(&out.stdout).into_owned())
         } else {
             Err(String::from_utf8_lossy(&out.stderr).into_owned())
         }
+    }
+
+    /// Copies the damage of a data directory; the copy, or what the script says against it.
+    fn copy(data: &Path) -> Result<PathBuf, String> {
+        run(data, COPY_DAMAGED).map(|_| data.join(".drctl/run/new"))
     }
 
     fn cluster(place: &Path) -> (PathBuf, PathBuf) {
@@ -103,6 +109,18 @@ mod tests {
             "log"
         );
         assert_eq!(fs::read_to_string(data.join("base/1/1259")).unwrap(), "rows");
+    }
+
+    #[test]
+    fn no_log_is_kept_for_a_replay_into_a_tablespace_of_the_server() {
+        let place = tempfile::tempdir().unwrap();
+        let (data, _) = cluster(place.path());
+        fs::create_dir_all(data.join(".drctl/run/new")).unwrap();
+        run(&data, LIVE_WAL).unwrap();
+        assert!(data.join(".drctl/run/wal/000000010000000000000001").exists());
+        symlink(place.path(), data.join("pg_tblspc/16400")).unwrap();
+        let refused = run(&data, LIVE_WAL).unwrap_err();
+        assert!(refused.contains("tablespaces"), "{refused}");
     }
 
     #[test]

@@ -168,7 +168,7 @@ fn obstacle(remedy: Rung, ground: &Ground<'_>) -> Option<String> {
         }),
         Rung::RestoreCluster => match ground.backup {
             None => Some(no_backup()),
-            Some(b) => base_obstacle(b, ev),
+            Some(b) => base_obstacle(b, ev).or_else(|| shared_with_a_copy(ev)),
         },
         Rung::Salvage => match &ev.files {
             Err(e) => Some(format!("the data directory cannot be looked at: {e}")),
@@ -209,6 +209,20 @@ fn base_obstacle(backup: &BackupEvidence, ev: &Evidence) -> Option<String> {
         )),
         _ => None,
     }
+}
+
+/// A tablespace, or a database's directory that lies elsewhere. What a side server replays, a
+/// `CREATE TABLESPACE` and all that follows it, it writes to the very directory that the server
+/// itself uses.
+pub(super) fn shared_with_a_copy(ev: &Evidence) -> Option<String> {
+    let files = ev.files.as_ref().ok()?;
+    let outside = |l: &&String| l.starts_with("pg_tblspc") || l.starts_with("base");
+    files.links.iter().find(outside).map(|link| {
+        format!(
+            "{link} leads out of the data directory: the replay of the log beside the data would write to it; \
+             restore the base backup by hand, on another host (RESTORE.md in the set)"
+        )
+    })
 }
 
 fn disk_obstacle(remedy: Rung, ground: &Ground<'_>) -> Option<String> {

@@ -2,7 +2,7 @@
 //! databases go on meanwhile, and writers wait only for what is newer than the backup.
 
 use super::diagnose::Class;
-use super::plan::{Ground, damaged_database, wal_is_complete};
+use super::plan::{Ground, damaged_database, shared_with_a_copy, wal_is_complete};
 use super::steps::{
     Draft, Proof, config, dumped_floors, estimate, expectations, extract_base, salvage_tables, step,
 };
@@ -142,6 +142,9 @@ pub(super) fn restore_database(ground: &Ground<'_>) -> Draft {
 /// write-ahead log. Worth a copy of the server only where there may be such rows.
 fn salvage_from_log(ground: &Ground<'_>, database: &str, side: &str) -> Option<[Step; 2]> {
     if !may_hide_new_rows(ground, database) || !wal_is_complete(ground) {
+        return None;
+    }
+    if shared_with_a_copy(ground.ev).is_some() {
         return None;
     }
     let base = ground.backup.and_then(|b| b.base.clone())?;

@@ -4,7 +4,7 @@
 use serde_json::{Value, json};
 
 use super::{DbCorruption, Evidence};
-use crate::plan::{Plan, Remedy, lint};
+use crate::plan::{Action, Plan, Remedy, lint};
 use crate::runbook::{self, Runbook};
 use crate::scenarios::{Certainty, PlanRequest, Refusal, Scenario};
 
@@ -141,6 +141,35 @@ fn a_disk_that_cannot_hold_both_is_said_before_anything_starts() {
         refusal.reasons.iter().any(|r| r.contains("are free")),
         "{refusal:?}"
     );
+}
+
+/// What a remedy would need, when it is asked for.
+fn obstacle(ev: &Evidence, remedy: Remedy) -> Option<String> {
+    let chosen = PlanRequest {
+        remedy: Some(remedy),
+        ..request()
+    };
+    let refusal = DbCorruption::plan(ev, &runbook(), &chosen).err()?;
+    Some(format!("{} {}", refusal.message, refusal.reasons.join(" ")))
+}
+
+#[test]
+fn a_tablespace_is_not_shared_with_a_side_server() {
+    for link in ["pg_tblspc/16400", "base/16384"] {
+        let ev = evidence(|ev| ev["files"]["Ok"]["links"] = json!([link]));
+        let why = obstacle(&ev, Remedy::RestoreCluster).unwrap();
+        assert!(why.contains(link), "{why}");
+        let plan = plan(&ev).unwrap();
+        assert_eq!(plan.remedy, Remedy::RestoreDatabase);
+        // Its log is not replayed beside the data either.
+        assert!(
+            plan.steps.iter().all(|s| !matches!(s.action, Action::Cluster(_))),
+            "{:?}",
+            plan.steps
+        );
+    }
+    let waldir = evidence(|ev| ev["files"]["Ok"]["links"] = json!(["pg_wal"]));
+    assert_eq!(obstacle(&waldir, Remedy::RestoreCluster), None);
 }
 
 #[test]
