@@ -132,11 +132,7 @@ impl System {
         } = self
             .reach(config.host.as_deref(), config.port, &container)
             .await?;
-        let data_dir = container
-            .env_var("PGDATA")
-            .unwrap_or(DEFAULT_PGDATA)
-            .trim_end_matches('/')
-            .to_owned();
+        let data_dir = data_dir(&container).to_owned();
         Ok(PostgresServer {
             service: service.to_owned(),
             admin: ConnectSpec {
@@ -278,6 +274,15 @@ impl System {
             format!("{}={run}", crate::workload::LABEL_RUN),
         ]
     }
+}
+
+/// The data directory of a PostgreSQL container, as it sees it itself.
+#[must_use]
+pub fn data_dir(container: &ContainerInfo) -> &str {
+    container
+        .env_var("PGDATA")
+        .unwrap_or(DEFAULT_PGDATA)
+        .trim_end_matches('/')
 }
 
 /// As Docker's own client: `$DOCKER_TLS_VERIFY` asks for TLS, with the files in

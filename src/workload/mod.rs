@@ -371,6 +371,19 @@ impl ContainerInfo {
             })
             .max_by_key(|m| m.destination.len())
     }
+
+    /// The first mount that lies strictly below `directory`, single files included. Nothing
+    /// renames such a path, and nothing replaces it by a rename: the kernel answers EBUSY.
+    #[must_use]
+    pub fn mount_below(&self, directory: &str) -> Option<&MountInfo> {
+        let directory = directory.trim_end_matches('/');
+        self.mounts.iter().find(|m| {
+            m.destination
+                .trim_end_matches('/')
+                .strip_prefix(directory)
+                .is_some_and(|rest| rest.starts_with('/'))
+        })
+    }
 }
 
 /// One log line of a container.

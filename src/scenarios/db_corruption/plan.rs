@@ -10,6 +10,7 @@ use crate::plan::{PLAN_FORMAT, Plan};
 use crate::runbook::Runbook;
 use crate::scenarios::ladder;
 use crate::scenarios::{Certainty, PlanRequest, Refusal};
+use crate::system;
 
 /// Bytes a restore needs beyond what it restores: WAL, temporary files.
 const HEADROOM: u64 = 64 << 20;
@@ -169,14 +170,16 @@ fn obstacle(remedy: Rung, ground: &Ground<'_>) -> Option<String> {
         Rung::RestoreCluster => match ground.backup {
             None => Some(no_backup()),
             Some(b) => base_obstacle(b, ev).or_else(|| shared_with_a_copy(ev)),
-        },
+        }
+        .or_else(|| mount_in_the_way(ev)),
         Rung::Salvage => match &ev.files {
             Err(e) => Some(format!("the data directory cannot be looked at: {e}")),
             // The log's directory is copied whole; what else lies elsewhere is not.
             Ok(files) => files.links.iter().find(|l| *l != "pg_wal").map(|link| {
                 format!("{link} leads out of the data directory: a copy would share it with the original")
             }),
-        },
+        }
+        .or_else(|| mount_in_the_way(ev)),
     };
     obstacle.or_else(|| disk_obstacle(remedy, ground))
 }
@@ -221,6 +224,18 @@ pub(super) fn shared_with_a_copy(ev: &Evidence) -> Option<String> {
         format!(
             "{link} leads out of the data directory: the replay of the log beside the data would write to it; \
              restore the base backup by hand, on another host (RESTORE.md in the set)"
+        )
+    })
+}
+
+/// The data directory's content is renamed, entry by entry: a mount point inside it would stop
+/// that half-way, with the server down.
+fn mount_in_the_way(ev: &Evidence) -> Option<String> {
+    let data = system::data_dir(&ev.container);
+    ev.container.mount_below(data).map(|m| {
+        format!(
+            "{} is mounted by itself inside the data directory {data}: it cannot be moved aside with the rest",
+            m.destination
         )
     })
 }

@@ -173,6 +173,29 @@ fn a_tablespace_is_not_shared_with_a_side_server() {
 }
 
 #[test]
+fn a_mount_inside_the_data_directory_is_seen_before_the_server_is_stopped() {
+    let mounted = |at: &str| {
+        evidence(|ev| {
+            let mut mount = ev["container"]["mounts"][0].clone();
+            mount["destination"] = json!(at);
+            ev["container"]["mounts"].as_array_mut().unwrap().push(mount);
+        })
+    };
+    let inside = mounted("/var/lib/postgresql/data/pg_wal");
+    for remedy in [Remedy::RestoreCluster, Remedy::Salvage] {
+        let why = obstacle(&inside, remedy).unwrap();
+        assert!(why.contains("data/pg_wal is mounted by itself"), "{why}");
+    }
+    for beside in ["/var/lib/postgresql/data2", "/var/lib/postgresql"] {
+        assert_eq!(
+            obstacle(&mounted(beside), Remedy::RestoreCluster),
+            None,
+            "{beside}"
+        );
+    }
+}
+
+#[test]
 fn a_remedy_that_cannot_help_is_refused() {
     let chosen = PlanRequest {
         remedy: Some(Remedy::Reindex),
