@@ -186,6 +186,9 @@ pub enum ClusterAction {
         base: String,
         /// First WAL segment that the backup needs.
         first_segment: String,
+        /// Whether the plan counts on all of the log since then: without it the step fails.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        whole: bool,
     },
     /// Copies the whole damaged data directory to `new` beside it, makes the copy start,
     /// with a new control file or `pg_resetwal` if it needs that, and takes out of it what
@@ -210,6 +213,9 @@ pub enum ClusterAction {
         run: String,
         /// First segment that matters.
         first_segment: String,
+        /// Whether the plan counts on all of the log since then: without it the step fails.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        whole: bool,
     },
     /// Starts `new` as a side server nobody knows, lets it replay, proves it and stops it
     /// cleanly. Again: it starts where it stopped.

@@ -33,6 +33,38 @@ impl fmt::Display for Lsn {
     }
 }
 
+/// What lacks in a list of segments that ought to go from `first` up to the last of them, on
+/// whatever timelines: the first gap, in words. `None` when each is there.
+#[must_use]
+pub fn wal_gap<T: AsRef<str>>(wal: &[T], first: &str) -> Option<String> {
+    let number = |name: &str| -> Option<(u64, u64)> {
+        (name.len() == 24).then_some(())?;
+        Some((
+            u64::from_str_radix(name.get(8..16)?, 16).ok()?,
+            u64::from_str_radix(name.get(16..24)?, 16).ok()?,
+        ))
+    };
+    let Some(start) = number(first) else {
+        return Some(format!("{first:?} is no segment"));
+    };
+    let mut numbers: Vec<(u64, u64)> = wal
+        .iter()
+        .filter_map(|n| number(n.as_ref()))
+        .filter(|n| *n >= start)
+        .collect();
+    numbers.sort_unstable();
+    numbers.dedup();
+    if numbers.first() != Some(&start) {
+        return Some(format!("segment {first} is not there"));
+    }
+    numbers.windows(2).find_map(|pair| match pair {
+        // A carry: how many segments make one group of 4 GiB depends on their size.
+        [(a, x), (b, y)] if (a == b && *y == x + 1) || (*b == a + 1 && *y == 0) => None,
+        [(a, x), _] => Some(format!("the segment after …{a:08X}{x:08X} is not there")),
+        _ => None,
+    })
+}
+
 /// Text that is no LSN.
 #[derive(Debug, thiserror::Error)]
 #[error("{0:?} is not a log sequence number such as 16/B374D848")]
@@ -70,6 +102,32 @@ impl<'de> Deserialize<'de> for Lsn {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn holes_in_the_wal_are_seen() {
+        let gap = |names: &[&str], first: &str| {
+            let names: Vec<String> = names.iter().map(|n| format!("00000001{n}")).collect();
+            wal_gap(&names, &format!("00000001{first}"))
+        };
+        let first = "0000000000000004";
+        assert_eq!(
+            gap(
+                &["0000000000000003", "0000000000000004", "0000000000000005"],
+                first
+            ),
+            None
+        );
+        assert_eq!(
+            gap(&["0000000000000004", "0000000000000006"], first).as_deref(),
+            Some("the segment after …0000000000000004 is not there")
+        );
+        let begins = gap(&["0000000000000005", "0000000000000006"], first).unwrap();
+        assert!(begins.contains("000000010000000000000004"), "{begins}");
+        assert!(gap(&[], first).is_some());
+        assert!(wal_gap(&["x"], "").is_some());
+        let carry = ["00000000000000FF", "0000000100000000"];
+        assert_eq!(gap(&carry, "00000000000000FF"), None);
+    }
 
     #[test]
     fn positions_and_segments() {

@@ -5,7 +5,7 @@ mod client;
 mod lsn;
 
 pub use client::{Client, ConnectSpec, CopyError, PgError, Row};
-pub use lsn::Lsn;
+pub use lsn::{Lsn, wal_gap};
 
 /// Quotes an identifier (PostgreSQL manual, 4.1.1): always quoted, quotes doubled.
 #[must_use]

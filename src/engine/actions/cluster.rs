@@ -16,7 +16,7 @@ use std::os::unix::fs::MetadataExt;
 
 use super::damaged;
 use super::scripts::{
-    DISCARD, DROP_COPY, EXTRACT, KEEP_WAL, LIVE_WAL, LOG_USED, OWNER, SWITCH, SWITCH_BACK, Script,
+    DISCARD, DROP_COPY, EXTRACT, KEEP_WAL, LIVE_WAL, LOG_USED, OWNER, STOPPED_AT, SWITCH, SWITCH_BACK, Script,
 };
 use super::server::{must_be_alone, session_beside};
 use super::side_server::SideServer;
@@ -24,6 +24,7 @@ use super::{ActionContext, ActionError, Outcome, pg, prove, salvage, succeeded};
 use crate::backup::{self, Compared};
 use crate::event::bytes;
 use crate::plan::{RowFloor, SalvageTable};
+use crate::postgres::{Lsn, wal_gap};
 use crate::system::{PostgresServer, WORK_DIR};
 use crate::workload::{HelperMount, HelperOutput};
 
@@ -96,7 +97,7 @@ pub(super) async fn extract_base(
     service: &str,
     run: &str,
     base: &str,
-    first_segment: &str,
+    (first_segment, whole): (&str, bool),
 ) -> Result<Outcome, ActionError> {
     let server = cx.system.postgres(service).await?;
     let begun = tokio::time::Instant::now();
@@ -121,6 +122,11 @@ pub(super) async fn extract_base(
     let (sound, copied) = tokio::join!(sound(cx, base), copy);
     sound?;
     let output = copied?;
+    if let Some(gap) = missing(&output, first_segment, whole)? {
+        cx.warn(format!(
+            "the write-ahead log since the backup is not complete ({gap}): its replay ends there"
+        ));
+    }
     let differing: Vec<&str> = output
         .stdout
         .lines()
@@ -140,6 +146,24 @@ pub(super) async fn extract_base(
         outcome = outcome.fact("configuration-differs", differing.join(" "));
     }
     Ok(outcome)
+}
+
+/// What is missing of the kept log, in words. An error where the plan counts on all of it.
+fn missing(output: &HelperOutput, first: &str, whole: bool) -> Result<Option<String>, ActionError> {
+    let kept: Vec<&str> = output
+        .stdout
+        .lines()
+        .filter_map(|l| l.strip_prefix("kept "))
+        .collect();
+    match wal_gap(&kept, first) {
+        // The plan was made when everything was there: a checkpoint has removed it since, or is
+        // about to remove more.
+        Some(gap) if whole => Err(ActionError::Other(format!(
+            "the write-ahead log since the backup is not complete any more ({gap}), and what was committed since would be \
+             lost; run this again: the new plan says what it loses"
+        ))),
+        other => Ok(other),
+    }
 }
 
 /// The base backup is as it was when it was made. A file that has changed since is found before
@@ -173,20 +197,16 @@ pub(super) async fn keep_wal(
     cx: &ActionContext<'_>,
     service: &str,
     run: &str,
-    first_segment: &str,
+    (first_segment, whole): (&str, bool),
 ) -> Result<Outcome, ActionError> {
     let server = cx.system.postgres(service).await?;
     must_be_stopped(&server)?;
-    let output = script(
-        cx,
-        &server,
-        run,
-        "keep-wal",
-        KEEP_WAL,
-        &[("FIRST", first_segment)],
-        Vec::new(),
-    )
-    .await?;
+    let environment = [
+        ("FIRST", first_segment),
+        ("WHOLE", if whole { "yes" } else { "" }),
+    ];
+    let output = script(cx, &server, run, "keep-wal", KEEP_WAL, &environment, Vec::new()).await?;
+    missing(&output, first_segment, whole)?;
     let segments = reported(&output, "segments ");
     Ok(
         Outcome::new(format!("{segments} WAL segments since the backup are kept"))
@@ -227,6 +247,10 @@ pub(super) async fn prove_side(
     let side = start_new(cx, &server, run).await?;
     let ready = begun.elapsed();
     let mut checks = Vec::new();
+    let end = async {
+        let output = script(cx, &server, run, "stopped-at", STOPPED_AT, &[], Vec::new()).await?;
+        Ok::<Option<Lsn>, ActionError>(output.stdout.parse().ok())
+    };
     let proof = async {
         for (database, config) in &server.config.databases {
             let floors = floors
@@ -238,11 +262,19 @@ pub(super) async fn prove_side(
             checks.extend(prove::database(cx, &spec, Some(config), floors, prove::Indexes::Copied).await?);
         }
         Ok::<_, ActionError>(())
-    }
-    .await;
+    };
+    let (proof, end) = tokio::join!(proof, end);
     let log = side.stop(cx.deadline).await;
     proof?;
-    let log = log?;
+    let (log, end) = (log?, end?);
+    if let Some((reached, end)) = fell_short(&log, end) {
+        return Err(ActionError::Unproven {
+            what: "the replay of the whole write-ahead log".into(),
+            found: format!(
+                "it ended at {reached}, and the server was stopped at {end}: what lies between is missing"
+            ),
+        });
+    }
     let mut outcome = prove::outcome(cx, "the restored server", &checks)?;
     for (fact, text) in replay_end(&log) {
         outcome.text = format!("{}; {fact} {text}", outcome.text);
@@ -276,6 +308,15 @@ fn replay_end(log: &str) -> Vec<(&'static str, String)> {
         facts.push(("last-transaction", time));
     }
     facts
+}
+
+/// Where the replay ended, when that is before `end`. A log that says nothing of it is of a
+/// start that had nothing left to replay.
+fn fell_short(log: &str, end: Option<Lsn>) -> Option<(Lsn, Lsn)> {
+    let facts = replay_end(log);
+    let (_, reached) = facts.iter().find(|(fact, _)| *fact == "replayed-to")?;
+    let (reached, end) = (reached.parse().ok()?, end?);
+    (reached < end).then_some((reached, end))
 }
 
 pub(super) async fn salvage_rows(
@@ -324,8 +365,22 @@ pub(super) async fn salvage_from_log(
 ) -> Result<Outcome, ActionError> {
     let server = cx.system.postgres(service).await?;
     let work = async {
-        // Ends the present segment, so that everything committed lies in whole ones.
         let client = session_beside(cx, &server, from).await?;
+        // A record of our own: the one that ends the segment then stands behind this position,
+        // and a replay that has seen everything ends there or later.
+        client
+            .within(
+                cx.deadline,
+                "begin; set local synchronous_commit = local; select pg_catalog.txid_current(); commit",
+            )
+            .await
+            .map_err(pg("writing to the log"))?;
+        let end = client
+            .value("select pg_catalog.pg_current_wal_insert_lsn()")
+            .await
+            .map_err(pg("asking where the log ends"))?;
+        let end: Option<Lsn> = end.and_then(|e| e.parse().ok());
+        // Ends the present segment, so that everything committed lies in whole ones.
         client
             .rows("select pg_catalog.pg_switch_wal()")
             .await
@@ -351,7 +406,14 @@ pub(super) async fn salvage_from_log(
             tables,
         )
         .await;
-        let _ = new.stop(cx.deadline).await;
+        // Its data is a throw-away copy: how it ends does not matter.
+        let log = new.stop(cx.deadline).await.unwrap_or_default();
+        if let Some((reached, end)) = fell_short(&log, end) {
+            cx.warn(format!(
+                "the replay of the log ended at {reached}, before its end at {end}: rows that the damage hides and that \
+                 were committed after that are not brought over"
+            ));
+        }
         salvaged
     }
     .await;
@@ -424,5 +486,29 @@ mod tests {
             ]
         );
         assert!(replay_end("LOG:  ready").is_empty());
+        let end = |lsn: &str| lsn.parse().ok();
+        let short = (Lsn(0x500_0028), Lsn(0x500_0060));
+        assert_eq!(fell_short(log, end("0/5000060")), Some(short));
+        assert_eq!(fell_short(log, end("0/5000028")), None);
+        assert_eq!(fell_short(log, end("")), None);
+        assert_eq!(fell_short("LOG:  ready", end("0/5000060")), None);
+    }
+
+    #[test]
+    fn a_log_that_the_plan_counts_on_and_that_has_a_hole_stops_the_step() {
+        let output = |kept: &[&str]| HelperOutput {
+            exit_code: 0,
+            stderr: String::new(),
+            stdout: kept
+                .iter()
+                .map(|n| format!("kept 0000000100000000{n}\n"))
+                .collect(),
+        };
+        let first = "000000010000000000000004";
+        let hole = output(&["00000004", "00000006"]);
+        assert!(missing(&hole, first, true).is_err());
+        assert!(missing(&hole, first, false).unwrap().is_some());
+        let sound = output(&["00000004", "00000005"]);
+        assert_eq!(missing(&sound, first, true).unwrap(), None);
     }
 }

@@ -4,6 +4,7 @@
 #
 #   extract      the base backup in /drctl/base becomes $W/new, beside the data
 #   keep-wal     the write-ahead log of the server that has just stopped is kept, too
+#   stopped-at   where that log ends, if the plan counts on all of it and the server was stopped cleanly
 #   live-wal     the same of one that runs
 #   log-used     the copy has replayed it: what it was made of goes
 #   switch       the old data out, the new data in
@@ -42,6 +43,12 @@ extract() {
 
 keep_wal_of_stopped() {
     keep_wal
+    # A server that was stopped cleanly knows where its log ends: with a checkpoint that its replay must reach.
+    [ -z "$WHOLE" ] || pg_controldata "$D" 2>&1 | awk '
+        /does not match/ { damaged = 1 }
+        /^Database cluster state: *shut down$/ { down = 1 }
+        /^Latest checkpoint location:/ { at = $NF }
+        END { if (down && !damaged) print at }' > "$W/stopped-at"
     chown -R "$(stat -c %u:%g "$D")" "$W"
     echo "segments $(ls "$W/wal" | grep -vc history || true)"
 }
@@ -116,6 +123,7 @@ discard() {
 case $1 in
 extract) extract ;;
 keep-wal) keep_wal_of_stopped ;;
+stopped-at) cat "$W/stopped-at" 2>/dev/null || true ;;
 live-wal) live_wal ;;
 log-used) log_used ;;
 switch) switch ;;

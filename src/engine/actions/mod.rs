@@ -359,13 +359,15 @@ async fn on_files(cx: &ActionContext<'_>, action: &ClusterAction) -> Result<Outc
             run,
             base,
             first_segment,
-        } => cluster::extract_base(cx, service, run, base, first_segment).await,
+            whole,
+        } => cluster::extract_base(cx, service, run, base, (first_segment, *whole)).await,
         A::CopyDamaged { service, run, tables } => damaged::copy(cx, service, run, tables).await,
         A::KeepWal {
             service,
             run,
             first_segment,
-        } => cluster::keep_wal(cx, service, run, first_segment).await,
+            whole,
+        } => cluster::keep_wal(cx, service, run, (first_segment, *whole)).await,
         A::ProveSide { service, run, floors } => cluster::prove_side(cx, service, run, floors).await,
         A::SalvageRows { service, run, tables } => cluster::salvage_rows(cx, service, run, tables).await,
         A::SalvageFromLog {

@@ -27,7 +27,13 @@ keep_wal() {
   ls "$D/pg_wal" 2>/dev/null | awk -v first="x$FIRST" '
     /\.history$/ { print }
     length($0) == 24 && !/[^0-9A-F]/ && ("x" substr($0, 9)) >= ("x" substr(first, 10)) { print }
-  ' | while read -r name; do cp -a "$D/pg_wal/$name" "$W/wal/$name"; done
+  ' | while read -r name; do
+    # A running server removes segments, or gives them a later name and writes over them. One that
+    # is gone at the end of its copy may be either: what an earlier copy has of it stays.
+    cp -a "$D/pg_wal/$name" "$W/segment" || [ ! -e "$D/pg_wal/$name" ] ||
+      fail "segment $name of the write-ahead log cannot be copied"
+    if [ -e "$D/pg_wal/$name" ]; then mv "$W/segment" "$W/wal/$name"; else rm -f "$W/segment"; fi
+  done
   # After the copies: whatever they replay was made before.
   no_tablespaces "$D"
   # What the backup itself holds of the log is good, the server's own may be what is
@@ -52,4 +58,5 @@ esac
 # More than 125 ends the recovery instead of ending the replay (manual, 26.3.4).
 cp "$file" "$2" || exit 200
 END
+  ls "$W/wal" | sed 's/^/kept /'
 }

@@ -31,6 +31,7 @@ const fn copy(verb: &'static str) -> Script {
 
 pub(super) const EXTRACT: Script = cluster("extract");
 pub(super) const KEEP_WAL: Script = cluster("keep-wal");
+pub(super) const STOPPED_AT: Script = cluster("stopped-at");
 pub(super) const LIVE_WAL: Script = cluster("live-wal");
 pub(super) const LOG_USED: Script = cluster("log-used");
 pub(super) const SWITCH: Script = cluster("switch");
@@ -51,11 +52,11 @@ pub(super) const REBUILD_CONTROL: Script = Script {
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::os::unix::fs::symlink;
+    use std::os::unix::fs::{PermissionsExt, symlink};
     use std::path::{Path, PathBuf};
     use std::process::Command;
 
-    use super::{COPY_DAMAGED, LIVE_WAL, Script};
+    use super::{COPY_DAMAGED, KEEP_WAL, LIVE_WAL, STOPPED_AT, Script};
 
     /// What a script prints, or what it says against it.
     fn run(data: &Path, script: Script) -> Result<String, String> {
@@ -66,6 +67,11 @@ mod tests {
             .env("RUN", "run")
             .env("TO", "new")
             .env("FIRST", "000000010000000000000001")
+            .env("WHOLE", "yes")
+            .env(
+                "PATH",
+                format!("{}:{}", data.display(), std::env::var("PATH").unwrap()),
+            )
             .output()
             .unwrap();
         if out.status.success() {
@@ -109,6 +115,46 @@ mod tests {
             "log"
         );
         assert_eq!(fs::read_to_string(data.join("base/1/1259")).unwrap(), "rows");
+    }
+
+    #[test]
+    fn only_a_clean_stop_tells_where_the_log_ends() {
+        let place = tempfile::tempdir().unwrap();
+        let (data, _) = cluster(place.path());
+        let program = data.join("pg_controldata");
+        let at = "Latest checkpoint location:           0/5000028";
+        for (state, warning, expected) in [
+            ("shut down", "", "0/5000028\n"),
+            ("shut down in recovery", "", ""),
+            ("in production", "", ""),
+            (
+                "shut down",
+                "WARNING: Calculated CRC checksum does not match value stored in file.",
+                "",
+            ),
+        ] {
+            let says =
+                format!("#!/bin/sh\necho '{warning}' >&2\necho 'Database cluster state:   {state}\n{at}'\n");
+            fs::write(&program, says).unwrap();
+            fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+            run(&data, KEEP_WAL).unwrap();
+            assert_eq!(run(&data, STOPPED_AT).unwrap(), expected, "{state} {warning}");
+        }
+    }
+
+    #[test]
+    fn a_segment_that_goes_while_it_is_copied_is_not_kept() {
+        let place = tempfile::tempdir().unwrap();
+        let (data, log) = cluster(place.path());
+        fs::create_dir_all(data.join(".drctl/run/new")).unwrap();
+        // It is listed, and not there when the copy is done.
+        symlink("gone", log.join("000000010000000000000002")).unwrap();
+        fs::write(log.join("000000010000000000000003"), "log").unwrap();
+        let said = run(&data, LIVE_WAL).unwrap();
+        assert_eq!(
+            said,
+            "kept 000000010000000000000001\nkept 000000010000000000000003\n"
+        );
     }
 
     #[test]

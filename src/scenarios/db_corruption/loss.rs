@@ -6,7 +6,7 @@ use jiff::SignedDuration;
 use super::Rung;
 use super::diagnose::Class;
 use super::evidence::{Check, Evidence, RelationFinding, RelationKind};
-use super::plan::{Ground, wal_is_complete};
+use super::plan::{Ground, replay_is_whole, wal_is_complete};
 use crate::plan::DataLoss;
 
 /// What a remedy loses, from the data.
@@ -55,8 +55,7 @@ pub(super) fn data_loss(remedy: Rung, ground: &Ground<'_>) -> DataLoss {
             );
         }
         Rung::RestoreCluster if wal_is_complete(ground) => {
-            loss.none =
-                !matches!(ground.class, Class::Cluster { cause } if cause.contains("write-ahead log"));
+            loss.none = replay_is_whole(ground);
             loss.summary = if loss.none {
                 "nothing is lost: all of the write-ahead log since the backup is there and is replayed".into()
             } else {

@@ -7,6 +7,7 @@ use super::loss::data_loss;
 use super::{NAME, steps};
 use crate::event::bytes;
 use crate::plan::{PLAN_FORMAT, Plan};
+use crate::postgres::wal_gap;
 use crate::runbook::Runbook;
 use crate::scenarios::ladder;
 use crate::scenarios::{Certainty, PlanRequest, Refusal};
@@ -333,55 +334,13 @@ pub(super) fn wal_is_complete(ground: &Ground<'_>) -> bool {
     });
     // A control file that is damaged cannot say; the WAL itself does when it is replayed.
     let unreadable = ground.ev.control.as_ref().map_or(true, |c| c.checksum_mismatch);
-    (same_cluster || unreadable) && is_contiguous(&files.wal, &base.first_segment)
+    (same_cluster || unreadable) && wal_gap(&files.wal, &base.first_segment).is_none()
 }
 
-/// True when every segment from `first` up to the last is in the sorted list.
-fn is_contiguous(wal: &[String], first: &str) -> bool {
-    let number = |name: &str| -> Option<(u64, u64)> {
-        (name.len() == 24).then_some(())?;
-        Some((
-            u64::from_str_radix(name.get(8..16)?, 16).ok()?,
-            u64::from_str_radix(name.get(16..24)?, 16).ok()?,
-        ))
-    };
-    let Some(start) = number(first) else { return false };
-    let mut numbers: Vec<(u64, u64)> = wal
-        .iter()
-        .filter_map(|n| number(n))
-        .filter(|n| *n >= start)
-        .collect();
-    numbers.sort_unstable();
-    numbers.dedup();
-    numbers.first() == Some(&start)
-        && numbers.windows(2).all(|pair| match pair {
-            // A carry: how many segments make one group of 4 GiB depends on their size.
-            [(a, x), (b, y)] => (a == b && *y == x + 1) || (*b == a + 1 && *y == 0),
-            _ => true,
-        })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::is_contiguous;
-
-    #[test]
-    fn holes_in_the_wal_are_seen() {
-        let wal = |names: &[&str]| {
-            names
-                .iter()
-                .map(|n| format!("0000000100000000{n}"))
-                .collect::<Vec<_>>()
-        };
-        let first = "000000010000000000000004";
-        assert!(is_contiguous(&wal(&["00000003", "00000004", "00000005"]), first));
-        assert!(!is_contiguous(&wal(&["00000004", "00000006"]), first));
-        assert!(!is_contiguous(&wal(&["00000005", "00000006"]), first));
-        assert!(!is_contiguous(&[], first));
-        let carry = [
-            "0000000100000000000000FF".to_owned(),
-            "000000010000000100000000".to_owned(),
-        ];
-        assert!(is_contiguous(&carry, "0000000100000000000000FF"));
-    }
+/// Whether a replay of the log on the base backup brings everything back: it is all there, and
+/// it is not what is damaged.
+pub(super) fn replay_is_whole(ground: &Ground<'_>) -> bool {
+    let log_is_damaged =
+        matches!(ground.class, Class::Cluster { cause } if cause.contains("write-ahead log"));
+    wal_is_complete(ground) && !log_is_damaged
 }

@@ -69,7 +69,7 @@ pub(super) fn restore_database(ground: &Ground<'_>) -> Draft {
                 tables: salvage_tables(ground, &database),
             }),
             Undo::NotNeeded(
-                "only the side database was written, and it goes with the first step's undo".into(),
+                "only the side database was written, and it goes with the undo of its own step".into(),
             ),
         ),
         step(
@@ -116,10 +116,11 @@ pub(super) fn restore_database(ground: &Ground<'_>) -> Draft {
     };
     let mut discard = vec![drop(&kept), drop(&names.undone)];
     if let Some([extract, replay]) = salvage_from_log(ground, &database, &side) {
-        // The copy before the fence: users wait for the replay only.
         let proof = steps.len().saturating_sub(2);
         steps.insert(proof, replay);
-        steps.insert(1, extract);
+        // The copy before the fence: users wait for the replay only. And before the restore, which
+        // writes so much log that the server removes what the base backup needs.
+        steps.insert(0, extract);
         discard.push(Action::Cluster(ClusterAction::Discard {
             service: service.clone(),
             run: ground.request.run.clone(),
@@ -162,7 +163,7 @@ fn salvage_from_log(ground: &Ground<'_>, database: &str, side: &str) -> Option<[
         return None;
     }
     Some([
-        extract_base(ground),
+        extract_base(ground, false),
         step(
             ground,
             "Bring rows over that the damage hides, from the write-ahead log".to_owned(),

@@ -6,7 +6,7 @@ use jiff::SignedDuration;
 
 use super::Rung;
 use super::diagnose::Class;
-use super::plan::{Ground, data_bytes, index_bytes, wal_is_complete};
+use super::plan::{Ground, data_bytes, index_bytes, replay_is_whole};
 use super::restore_database::restore_database;
 use crate::plan::{
     Action, ClusterAction, Expectation, PostgresAction, Risk, RowFloor, SalvageTable, Step, Undo,
@@ -90,8 +90,9 @@ fn restore_cluster(ground: &Ground<'_>) -> Draft {
     let base = ground.backup.and_then(|b| b.base.clone());
     let (size, first_segment) = base.map(|b| (b.bytes, b.first_segment)).unwrap_or_default();
     let files = |a| Action::Cluster(a);
+    let whole = replay_is_whole(ground);
     let mut steps = vec![
-        extract_base(ground),
+        extract_base(ground, whole),
         stop(ground),
         step(
             ground,
@@ -102,6 +103,7 @@ fn restore_cluster(ground: &Ground<'_>) -> Draft {
                 service: service.clone(),
                 run: run.clone(),
                 first_segment,
+                whole,
             }),
             Undo::NotNeeded("copies beside the data, gone with the first step's undo".into()),
         ),
@@ -188,7 +190,8 @@ fn damaged_tables(ground: &Ground<'_>) -> Vec<(String, Vec<String>)> {
     }
 }
 
-pub(super) fn extract_base(ground: &Ground<'_>) -> Step {
+/// `whole`: the step fails when the log since the backup is no longer complete.
+pub(super) fn extract_base(ground: &Ground<'_>, whole: bool) -> Step {
     let service = ground.ev.service.clone();
     let run = ground.request.run.clone();
     let label = ground.backup.map_or("", |b| b.label.as_str());
@@ -204,6 +207,7 @@ pub(super) fn extract_base(ground: &Ground<'_>) -> Step {
             run: run.clone(),
             base,
             first_segment,
+            whole,
         }),
         Undo::Action(Action::Cluster(ClusterAction::Discard { service, run })),
     )
@@ -324,9 +328,7 @@ pub(super) fn config<'a>(ground: &'a Ground<'_>, database: &str) -> Option<&'a D
 /// Whether rows are to be read from a copy of the damage: the log alone does not bring
 /// everything back, and some table takes rows.
 pub(super) fn salvages_from_copy(ground: &Ground<'_>) -> bool {
-    let log_is_damaged =
-        matches!(ground.class, Class::Cluster { cause } if cause.contains("write-ahead log"));
-    (!wal_is_complete(ground) || log_is_damaged)
+    !replay_is_whole(ground)
         && databases(ground).any(|(_, d)| d.tables.values().any(|t| t.salvage == Salvage::InsertMissing))
 }
 
