@@ -4,7 +4,7 @@
 use serde_json::{Value, json};
 
 use super::{DbCorruption, Evidence};
-use crate::plan::{Action, Plan, Remedy, lint};
+use crate::plan::{Action, ClusterAction, Plan, Remedy, lint};
 use crate::runbook::{self, Runbook};
 use crate::scenarios::{Certainty, PlanRequest, Refusal, Scenario};
 
@@ -170,6 +170,37 @@ fn a_tablespace_is_not_shared_with_a_side_server() {
     }
     let waldir = evidence(|ev| ev["files"]["Ok"]["links"] = json!(["pg_wal"]));
     assert_eq!(obstacle(&waldir, Remedy::RestoreCluster), None);
+}
+
+#[test]
+fn a_replayed_cluster_is_not_held_to_what_has_changed_since_the_backup() {
+    let floors = |ev: &Evidence| -> Vec<(String, u64)> {
+        let asked = PlanRequest {
+            remedy: Some(Remedy::RestoreCluster),
+            ..request()
+        };
+        let plan = DbCorruption::plan(ev, &runbook(), &asked).unwrap();
+        let of_step = plan.steps.iter().find_map(|s| match &s.action {
+            Action::Cluster(ClusterAction::ProveSide { floors, .. }) => Some(floors.clone()),
+            _ => None,
+        });
+        let floors = of_step.unwrap().into_iter().flat_map(|(_, floors)| floors);
+        floors.map(|f| (f.table, f.at_least)).collect()
+    };
+    let changed = |ev: &mut Value| {
+        let relations = database(ev)["facts"]["relations"].as_array_mut().unwrap();
+        relations.retain(|r| r["name"] != "order_lines");
+        let orders = relations.iter_mut().find(|r| r["name"] == "orders").unwrap();
+        orders["rows"] = json!(123);
+    };
+    // A queue that was drained, a table that was dropped, rows that were deleted all the same.
+    assert_eq!(floors(&evidence(changed)), [("public.orders".to_owned(), 123)]);
+    // With a hole in the log the backup's own state is what comes back.
+    let hole = evidence(|ev| {
+        changed(ev);
+        ev["files"]["Ok"]["wal"] = json!([]);
+    });
+    assert!(floors(&hole).contains(&("public.order_lines".to_owned(), 40006)));
 }
 
 #[test]
