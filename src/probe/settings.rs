@@ -355,7 +355,8 @@ pub async fn check(
 
 /// The `-c NAME=VALUE` and `--NAME=VALUE` of a server's command line. Whatever else stands there
 /// (a port, a directory) is not for a copy.
-fn settings_of(command: &[String]) -> Vec<&str> {
+#[must_use]
+pub fn settings_of(command: &[String]) -> Vec<&str> {
     let mut found = Vec::new();
     let mut words = command.iter().map(String::as_str);
     while let Some(word) = words.next() {
