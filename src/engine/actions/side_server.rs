@@ -93,6 +93,11 @@ impl SideServer {
             ("primary_conninfo", ""),
             // Nobody would confirm what is written here.
             ("synchronous_standby_names", ""),
+            // What a copy holds works as the original does: its subscriptions would fetch from the
+            // publisher under the same name and confirm what the original has not, and pg_cron
+            // would do its jobs a second time. A setting of a library that is not loaded is no error.
+            ("max_logical_replication_workers", "0"),
+            ("cron.launch_active_jobs", "off"),
             ("ssl", "off"),
             ("hba_file", RULES_FILE),
         ]

@@ -132,6 +132,8 @@ pub(super) async fn restore_side(
             "pg_restore",
             "--exit-on-error",
             "--no-password",
+            // It would connect to its publisher from the side database, too.
+            "--no-subscriptions",
             "--jobs",
             &sessions,
             "--dbname",

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::evidence::{
     BackupEvidence, BaseEvidence, Check, Connection, DatabaseEvidence, EVIDENCE_FORMAT, EmptyPages, Evidence,
-    RelationFinding, RelationKind, SlotFacts,
+    LogicalEnd, LogicalLink, RelationFinding, RelationKind, SlotFacts,
 };
 use super::silent::of_this_cluster;
 use crate::backup::{Catalogue, Entry, Manifest};
@@ -75,6 +75,7 @@ pub async fn detect(world: &Observer<'_>, options: &DetectOptions) -> Result<Evi
         connection,
         slots,
         present,
+        logical,
         mut databases,
     } = seen;
     // A file of another cluster has the same name and other pages.
@@ -96,6 +97,7 @@ pub async fn detect(world: &Observer<'_>, options: &DetectOptions) -> Result<Evi
         slots,
         databases,
         present,
+        logical,
         backups,
         unusable_backups,
     })
@@ -141,11 +143,20 @@ struct Sessions {
     connection: Connection,
     slots: Option<SlotFacts>,
     present: Vec<String>,
+    logical: Vec<LogicalLink>,
     databases: BTreeMap<String, DatabaseEvidence>,
 }
 
 /// Every database but the templates: which of them is it, when the runbook's is gone?
 const DATABASES: &str = "select datname from pg_catalog.pg_database where not datistemplate order by 1";
+
+/// Who fetches from a database, and what a database fetches. A temporary slot is gone with the
+/// session that made it.
+const LOGICAL: &str = "\
+    select d.datname, s.subname, true from pg_catalog.pg_subscription s \
+      join pg_catalog.pg_database d on d.oid = s.subdbid \
+    union all select database, slot_name, false from pg_catalog.pg_replication_slots \
+      where slot_type = 'logical' and not temporary order by 1, 2";
 
 /// Everything that needs a session.
 async fn sessions(
@@ -164,6 +175,20 @@ async fn sessions(
         None => Vec::new(),
     };
     let present = present.iter().map(|r| r.text(0).to_owned()).collect();
+    let logical = match &client {
+        Some(client) => client.rows(LOGICAL).await.unwrap_or_default(),
+        None => Vec::new(),
+    };
+    let logical = logical.iter().map(|r| LogicalLink {
+        database: r.text(0).to_owned(),
+        name: r.text(1).to_owned(),
+        end: if r.is_true(2) {
+            LogicalEnd::Subscription
+        } else {
+            LogicalEnd::Slot
+        },
+    });
+    let logical = logical.collect();
     drop(client);
     reporter.event(&Event::Note {
         text: match &connection {
@@ -204,6 +229,7 @@ async fn sessions(
         connection,
         slots,
         present,
+        logical,
         databases,
     }
 }

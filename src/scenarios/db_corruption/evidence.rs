@@ -52,10 +52,36 @@ pub struct Evidence {
     /// of an older format has none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub present: Vec<String>,
+    /// Logical replication from or to its databases, when a session was possible. Evidence of an
+    /// older format has none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub logical: Vec<LogicalLink>,
     /// Backup sets, newest first.
     pub backups: Vec<BackupEvidence>,
     /// Sets that cannot be used: label and why.
     pub unusable_backups: Vec<(String, String)>,
+}
+
+/// One end of a logical replication. It is bound to its database itself, not to the name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct LogicalLink {
+    /// Database.
+    pub database: String,
+    /// Name of the subscription or of the slot.
+    pub name: String,
+    /// What it is.
+    pub end: LogicalEnd,
+}
+
+/// An end of a logical replication.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LogicalEnd {
+    /// The database fetches (`pg_subscription`).
+    Subscription,
+    /// Somebody fetches from the database (`pg_replication_slots`).
+    Slot,
 }
 
 /// What is observed of one database.

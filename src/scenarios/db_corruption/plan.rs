@@ -2,12 +2,12 @@
 
 use super::Rung;
 use super::diagnose::{Class, classify};
-use super::evidence::{BackupEvidence, Connection, Evidence};
+use super::evidence::{BackupEvidence, Connection, Evidence, LogicalEnd};
 use super::loss::data_loss;
 use super::{NAME, steps};
 use crate::event::bytes;
 use crate::plan::{PLAN_FORMAT, Plan};
-use crate::postgres::wal_gap;
+use crate::postgres::{quote_ident, quote_literal, wal_gap};
 use crate::runbook::Runbook;
 use crate::scenarios::ladder;
 use crate::scenarios::{Certainty, PlanRequest, Refusal};
@@ -166,7 +166,7 @@ fn obstacle(remedy: Rung, ground: &Ground<'_>) -> Option<String> {
         Rung::Reindex => not_open(),
         Rung::RestoreDatabase => not_open().or_else(|| match ground.backup {
             None => Some(no_backup()),
-            Some(b) => dump_obstacle(b, ground),
+            Some(b) => dump_obstacle(b, ground).or_else(|| logical_obstacle(ground)),
         }),
         Rung::RestoreCluster => match ground.backup {
             None => Some(no_backup()),
@@ -198,6 +198,29 @@ fn dump_obstacle(backup: &BackupEvidence, ground: &Ground<'_>) -> Option<String>
         )),
         _ => None,
     }
+}
+
+/// A database that takes part in logical replication: its other end would stay with the damaged
+/// one, whatever name that has, and the restored rows would not be what was agreed on.
+fn logical_obstacle(ground: &Ground<'_>) -> Option<String> {
+    let database = damaged_database(ground.class)?;
+    let link = ground.ev.logical.iter().find(|l| l.database == database)?;
+    let name = &link.name;
+    Some(match link.end {
+        LogicalEnd::Subscription => {
+            let quoted = quote_ident(name);
+            format!(
+                "subscription {name} of {database} would stay with the damaged database; take it off, and make it anew \
+                 after the restore: alter subscription {quoted} disable; alter subscription {quoted} \
+                 set (slot_name = none); drop subscription {quoted}"
+            )
+        }
+        LogicalEnd::Slot => format!(
+            "the logical replication slot {name} of {database} would stay with the damaged database; drop it, and have \
+             its subscriber copy everything anew after the restore: select pg_drop_replication_slot({})",
+            quote_literal(name)
+        ),
+    })
 }
 
 fn base_obstacle(backup: &BackupEvidence, ev: &Evidence) -> Option<String> {

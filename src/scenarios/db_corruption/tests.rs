@@ -204,6 +204,21 @@ fn a_replayed_cluster_is_not_held_to_what_has_changed_since_the_backup() {
 }
 
 #[test]
+fn a_database_that_replicates_is_not_replaced_by_its_dump() {
+    let link = |database: &str, end: &str| {
+        evidence(|ev| ev["logical"] = json!([{"database": database, "name": "Feed", "end": end}]))
+    };
+    for (end, step) in [
+        ("subscription", "drop subscription \"Feed\""),
+        ("slot", "pg_drop_replication_slot('Feed')"),
+    ] {
+        let why = obstacle(&link("simgen", end), Remedy::RestoreDatabase).unwrap();
+        assert!(why.contains(step), "{why}");
+        assert_eq!(obstacle(&link("other", end), Remedy::RestoreDatabase), None);
+    }
+}
+
+#[test]
 fn a_mount_inside_the_data_directory_is_seen_before_the_server_is_stopped() {
     let mounted = |at: &str| {
         evidence(|ev| {
