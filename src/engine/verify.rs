@@ -435,7 +435,7 @@ async fn sound(
     if report.examined == 0 {
         return answer(what, Verdict::CouldNotVerify, "no relation was examined");
     }
-    let mut found = format!("amcheck examined {} relations", report.examined);
+    let mut found = format!("amcheck: {}", report.examined_words());
     if !beyond.is_empty() {
         found += &format!(", {} are of kinds it cannot check", beyond.len());
     }

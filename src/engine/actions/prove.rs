@@ -83,7 +83,7 @@ async fn structure(
         ),
         None => (
             Verdict::Pass,
-            format!("{} relations examined, nothing found", report.examined),
+            format!("{}, nothing found", report.examined_words()),
         ),
     };
     Ok(Checked {

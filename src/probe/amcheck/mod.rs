@@ -63,6 +63,21 @@ pub struct AmcheckReport {
     pub findings: Vec<RelationFinding>,
     /// What was not examined, and why.
     pub not_examined: Vec<(String, String)>,
+    /// Tables were read in full instead: the amcheck that is installed has no check of them.
+    pub tables_read: bool,
+}
+
+impl AmcheckReport {
+    /// What was examined, in words.
+    #[must_use]
+    pub fn examined_words(&self) -> String {
+        let how = if self.tables_read {
+            " (tables by reading every row: the amcheck that is installed, older than 1.3, has no check of them)"
+        } else {
+            ""
+        };
+        format!("{} relations examined{how}", self.examined)
+    }
 }
 
 /// Examines a database of a service. Nothing is changed.
@@ -115,12 +130,25 @@ struct Work<'a> {
     /// Schema of the extension's functions, quoted; the temporary one when `borrowed`.
     schema: String,
     borrowed: bool,
+    /// Whether the extension has `verify_heapam`.
+    checks_tables: bool,
     until: Instant,
     queue: Mutex<VecDeque<Task>>,
     found: Mutex<Found>,
     /// Held for writing by a check that is repeated: who crashes then did it.
     alone: RwLock<()>,
 }
+
+/// The schema of the extension, whether the server is in recovery, and whether the extension can
+/// check tables: since its version 1.3, which came with PostgreSQL 14. An upgrade of the server
+/// leaves an extension at the version that it had.
+const EXTENSION: &str = "\
+    select n.nspname, pg_catalog.pg_is_in_recovery(), case \
+      when e.oid is null then pg_catalog.current_setting('server_version_num')::int >= 140000 \
+      else exists (select from pg_catalog.pg_proc p \
+        where p.pronamespace = e.extnamespace and p.proname = 'verify_heapam') end \
+    from (values (1)) one left join pg_catalog.pg_extension e on e.extname = 'amcheck' \
+    left join pg_catalog.pg_namespace n on n.oid = e.extnamespace";
 
 /// Examines the database of `spec`. Nothing is changed: where the extension is missing it is
 /// created in a transaction that is rolled back.
@@ -138,15 +166,11 @@ pub async fn check(spec: &ConnectSpec, options: &AmcheckOptions) -> Result<Amche
         let still = relations::short_files(&all);
         files.retain(|f| still.iter().any(|s| s.relation == f.relation));
     }
-    let extension = client
-        .rows(
-            "select (select n.nspname from pg_catalog.pg_extension e join pg_catalog.pg_namespace n \
-             on n.oid = e.extnamespace where e.extname = 'amcheck'), pg_catalog.pg_is_in_recovery()",
-        )
-        .await?;
+    let extension = client.rows(EXTENSION).await?;
     let extension = extension.first();
     let installed = extension.and_then(|r| r.opt(0)).map(quote_ident);
     let in_recovery = extension.is_some_and(|r| r.is_true(1));
+    let checks_tables = extension.is_some_and(|r| r.is_true(2));
     drop(client);
 
     let mut found = Found::default();
@@ -164,6 +188,7 @@ pub async fn check(spec: &ConnectSpec, options: &AmcheckOptions) -> Result<Amche
         options,
         relations: &all,
         borrowed: installed.is_none(),
+        checks_tables,
         schema: installed.unwrap_or_else(|| quote_ident(&format!("drctl_amcheck_{}", std::process::id()))),
         until,
         queue: Mutex::new(queue),
@@ -203,6 +228,7 @@ pub async fn check(spec: &ConnectSpec, options: &AmcheckOptions) -> Result<Amche
         unfinished: u32::try_from(found.skipped.difference(&found.examined).count()).unwrap_or(u32::MAX),
         findings: relations::merge(found.findings),
         not_examined: found.not_examined,
+        tables_read: !checks_tables,
     })
 }
 

@@ -7,11 +7,13 @@ use tokio::time::Instant;
 
 use super::super::relations::{self, Check, MAX_BLOCKS, Relation, RelationFinding, RelationKind};
 use super::{Found, Mode, OUT_OF_TIME, SECONDS_PER_ROW, Task, Work};
-use crate::postgres::{Client, PgError};
+use crate::postgres::{Client, PgError, quote_ident};
 
 /// Patience with locks of others: a probe must not queue behind an ALTER TABLE, and nothing
 /// may queue behind the probe.
 const LOCK_TIMEOUT: &str = "set lock_timeout = '300ms'";
+/// Why several relations are not examined in one statement.
+const ONE_BY_ONE: &str = "tables are read one by one";
 /// How long a server that restarts is waited for.
 const RESTART: Duration = Duration::from_secs(5);
 /// Restarts of the server after which no more is read: each ends everyone's sessions.
@@ -249,6 +251,9 @@ impl Work<'_> {
         batch: &[&Relation],
         mode: Mode,
     ) -> Result<Vec<RelationFinding>, Trouble> {
+        if mode == Mode::Heap && !self.checks_tables {
+            return Err(Trouble::Relation(ONE_BY_ONE.into()));
+        }
         let oids: Vec<String> = batch.iter().map(|r| r.oid.to_string()).collect();
         let from = format!("from pg_catalog.unnest('{{{}}}'::oid[]) o", oids.join(","));
         let sql = match (mode, self.options.parent_check) {
@@ -285,6 +290,9 @@ impl Work<'_> {
     /// `verify_heapam` of the whole table. A page that cannot be read ends the function: then
     /// the blocks before and after it are checked by themselves.
     async fn heap(&self, client: &Client, r: &Relation) -> Result<Vec<RelationFinding>, Trouble> {
+        if !self.checks_tables {
+            return self.every_row(client, r).await;
+        }
         let mut findings = Vec::new();
         let mut toast = true;
         // `None` is the whole, however long it has become.
@@ -341,6 +349,24 @@ impl Work<'_> {
             }
         }
         Ok(findings)
+    }
+
+    /// Every row of a table, where there is no `verify_heapam`.
+    async fn every_row(&self, client: &Client, r: &Relation) -> Result<Vec<RelationFinding>, Trouble> {
+        // A materialised view that was never filled refuses to be read, and has nothing to read.
+        if r.bytes == Some(0) {
+            return Ok(Vec::new());
+        }
+        match self.ask(client, &read_every_row(r)).await {
+            Ok(_) => Ok(Vec::new()),
+            Err(e) if relations::is_damage(&e) => Ok(vec![relations::finding_of(
+                self.relations,
+                r,
+                Check::FullRead,
+                &e,
+            )]),
+            Err(e) => Err(Self::trouble(e)),
+        }
     }
 
     /// A row of `verify_heapam`. What it says of an out-of-line value is about the toast.
@@ -415,6 +441,21 @@ impl Work<'_> {
     }
 }
 
+/// The text form of a row needs every value of it, the out-of-line ones too. Those by themselves
+/// have no row type; a column that no index holds makes the table be read.
+fn read_every_row(r: &Relation) -> String {
+    let what = if r.kind == RelationKind::Toast {
+        "t.chunk_data"
+    } else {
+        "t::text"
+    };
+    format!(
+        "select count({what}) from only {}.{} t",
+        quote_ident(&r.schema),
+        quote_ident(&r.name)
+    )
+}
+
 /// The index's own block in the words of `bt_index_check`: `… (Index tid=(3,2) …)`,
 /// `block 3 in index "…"`.
 fn index_block(message: &str) -> Option<u64> {
@@ -437,6 +478,34 @@ fn index_block(message: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_full_read_needs_every_value() {
+        let mut r = Relation {
+            oid: 16_384,
+            schema: "public".into(),
+            name: "Orders".into(),
+            kind: RelationKind::Heap,
+            table: "public.Orders".into(),
+            path: "base/5/16384".into(),
+            bytes: Some(8192),
+            pages: 1,
+            rows: 1.0,
+            access: "heap".into(),
+            usable: true,
+            system: false,
+            unlogged: false,
+        };
+        assert_eq!(
+            read_every_row(&r),
+            "select count(t::text) from only \"public\".\"Orders\" t"
+        );
+        (r.kind, r.schema, r.name) = (RelationKind::Toast, "pg_toast".into(), "pg_toast_16384".into());
+        assert_eq!(
+            read_every_row(&r),
+            "select count(t.chunk_data) from only \"pg_toast\".\"pg_toast_16384\" t"
+        );
+    }
 
     #[test]
     fn blocks_of_an_index() {
