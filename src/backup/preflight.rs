@@ -6,7 +6,7 @@ use super::manifest::Manifest;
 use super::{Options, files};
 use crate::error::{Error, Kind, Result};
 use crate::event;
-use crate::postgres::{Lsn, PgError, sqlstate};
+use crate::postgres::{Lsn, PgError, is_damage};
 use crate::system::{PostgresServer, System, WORK_DIR};
 
 /// Room for WAL that is written while a base backup runs, on top of its segments.
@@ -59,14 +59,7 @@ pub fn server_error(service: &str, doing: &str, e: &PgError) -> Error {
         PgError::NoConnection { .. } | PgError::Timeout { .. } | PgError::Broken { .. } => {
             Error::new(Kind::Unreachable, format!("{doing} on {service}: {e}")).next("drctl diagnose")
         }
-        PgError::Server { sqlstate: code, .. }
-            if [
-                sqlstate::DATA_CORRUPTED,
-                sqlstate::INDEX_CORRUPTED,
-                sqlstate::UNDEFINED_FILE,
-            ]
-            .contains(&code.as_str()) =>
-        {
+        PgError::Server { sqlstate: code, .. } if is_damage(code, &e.to_string()) => {
             Error::new(Kind::FailedUndone, format!("{doing} on {service}: {e}"))
                 .next("drctl recover db-corruption    # the server's own words speak of damaged data")
         }

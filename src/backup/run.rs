@@ -9,6 +9,7 @@ use super::{Label, files};
 use crate::error::{Error, Kind};
 use crate::event::{self, Event, SharedReporter};
 use crate::incident::Lock;
+use crate::postgres::is_damage_in_words;
 use crate::system::{PostgresServer, System};
 use crate::workload::{HelperOutput, HelperSpec, Meter, Staging, StagingSpec, WorkloadError, metered};
 
@@ -154,7 +155,7 @@ impl Run<'_> {
             ),
         )
         .untouched("the server and every older backup; what this run had written was removed");
-        if looks_damaged(&words) {
+        if is_damage_in_words(&words) {
             error =
                 error.next("drctl recover db-corruption    # the server's own words speak of damaged data");
         }
@@ -201,44 +202,12 @@ fn is_full(words: &str) -> bool {
     words.contains("No space left on device") && !words.contains("shared memory")
 }
 
-/// Words of PostgreSQL's that speak of damaged data rather than of a failed connection.
-fn looks_damaged(words: &str) -> bool {
-    [
-        "invalid page in block",
-        "could not read block",
-        "could not open file \"base/",
-        "could not open file \"global/",
-        "checksum",
-        "missing chunk number",
-        "unexpected chunk number",
-        "compressed pglz data is corrupt",
-        "compressed lz4 data is corrupt",
-        "could not access status of transaction",
-        "found xmin",
-        "invalid memory alloc request size",
-        "index is corrupted",
-        "cache lookup failed",
-        "XX001",
-        "XX002",
-        "58P01",
-    ]
-    .iter()
-    .any(|sign| words.contains(sign))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn words_are_told_apart() {
-        assert!(looks_damaged(
-            "pg_dump: error: invalid page in block 100 of relation base/16384/16390"
-        ));
-        assert!(looks_damaged("pg_basebackup: error: checksum error occurred"));
-        assert!(!looks_damaged(
-            "FATAL: password authentication failed for user \"x\""
-        ));
         assert!(is_full("could not write to file: No space left on device"));
         assert!(!is_full(
             "could not resize shared memory segment \"/PostgreSQL.1\" to 8 bytes: No space left on device"

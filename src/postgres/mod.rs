@@ -2,9 +2,11 @@
 //! rest of the crate shares.
 
 mod client;
+mod damage;
 mod lsn;
 
 pub use client::{Client, ConnectSpec, CopyError, PgError, Row};
+pub use damage::{is_damage, is_damage_in_words, missing_library};
 pub use lsn::{Lsn, wal_gap};
 
 /// Quotes an identifier (PostgreSQL manual, 4.1.1): always quoted, quotes doubled.

@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::postgres::{Client, PgError, Row};
+use crate::postgres::{self, Client, PgError, Row};
 
 /// Bytes of a page (`block_size`; other sizes need a server built for them).
 pub const PAGE: u64 = 8192;
@@ -226,7 +226,8 @@ pub fn short_files(relations: &[Relation]) -> Vec<RelationFinding> {
         .collect()
 }
 
-/// True when an error speaks of damage, and not of time, locks, rights or connections.
+/// True when an error of a statement that reads relations speaks of damage, and not of time,
+/// locks, rights, connections or libraries: garbage among the values is out of range, too.
 #[must_use]
 pub fn is_damage(e: &PgError) -> bool {
     let PgError::Server {
@@ -239,7 +240,7 @@ pub fn is_damage(e: &PgError) -> bool {
     if message.starts_with("could not open relation with OID") || message.starts_with("cache lookup failed") {
         return false;
     }
-    sqlstate.starts_with("XX") || sqlstate.starts_with("58") || sqlstate.starts_with("22")
+    sqlstate.starts_with("22") || postgres::is_damage(sqlstate, &e.to_string())
 }
 
 /// The relation that an error is about: the one whose file it names, else the one that was
@@ -524,7 +525,18 @@ mod tests {
     #[test]
     fn what_is_damage() {
         assert!(is_damage(&error("XX001", "invalid page")));
-        assert!(is_damage(&error("58P01", "could not open file")));
+        assert!(is_damage(&error("22008", "timestamp out of range")));
+        let gone = "could not open file \"base/1/2\": No such file or directory";
+        assert!(is_damage(&error("58P01", gone)));
+        let library = "could not access file \"$libdir/citext\": No such file or directory";
+        assert!(!is_damage(&error("58P01", library)));
+        let status = PgError::Server {
+            severity: "ERROR".into(),
+            sqlstate: "58P01".into(),
+            message: "could not access status of transaction 827".into(),
+            detail: Some("Could not open file \"pg_xact/0000\": No such file or directory.".into()),
+        };
+        assert!(is_damage(&status), "the detail names the file");
         assert!(!is_damage(&error(
             "57014",
             "canceling statement due to statement timeout"

@@ -7,6 +7,7 @@ pub mod db_down;
 pub mod disk_full;
 pub mod ladder;
 mod limits;
+pub(crate) mod missing_library;
 pub mod network_partition;
 pub mod outage;
 pub mod redis_failure;

@@ -17,7 +17,7 @@ use super::silent::of_this_cluster;
 use crate::backup::{Catalogue, Entry, Manifest};
 use crate::error::Error;
 use crate::event::{Event, SharedReporter};
-use crate::postgres::PgError;
+use crate::postgres::{self, PgError};
 use crate::probe::amcheck::{self, AmcheckOptions};
 use crate::probe::facts::DatabaseFacts;
 use crate::probe::observer::Observer;
@@ -350,9 +350,7 @@ async fn database(
 /// The catalogue itself cannot be read. Its relations have fixed numbers, so that a few can be
 /// named although they cannot be looked up (`pg_class.h` and its like in the server's sources).
 fn catalogue_damage(sqlstate: &str, message: &str) -> Option<RelationFinding> {
-    // 58030 and 58P01: a file; without one named it is something else's.
-    let names_a_file = sqlstate.starts_with("58") && file_path(message).is_some();
-    if !names_a_file && !sqlstate.starts_with("XX") {
+    if !postgres::is_damage(sqlstate, message) {
         return None;
     }
     let (block, path) = block_and_path(message)
@@ -392,7 +390,7 @@ fn unreadable(facts: &DatabaseFacts, found: &mut DatabaseEvidence) {
             .filter(|code| code.len() == 5);
         let damage = sqlstate
             .as_deref()
-            .is_some_and(|c| c.starts_with("XX") || c.starts_with("58"));
+            .is_some_and(|c| postgres::is_damage(c, problem));
         if !damage {
             found.not_examined.push((table, problem.clone()));
             continue;
@@ -511,6 +509,8 @@ mod tests {
             ("pg_catalog.pg_class", vec![0])
         );
         assert!(catalogue_damage("57014", "canceling statement due to statement timeout").is_none());
+        let library = "FATAL 58P01: could not access file \"nolib\": No such file or directory";
+        assert!(catalogue_damage("58P01", library).is_none());
         assert!(
             catalogue_damage(
                 "42501",

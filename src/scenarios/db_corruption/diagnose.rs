@@ -5,11 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::evidence::{Connection, Evidence, LogPattern, RelationFinding, RelationKind};
 use super::look_alike::{
-    closed_database, down, from_log, has, missing_database, no_room, other_cluster, refused,
+    closed_database, down, from_log, has, library, missing_database, no_room, other_cluster, refused,
     shared_memory_or_disk, slots,
 };
 use super::silent::{self, Loss};
-use crate::postgres::sqlstate;
+use crate::postgres::{is_damage, missing_library, sqlstate};
 use crate::runbook::Runbook;
 use crate::scenarios::{Certainty, Diagnosis, LookAlike};
 use crate::workload::Status;
@@ -156,7 +156,7 @@ fn up(ev: &Evidence, rb: &Runbook) -> Finding {
     for (database, evidence) in &ev.databases {
         match &evidence.connection {
             Connection::Refused { sqlstate, message } => match sqlstate.as_str() {
-                sqlstate::DATA_CORRUPTED | sqlstate::INDEX_CORRUPTED | sqlstate::UNDEFINED_FILE | "XX000" => {
+                code if is_damage(code, message) => {
                     return Finding::new(
                         Class::Tables {
                             database: database.clone(),
@@ -173,6 +173,10 @@ fn up(ev: &Evidence, rb: &Runbook) -> Finding {
                 }
                 sqlstate::OBJECT_NOT_IN_STATE => {
                     no_session.get_or_insert_with(|| closed_database(ev, database, message));
+                    continue;
+                }
+                _ if missing_library(message).is_some() => {
+                    no_session.get_or_insert_with(|| library(ev, Some(database), message));
                     continue;
                 }
                 _ => return refused(ev, sqlstate, message),
@@ -354,6 +358,15 @@ fn nothing_found(
             Certainty::Suspected,
             reasons,
         );
+    }
+    // What needs the library could not be looked at; nothing else spoke of damage.
+    if let Some((database, message)) = ev
+        .databases
+        .iter()
+        .flat_map(|(d, e)| e.not_examined.iter().map(move |(_, why)| (d, why)))
+        .find(|(_, why)| missing_library(why).is_some())
+    {
+        return library(ev, Some(database), message);
     }
     let examined: u32 = ev.databases.values().map(|d| d.examined).sum();
     let skipped: Vec<String> = ev

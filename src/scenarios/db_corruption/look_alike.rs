@@ -3,9 +3,10 @@
 
 use super::diagnose::{Class, Finding};
 use super::evidence::{Evidence, LogPattern};
-use crate::postgres::sqlstate;
+use crate::postgres::{self, is_damage, sqlstate};
 use crate::scenarios::Certainty;
 use crate::scenarios::disk_full::recognise::{self, is_short};
+use crate::scenarios::missing_library;
 use crate::scenarios::server_trouble::{self, Kind, Traces, Trouble};
 use crate::workload::Status;
 
@@ -153,14 +154,24 @@ pub(super) fn refused(ev: &Evidence, code: &str, message: &str) -> Finding {
         // The administrator's own database: nothing else could be asked.
         sqlstate::INVALID_CATALOG => missing_database(ev, &quoted_name(message), message),
         sqlstate::OBJECT_NOT_IN_STATE => closed_database(ev, &quoted_name(message), message),
-        sqlstate::DATA_CORRUPTED | sqlstate::INDEX_CORRUPTED | sqlstate::UNDEFINED_FILE => Finding::new(
+        code if is_damage(code, message) => Finding::new(
             Class::Cluster {
                 cause: "what a session needs to begin is damaged".into(),
             },
             Certainty::Confirmed,
             reasons,
         ),
+        _ if postgres::missing_library(message).is_some() => library(ev, None, message),
         _ => Finding::unknown("the server refuses the session", reasons),
+    }
+}
+
+/// A shared library that the server cannot load, as an error about it says.
+pub(super) fn library(ev: &Evidence, database: Option<&str>, message: &str) -> Finding {
+    let reasons = vec![message.to_owned()];
+    match missing_library::of(message, database, &ev.container.name) {
+        Some(missing) => Finding::look_alike("library-missing", missing.explanation, reasons, &missing.next),
+        None => Finding::unknown("the server refuses the session", reasons),
     }
 }
 

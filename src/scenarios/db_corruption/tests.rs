@@ -828,3 +828,39 @@ fn a_database_that_is_gone_or_closed_is_named_with_the_way_back() {
     let half = sound(|ev| refused_by(ev, "55000", "cannot connect to invalid database \"simgen\""));
     assert_eq!(told(&half), alike("database-missing"));
 }
+
+#[test]
+fn a_library_that_the_image_lacks_is_no_damage() {
+    let setting = "FATAL 58P01: could not access file \"nolib\": No such file or directory";
+    let one = sound(|ev| refused_by(ev, "58P01", setting));
+    assert_eq!(told(&one), alike("library-missing"));
+    let found = DbCorruption::diagnose(&one, &runbook()).look_alike.unwrap();
+    assert!(
+        found.explanation.contains("library nolib in database simgen"),
+        "{found:?}"
+    );
+    assert!(
+        found
+            .next
+            .iter()
+            .any(|n| n.contains("alter database \"simgen\" reset session_preload_libraries")),
+        "{found:?}"
+    );
+    let all = sound(|ev| ev["connection"] = json!({"refused": {"sqlstate": "58P01", "message": setting}}));
+    assert_eq!(told(&all), alike("library-missing"));
+    let extension = sound(|ev| {
+        database(ev)["not-examined"] = json!([[
+            "public.orders_name",
+            "ERROR 58P01: could not access file \"$libdir/citext\": No such file or directory"
+        ]]);
+    });
+    assert_eq!(told(&extension), alike("library-missing"));
+    // A file of the data that is missing is damage as ever, and told before a library.
+    let file = "FATAL 58P01: could not open file \"base/16384/1259\": No such file or directory";
+    assert_eq!(told(&sound(|ev| refused_by(ev, "58P01", file))), CONFIRMED);
+    let both = sound(|ev| {
+        index_damage(ev);
+        database(ev)["not-examined"] = json!([["public.orders_name", setting]]);
+    });
+    assert_eq!(plan(&both).unwrap().remedy, Remedy::Reindex);
+}

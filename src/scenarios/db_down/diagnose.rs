@@ -2,11 +2,11 @@
 //! scenario's, is named and left alone.
 
 use super::super::server_trouble::Lost;
-use super::super::{Certainty, Diagnosis, LookAlike};
+use super::super::{Certainty, Diagnosis, LookAlike, missing_library};
 use super::Evidence;
 use super::detect::traces;
 use super::trouble::{disk_full, permissions, port_taken, trouble};
-use crate::postgres::sqlstate;
+use crate::postgres::{is_damage, sqlstate};
 use crate::probe::connection::Connection;
 use crate::probe::containers::{ContainerFacts, ContainerState, end_in_words};
 use crate::probe::files::{Listens, ServerState};
@@ -293,12 +293,20 @@ fn refused(ev: &Evidence, facts: &ContainerFacts, code: &str, message: &str) -> 
         ),
         _ if message.contains("ermission denied") => permissions(ev, facts, reasons),
         sqlstate::DISK_FULL => disk_full(ev, facts, reasons),
-        code if code.starts_with("XX") || code == sqlstate::UNDEFINED_FILE => other(
+        code if is_damage(code, message) => other(
             "db-corruption",
             "what a session needs to begin is damaged",
             reasons,
         ),
-        _ => found(Cause::Unknown("it refuses the session".into()), reasons),
+        _ => match missing_library::of(message, None, &facts.info.name) {
+            Some(missing) => instead(
+                "library-missing",
+                format!("{} runs, and {}", ev.service, missing.explanation),
+                reasons,
+                &missing.next,
+            ),
+            None => found(Cause::Unknown("it refuses the session".into()), reasons),
+        },
     }
 }
 

@@ -514,6 +514,13 @@ fn what_is_another_scenario_s_is_handed_over() {
             "connection-exhaustion",
         ),
         (
+            |f, ev| {
+                let words = "FATAL 58P01: could not access file \"nolib\": No such file or directory";
+                refuses(f, ev, "58P01", words);
+            },
+            "library-missing",
+        ),
+        (
             |f, ev| refuses(f, ev, "28P01", "password authentication failed"),
             "wrong-password",
         ),
