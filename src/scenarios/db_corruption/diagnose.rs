@@ -17,10 +17,9 @@ use crate::workload::Status;
 /// What is damaged, as far as remedies differ.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Class {
-    /// Indexes of one database: everything in them can be derived from the tables.
+    /// Nothing but indexes, by database: everything in them can be derived from the tables.
     Indexes {
-        database: String,
-        indexes: BTreeSet<String>,
+        indexes: BTreeMap<String, BTreeSet<String>>,
     },
     /// Tables of one database.
     Tables {
@@ -88,9 +87,13 @@ pub(super) fn diagnose(ev: &Evidence, rb: &Runbook) -> Diagnosis {
         shown.join(", ")
     };
     let summary = match &finding.class {
-        Class::Indexes { database, indexes } => format!(
-            "damaged indexes in database {database}: {}; the tables themselves are readable",
-            list(indexes)
+        Class::Indexes { indexes } => format!(
+            "{}; the tables themselves are readable",
+            indexes
+                .iter()
+                .map(|(database, names)| format!("damaged indexes in database {database}: {}", list(names)))
+                .collect::<Vec<_>>()
+                .join("; ")
         ),
         Class::Tables { database, tables } => {
             format!("damaged tables in database {database}: {}", list(tables))
@@ -252,28 +255,69 @@ fn losses(ev: &Evidence, rb: &Runbook) -> Vec<(String, Loss)> {
     all
 }
 
+/// Catalogues that all databases have in common (manual, 53.1): what is damaged in one of them is
+/// found from every database.
+const SHARED: [&str; 11] = [
+    "pg_auth_members",
+    "pg_authid",
+    "pg_database",
+    "pg_db_role_setting",
+    "pg_parameter_acl",
+    "pg_replication_origin",
+    "pg_shdepend",
+    "pg_shdescription",
+    "pg_shseclabel",
+    "pg_subscription",
+    "pg_tablespace",
+];
+
+fn is_shared(table: &str) -> bool {
+    table
+        .strip_prefix("pg_catalog.")
+        .is_some_and(|name| SHARED.contains(&name))
+}
+
 fn tables_or_indexes(
     damage: &BTreeMap<&str, Vec<&RelationFinding>>,
     lost: &[&(String, Loss)],
 ) -> Option<Class> {
-    let databases: BTreeSet<&str> = damage
+    let mut indexes: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    let mut tables: BTreeMap<&str, BTreeSet<String>> = BTreeMap::new();
+    let mut once = BTreeSet::new();
+    for (database, finding) in damage
+        .iter()
+        .flat_map(|(d, all)| all.iter().map(move |f| (*d, *f)))
+    {
+        let shared = is_shared(&finding.table);
+        if matches!(finding.kind, RelationKind::Index | RelationKind::ToastIndex) {
+            // One rebuilding is enough, from any database.
+            if !shared || once.insert(&finding.relation) {
+                let of_database = indexes.entry(database.to_owned()).or_default();
+                of_database.insert(finding.relation.clone());
+            }
+        } else if shared {
+            // No restore of one database brings it back.
+            return Some(Class::Cluster {
+                cause: format!("{}, which all databases share, is damaged", finding.table),
+            });
+        } else {
+            tables.entry(database).or_default().insert(finding.table.clone());
+        }
+    }
+    for (database, loss) in lost {
+        let of_database = tables.entry(database).or_default();
+        of_database.extend(loss.table().map(str::to_owned));
+    }
+    // However many databases: rebuilding loses nothing and stops nothing.
+    if tables.is_empty() {
+        return (!indexes.is_empty()).then_some(Class::Indexes { indexes });
+    }
+    let databases: BTreeSet<&str> = tables
         .keys()
         .copied()
-        .chain(lost.iter().map(|(d, _)| d.as_str()))
+        .chain(indexes.keys().map(String::as_str))
         .collect();
-    let mut iter = databases.iter();
-    let (Some(database), more) = (iter.next(), iter.next()) else {
-        return None;
-    };
-    let only_index = |f: &&RelationFinding| matches!(f.kind, RelationKind::Index | RelationKind::ToastIndex);
-    let findings = damage.get(database).map(Vec::as_slice).unwrap_or_default();
-    let tables: BTreeSet<String> = findings
-        .iter()
-        .filter(|f| !only_index(f))
-        .map(|f| f.table.clone())
-        .chain(lost.iter().filter_map(|(_, l)| l.table().map(str::to_owned)))
-        .collect();
-    if more.is_some() {
+    if databases.len() > 1 {
         return Some(Class::Cluster {
             cause: format!(
                 "databases {} are damaged",
@@ -281,14 +325,12 @@ fn tables_or_indexes(
             ),
         });
     }
+    let (database, tables) = tables.pop_first()?;
     Some(if tables.is_empty() {
-        Class::Indexes {
-            database: (*database).to_owned(),
-            indexes: findings.iter().map(|f| f.relation.clone()).collect(),
-        }
+        Class::Indexes { indexes }
     } else {
         Class::Tables {
-            database: (*database).to_owned(),
+            database: database.to_owned(),
             tables,
         }
     })

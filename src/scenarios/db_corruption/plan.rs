@@ -1,5 +1,7 @@
 //! The ladder: which remedy, and why not a gentler or a harsher one. Pure.
 
+use std::collections::BTreeSet;
+
 use super::Rung;
 use super::diagnose::{Class, classify};
 use super::evidence::{BackupEvidence, Connection, Evidence, LogicalEnd};
@@ -186,6 +188,15 @@ fn obstacle(remedy: Rung, ground: &Ground<'_>) -> Option<String> {
 }
 
 fn dump_obstacle(backup: &BackupEvidence, ground: &Ground<'_>) -> Option<String> {
+    if let Class::Indexes { indexes } = ground.class
+        && indexes.len() > 1
+    {
+        let names: Vec<&str> = indexes.keys().map(String::as_str).collect();
+        return Some(format!(
+            "it restores one database, and indexes of {} are damaged",
+            names.join(", ")
+        ));
+    }
     let database = damaged_database(ground.class)?;
     if !backup.dumps.contains_key(database) {
         return Some(format!("backup {} holds no dump of {database}", backup.label));
@@ -305,26 +316,30 @@ fn disk_needed(remedy: Rung, ground: &Ground<'_>) -> u64 {
 
 /// Bytes of the damaged indexes.
 pub(super) fn index_bytes(ground: &Ground<'_>) -> u64 {
-    let Class::Indexes { database, indexes } = ground.class else {
+    let Class::Indexes { indexes } = ground.class else {
         return 0;
     };
-    let facts = ground.ev.databases.get(database).and_then(|d| d.facts.as_ref());
-    facts
-        .iter()
-        .flat_map(|f| &f.relations)
-        .filter(|r| indexes.contains(&r.qualified()))
-        .map(|r| r.bytes)
-        .sum()
+    let bytes = |(database, names): (&String, &BTreeSet<String>)| -> u64 {
+        let facts = ground.ev.databases.get(database).and_then(|d| d.facts.as_ref());
+        facts
+            .iter()
+            .flat_map(|f| &f.relations)
+            .filter(|r| names.contains(&r.qualified()))
+            .map(|r| r.bytes)
+            .sum()
+    };
+    indexes.iter().map(bytes).sum()
 }
 
 pub(super) fn data_bytes(ev: &Evidence) -> u64 {
     ev.files.as_ref().map_or(0, |f| f.data_bytes)
 }
 
-/// The one database that is damaged.
+/// The one database that is damaged; `None` also where indexes of several are.
 pub(super) fn damaged_database(class: &Class) -> Option<&str> {
     match class {
-        Class::Indexes { database, .. } | Class::Tables { database, .. } => Some(database),
+        Class::Indexes { indexes } if indexes.len() == 1 => indexes.keys().next().map(String::as_str),
+        Class::Tables { database, .. } => Some(database),
         _ => None,
     }
 }

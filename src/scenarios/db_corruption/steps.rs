@@ -1,6 +1,6 @@
 //! The steps of each remedy, in order. Each list reads like the page of a guide.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::SignedDuration;
 
@@ -41,13 +41,14 @@ pub(super) fn draft(remedy: Rung, ground: &Ground<'_>) -> Draft {
 
 fn reindex(ground: &Ground<'_>) -> Draft {
     let service = ground.ev.service.clone();
-    let (database, indexes) = match ground.class {
-        Class::Indexes { database, indexes } => (database.clone(), indexes.clone()),
-        _ => (String::new(), BTreeSet::default()),
+    let damaged = match ground.class {
+        Class::Indexes { indexes } => indexes.clone(),
+        _ => BTreeMap::default(),
     };
-    let steps = indexes
+    let steps = damaged
         .iter()
-        .map(|index| {
+        .flat_map(|(database, indexes)| indexes.iter().map(move |index| (database, index)))
+        .map(|(database, index)| {
             // The server rebuilds those of its catalogues with the table locked only (manual, REINDEX).
             let (why, risk) = if index.starts_with("pg_catalog.") {
                 (
@@ -77,10 +78,10 @@ fn reindex(ground: &Ground<'_>) -> Draft {
         .collect();
     Draft {
         steps,
-        expect: expectations(
+        expect: expectations_of_all(
             ground,
-            &database,
-            &present_floors(ground, &database),
+            damaged.keys().map(String::as_str),
+            present_floors,
             Proof::Missing,
         ),
         estimate_seconds: 2 + index_bytes(ground) / (COPY_SPEED / 10),
@@ -489,14 +490,20 @@ pub(super) fn expectations(
 /// The side server was proven in full a moment before: what is left is that the same files
 /// serve under the service's own name.
 fn cluster_expectations(ground: &Ground<'_>) -> Vec<Expectation> {
+    let all = databases(ground).map(|(name, _)| name);
+    expectations_of_all(ground, all, cluster_floors, Proof::OnTheSide)
+}
+
+/// The expectations of several databases, each once.
+fn expectations_of_all<'a>(
+    ground: &Ground<'_>,
+    databases: impl Iterator<Item = &'a str>,
+    floors: fn(&Ground<'_>, &str) -> Vec<RowFloor>,
+    proof: Proof,
+) -> Vec<Expectation> {
     let mut expect = Vec::new();
-    for (database, _) in databases(ground) {
-        for e in expectations(
-            ground,
-            database,
-            &cluster_floors(ground, database),
-            Proof::OnTheSide,
-        ) {
+    for database in databases {
+        for e in expectations(ground, database, &floors(ground, database), proof) {
             if !expect.contains(&e) {
                 expect.push(e);
             }

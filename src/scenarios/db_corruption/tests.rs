@@ -90,6 +90,74 @@ fn damaged_indexes_are_only_rebuilt() {
     insta::assert_yaml_snapshot!("indexes", plan);
 }
 
+/// A second database with the same findings and facts.
+fn second_database(ev: &mut Value) {
+    let simgen = database(ev).clone();
+    ev["databases"]["billing"] = simgen;
+}
+
+#[test]
+fn damaged_indexes_of_two_databases_are_only_rebuilt() {
+    use crate::plan::{Action, PostgresAction};
+    let rebuilt = |plan: &Plan| -> Vec<(String, String)> {
+        let of_step = |s: &crate::plan::Step| match &s.action {
+            Action::Postgres(PostgresAction::Reindex { database, index, .. }) => {
+                Some((database.clone(), index.clone()))
+            }
+            _ => None,
+        };
+        plan.steps.iter().filter_map(of_step).collect()
+    };
+    let own = evidence(|ev| {
+        index_damage(ev);
+        second_database(ev);
+    });
+    let diagnosis = DbCorruption::diagnose(&own, &runbook());
+    assert!(diagnosis.summary.contains("in database billing"), "{diagnosis:?}");
+    let plan_of_both = plan(&own).unwrap();
+    assert_eq!(plan_of_both.remedy, Remedy::Reindex);
+    let index = "public.orders_customer_id".to_owned();
+    assert_eq!(
+        rebuilt(&plan_of_both),
+        [
+            ("billing".to_owned(), index.clone()),
+            ("simgen".to_owned(), index)
+        ]
+    );
+    let shared = |kind: &str, relation: &str| {
+        evidence(|ev| {
+            index_damage(ev);
+            let finding = &mut database(ev)["findings"][0];
+            finding["kind"] = json!(kind);
+            finding["relation"] = json!(relation);
+            finding["table"] = json!("pg_catalog.pg_database");
+            second_database(ev);
+        })
+    };
+    let index = shared("index", "pg_catalog.pg_database_oid_index");
+    let plan_of_shared = plan(&index).unwrap();
+    assert_eq!(plan_of_shared.remedy, Remedy::Reindex);
+    assert_eq!(rebuilt(&plan_of_shared).len(), 1, "once is enough");
+    let table = shared("heap", "pg_catalog.pg_database");
+    assert_eq!(plan(&table).unwrap().remedy, Remedy::RestoreCluster);
+    // A table beside them takes the whole.
+    let mixed = evidence(|ev| {
+        index_damage(ev);
+        second_database(ev);
+        let finding = &mut database(ev)["findings"][0];
+        finding["kind"] = json!("heap");
+        finding["relation"] = json!("public.orders");
+    });
+    assert_eq!(plan(&mixed).unwrap().remedy, Remedy::RestoreCluster);
+    // Once rebuilding was tried, no restore of one database helps both.
+    let tried = PlanRequest {
+        tried: vec![Remedy::Reindex],
+        ..request()
+    };
+    let next = DbCorruption::plan(&own, &runbook(), &tried).unwrap();
+    assert_eq!(next.remedy, Remedy::RestoreCluster);
+}
+
 #[test]
 fn a_damaged_control_file_takes_a_restore_of_the_cluster() {
     let ev = evidence(down("control-file", "FATAL:  incorrect checksum in control file"));
