@@ -1,7 +1,8 @@
 //! Rows that damaged data still shows and the restored data lacks.
 //!
 //! A damaged table is read block range by block range: a range that fails is halved until
-//! the bad block stands alone, and its rows are then tried one by one. What is read goes
+//! the bad block stands alone, and its rows are then tried one by one; so are rows that the
+//! restored side does not take, as garbage among their values. What is read goes
 //! into a temporary table of the restored side, is compared there by primary key, counted,
 //! and inserted only where the runbook says so. Nothing is ever written to the damage.
 
@@ -32,8 +33,19 @@ pub struct Salvaged {
     pub merged: u64,
     /// Blocks of which not every row could be read.
     pub bad_blocks: Vec<u64>,
+    /// Rows that the restored data does not take: garbage among their values, mostly.
+    pub refused: u64,
     /// Why nothing or not everything was done.
     pub remark: Option<String>,
+}
+
+impl Salvaged {
+    fn remark(&mut self, text: String) {
+        self.remark = Some(match self.remark.take() {
+            Some(before) => format!("{before}; {text}"),
+            None => text,
+        });
+    }
 }
 
 /// Salvages tables in an order in which referenced tables come first.
@@ -108,11 +120,11 @@ async fn one(
     let what = || pg(format!("salvaging {}", table.table));
     let shape = shape(target, &name).await.map_err(what())?;
     let (Some(shape), Some(blocks)) = (shape, block_count(source, &name).await) else {
-        result.remark = Some("the table is not on both sides".into());
+        result.remark("the table is not on both sides".into());
         return Ok(result);
     };
     if shape.key.is_empty() {
-        result.remark = Some("no primary key: rows cannot be told apart, so none are taken over".into());
+        result.remark("no primary key: rows cannot be told apart, so none are taken over".into());
         return Ok(result);
     }
     let stage = quote_ident(&format!("drctl_stage_{}", table.table.replace('.', "_")));
@@ -166,26 +178,31 @@ async fn one(
         .map(count)
         .map_err(what())?;
     if table.merge && result.missing > 0 {
-        // Replica mode: no user trigger fires for a row that was already processed once.
-        // It also turns foreign keys off, so the parents are asked for by hand.
-        let sql = format!(
-            "begin; set local session_replication_role = replica; set local statement_timeout = 0; \
-             with merged as (insert into {name} ({0}) overriding system value \
-             select {0} from pg_temp.{stage} s where {absent}{1} on conflict do nothing returning 1) \
-             select count(*) from merged; commit",
-            shape.columns, shape.parents
-        );
-        result.merged = match target.within(cx.deadline, &sql).await {
-            Ok(rows) => count(rows),
-            Err(e) => {
-                let _ = target.execute("rollback").await;
-                return Err(what()(e));
-            }
+        let merge = Merge {
+            cx,
+            target,
+            name: &name,
+            stage: &stage,
+            shape: &shape,
+            absent: &absent,
         };
-        if result.merged < result.missing {
-            result.remark = Some(format!(
-                "{} rows refer to rows that are lost or collide with others: they stay in the kept data",
-                result.missing - result.merged
+        let merged = merge.all().await.map_err(what())?;
+        result.merged = merged.rows;
+        result.refused += merged.refused;
+        if let Some(e) = &merged.first_error {
+            result.remark(if merged.refused > 0 {
+                format!(
+                    "{} rows cannot be inserted and stay in the kept data: {e}",
+                    merged.refused
+                )
+            } else {
+                format!("its rows stay in the kept data: {e}")
+            });
+        }
+        let left = result.missing.saturating_sub(merged.rows + merged.refused);
+        if left > 0 && (merged.refused > 0 || merged.first_error.is_none()) {
+            result.remark(format!(
+                "{left} rows refer to rows that are lost or collide with others: they stay in the kept data"
             ));
         }
     }
@@ -194,6 +211,120 @@ async fn one(
         .await
         .map_err(what())?;
     Ok(result)
+}
+
+/// Brings staged rows into their table.
+struct Merge<'a> {
+    cx: &'a ActionContext<'a>,
+    target: &'a Client,
+    name: &'a str,
+    stage: &'a str,
+    shape: &'a Shape,
+    absent: &'a str,
+}
+
+/// What came of it.
+#[derive(Debug, Default)]
+struct Merged {
+    rows: u64,
+    refused: u64,
+    first_error: Option<String>,
+}
+
+impl Merge<'_> {
+    /// All rows at once; where one is refused, those around it by halves.
+    ///
+    /// # Errors
+    /// What is no fault of the rows: no session, no room.
+    async fn all(&self) -> Result<Merged, PgError> {
+        let mut merged = Merged::default();
+        match self.part("true").await {
+            Ok(rows) => merged.rows = rows,
+            Err(e) if is_of_rows(&e) => {
+                merged.first_error = Some(e.to_string());
+                self.in_parts(&mut merged).await?;
+            }
+            Err(e) if ends_everything(&e) => return Err(e),
+            Err(e) => merged.first_error = Some(e.to_string()),
+        }
+        Ok(merged)
+    }
+
+    async fn in_parts(&self, merged: &mut Merged) -> Result<(), PgError> {
+        let blocks = block_count(self.target, &format!("pg_temp.{}", self.stage)).await;
+        let mut ranges = vec![(0, blocks.unwrap_or_default())];
+        while let Some((low, high)) = ranges.pop() {
+            match self.part(&range_of("s.", low, high)).await {
+                Ok(rows) => merged.rows += rows,
+                Err(e) if !is_of_rows(&e) => return Err(e),
+                Err(_) if high - low > 1 => ranges.extend(halves(low, high)),
+                Err(_) => {
+                    for pointer in 1..=MAX_LINE_POINTERS {
+                        match self.part(&format!("s.ctid = '({low},{pointer})'")).await {
+                            Ok(rows) => merged.rows += rows,
+                            Err(e) if is_of_rows(&e) => merged.refused += 1,
+                            Err(e) => return Err(e),
+                        }
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn part(&self, which: &str) -> Result<u64, PgError> {
+        match self.target.within(self.cx.deadline, &self.sql(which)).await {
+            Ok(rows) => Ok(rows.first().and_then(|r| r.number(0)).unwrap_or_default()),
+            Err(e) => {
+                let _ = self.target.execute("rollback").await;
+                Err(e)
+            }
+        }
+    }
+
+    /// Replica mode: no user trigger fires for a row that was already processed once. It also
+    /// turns foreign keys off, so the parents are asked for by hand.
+    fn sql(&self, which: &str) -> String {
+        format!(
+            "begin; set local session_replication_role = replica; set local statement_timeout = 0; \
+             with merged as (insert into {name} ({columns}) overriding system value \
+             select {columns} from pg_temp.{stage} s where {which} and {absent}{parents} \
+             on conflict do nothing returning 1) select count(*) from merged; commit",
+            name = self.name,
+            columns = self.shape.columns,
+            stage = self.stage,
+            absent = self.absent,
+            parents = self.shape.parents,
+        )
+    }
+}
+
+/// Both halves of a range of blocks, the lower one last: it is popped first.
+fn halves(low: u64, high: u64) -> [(u64, u64); 2] {
+    let middle = low + (high - low) / 2;
+    [(middle, high), (low, middle)]
+}
+
+/// `of` is empty or an alias with its dot.
+fn range_of(of: &str, low: u64, high: u64) -> String {
+    format!("{of}ctid >= '({low},0)' and {of}ctid < '({high},0)'")
+}
+
+/// True when the values of a row are at fault (classes 22 and 23; P0 is said by functions of the
+/// database, as in the check of a domain): the other rows may be good.
+fn is_of_rows(e: &PgError) -> bool {
+    matches!(e, PgError::Server { sqlstate, .. } if ["22", "23", "P0"].iter().any(|c| sqlstate.starts_with(c)))
+}
+
+/// True when no other table would fare better: no session, no resources, the server is going
+/// away.
+fn ends_everything(e: &PgError) -> bool {
+    match e {
+        PgError::Server {
+            severity, sqlstate, ..
+        } => severity != "ERROR" || ["08", "53", "57", "58"].iter().any(|c| sqlstate.starts_with(c)),
+        _ => true,
+    }
 }
 
 /// What is needed to copy rows of a table and to tell them apart.
@@ -298,25 +429,24 @@ impl Reader<'_> {
                 .map_err(pg("preparing the copy of rows"))?;
         }
         while let Some((low, high)) = ranges.pop() {
-            match self
-                .copy(&format!("ctid >= '({low},0)' and ctid < '({high},0)'"))
-                .await
-            {
+            match self.copy(&range_of("", low, high)).await {
                 Ok(rows) => result.readable += rows,
-                Err(CopyError::Target(e)) => return Err(cannot_be_written(e)),
+                Err(CopyError::Target(e)) if !is_of_rows(&e) => return Err(cannot_be_written(e)),
                 Err(CopyError::Source(
                     e @ (PgError::Broken { .. } | PgError::Timeout { .. } | PgError::NoConnection { .. }),
                 )) => {
                     // Garbage can take a backend, and with it every session, down. Once is
                     // enough: no second user of a production server shall pay for it.
-                    result.remark = Some(format!("reading stopped at block {low}: {e}"));
+                    result.remark(format!("reading stopped at block {low}: {e}"));
                     return Ok(());
                 }
-                Err(_) if high - low > 1 => {
-                    let middle = low + (high - low) / 2;
-                    ranges.push((middle, high));
-                    ranges.push((low, middle));
+                // The question is wrong for this table: asked of every row it stays so.
+                Err(CopyError::Source(e)) if is_wrong_question(&e) => {
+                    result.remark(format!("it could not be read: {e}"));
+                    return Ok(());
                 }
+                Err(_) if high - low > 1 => ranges.extend(halves(low, high)),
+                Err(CopyError::Target(_)) => self.row_by_row(low, result).await?,
                 Err(CopyError::Source(e)) => {
                     result.bad_blocks.push(low);
                     // A page that fails its checksum fails for every row alike.
@@ -334,9 +464,18 @@ impl Reader<'_> {
             match self.copy(&format!("ctid = '({block},{pointer})'")).await {
                 Ok(rows) => result.readable += rows,
                 Err(CopyError::Source(PgError::Server { .. })) => {}
+                Err(CopyError::Target(e)) if is_of_rows(&e) => {
+                    if result.refused == 0 {
+                        result.remark(format!(
+                            "rows that the restored database does not take stay in the kept data, the first \
+                             ({block},{pointer}): {e}"
+                        ));
+                    }
+                    result.refused += 1;
+                }
                 Err(CopyError::Target(e)) => return Err(cannot_be_written(e)),
                 Err(CopyError::Source(e)) => {
-                    result.remark = Some(format!("reading stopped at row ({block},{pointer}): {e}"));
+                    result.remark(format!("reading stopped at row ({block},{pointer}): {e}"));
                     return Ok(());
                 }
             }
@@ -359,6 +498,11 @@ impl Reader<'_> {
 /// The restored database does not take the rows: no damage, and nothing to go on without.
 fn cannot_be_written(e: PgError) -> ActionError {
     pg("writing the rows that are brought over")(e)
+}
+
+/// Syntax, names, types and rights (class 42): no damage.
+fn is_wrong_question(e: &PgError) -> bool {
+    e.sqlstate().is_some_and(|code| code.starts_with("42"))
 }
 
 fn whole_page(e: &PgError) -> bool {
@@ -417,6 +561,10 @@ pub(super) fn outcome(cx: &ActionContext<'_>, databases: &[(String, Vec<Salvaged
     if missing > merged {
         text = format!("{text}, {} stay in the kept data", missing - merged);
     }
+    let refused: u64 = all().map(|t| t.refused).sum();
+    if refused > 0 {
+        text = format!("{text}; {refused} hold values that the restored data does not take");
+    }
     if blocks > 0 {
         let words = if blocks == 1 { "block is" } else { "blocks are" };
         text = format!("{text}; {blocks} {words} not fully readable");
@@ -424,6 +572,62 @@ pub(super) fn outcome(cx: &ActionContext<'_>, databases: &[(String, Vec<Salvaged
     Outcome::new(text)
         .fact("rows-salvaged", merged)
         .fact("rows-kept-aside", missing - merged)
+        .fact("rows-refused", refused)
         .fact("bad-blocks", blocks)
         .fact("tables", serde_json::to_value(databases).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(severity: &str, sqlstate: &str) -> PgError {
+        PgError::Server {
+            severity: severity.into(),
+            sqlstate: sqlstate.into(),
+            message: String::new(),
+            detail: None,
+        }
+    }
+
+    #[test]
+    fn a_row_that_is_refused_is_told_from_a_server_that_takes_none() {
+        for (code, of_rows, ends) in [
+            // Invalid text, out of range, NOT NULL, CHECK and the check of a domain.
+            ("22021", true, false),
+            ("22008", true, false),
+            ("23502", true, false),
+            ("23514", true, false),
+            ("P0001", true, false),
+            ("42501", false, false),
+            ("53100", false, true),
+            ("57014", false, true),
+            ("58030", false, true),
+        ] {
+            let e = error("ERROR", code);
+            assert_eq!((is_of_rows(&e), ends_everything(&e)), (of_rows, ends), "{code}");
+        }
+        assert!(ends_everything(&error("FATAL", "XX000")));
+        let broken = PgError::Broken {
+            address: String::new(),
+            cause: String::new(),
+        };
+        assert!(ends_everything(&broken) && !is_of_rows(&broken));
+        assert!(is_wrong_question(&error("ERROR", "42883")));
+    }
+
+    #[test]
+    fn ranges_are_halved_down_to_one_block() {
+        let mut ranges = vec![(0, 7)];
+        let mut single = Vec::new();
+        while let Some((low, high)) = ranges.pop() {
+            if high - low > 1 {
+                ranges.extend(halves(low, high));
+            } else {
+                single.push(low);
+            }
+        }
+        assert_eq!(single, [0, 1, 2, 3, 4, 5, 6]);
+        assert_eq!(range_of("s.", 3, 4), "s.ctid >= '(3,0)' and s.ctid < '(4,0)'");
+    }
 }
