@@ -40,7 +40,8 @@ pub enum Action {
 pub struct SalvageTable {
     /// `schema.name`.
     pub table: String,
-    /// Timestamp column that tells newer rows, when the runbook names one.
+    /// Column that tells newer rows, when the runbook names one. Of a type that is no time, all
+    /// rows are read.
     pub newest: Option<String>,
     /// Only rows at or after this moment are read (RFC 3339); all rows without it.
     pub since: Option<String>,

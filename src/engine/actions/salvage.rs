@@ -137,11 +137,8 @@ async fn one(
         .map_err(what())?;
     let filter = match (&table.newest, &table.since) {
         (Some(column), Some(since)) => {
-            format!(
-                " and {} >= {}::timestamptz",
-                quote_ident(column),
-                quote_literal(since)
-            )
+            let of_type = column_type(target, &name, column).await.map_err(what())?;
+            newer_than(column, &of_type, since)
         }
         _ => String::new(),
     };
@@ -388,6 +385,34 @@ async fn shape(target: &Client, name: &str) -> Result<Option<Shape>, PgError> {
     }))
 }
 
+/// The name of a column's type, of a domain that of the type below it.
+async fn column_type(target: &Client, name: &str, column: &str) -> Result<String, PgError> {
+    let sql = format!(
+        "with recursive t as (select ty.oid, ty.typbasetype, ty.typname from pg_catalog.pg_attribute a \
+         join pg_catalog.pg_type ty on ty.oid = a.atttypid where a.attrelid = to_regclass({}) and a.attname = {} \
+         union all select ty.oid, ty.typbasetype, ty.typname from t join pg_catalog.pg_type ty on ty.oid = t.typbasetype) \
+         select typname from t where typbasetype = 0",
+        quote_literal(name),
+        quote_literal(column)
+    );
+    Ok(target.value(&sql).await?.unwrap_or_default())
+}
+
+/// ` and …`: what is older than `since` is in the backup and need not be read. A type that holds
+/// no zone may hold any zone's time, and a date is a day's beginning; of any other type nothing
+/// is left out, and never a row without a value.
+fn newer_than(column: &str, of_type: &str, since: &str) -> String {
+    let column = quote_ident(column);
+    let since = format!("{}::timestamptz", quote_literal(since));
+    let from = match of_type {
+        "timestamptz" => since,
+        "timestamp" => format!("({since} at time zone 'UTC') - interval '26 hours'"),
+        "date" => format!("({since} at time zone 'UTC')::date - 1"),
+        _ => return String::new(),
+    };
+    format!(" and ({column} >= {from} or {column} is null)")
+}
+
 async fn block_count(source: &Client, name: &str) -> Option<u64> {
     source
         .value(&format!(
@@ -614,6 +639,27 @@ mod tests {
         };
         assert!(ends_everything(&broken) && !is_of_rows(&broken));
         assert!(is_wrong_question(&error("ERROR", "42883")));
+    }
+
+    #[test]
+    fn only_a_time_tells_what_is_new() {
+        let since = "2026-11-20T18:43:57Z";
+        assert_eq!(
+            newer_than("at", "timestamptz", since),
+            " and (\"at\" >= '2026-11-20T18:43:57Z'::timestamptz or \"at\" is null)"
+        );
+        assert_eq!(
+            newer_than("at", "timestamp", since),
+            " and (\"at\" >= ('2026-11-20T18:43:57Z'::timestamptz at time zone 'UTC') - interval '26 hours' \
+             or \"at\" is null)"
+        );
+        assert_eq!(
+            newer_than("day", "date", since),
+            " and (\"day\" >= ('2026-11-20T18:43:57Z'::timestamptz at time zone 'UTC')::date - 1 or \"day\" is null)"
+        );
+        for other in ["int8", "text", ""] {
+            assert_eq!(newer_than("seq", other, since), "");
+        }
     }
 
     #[test]
