@@ -30,7 +30,7 @@ pub struct CountReport {
     pub findings: Vec<RelationFinding>,
     /// What was not looked at, and why.
     pub not_examined: Vec<(String, String)>,
-    /// Pages of zeros that may be new ones: the index agrees with the table.
+    /// Pages of zeros that may be new ones: no index knows of rows in them.
     pub empty_pages: Vec<EmptyPages>,
 }
 
@@ -216,8 +216,7 @@ impl Work<'_> {
     }
 
     /// Pages of zeros before the last page that is none, in which the server finds no row.
-    /// The server itself adds such pages ahead of use; so where the index agrees with the
-    /// table they prove nothing, and are only mentioned.
+    /// The server itself adds such pages ahead of use: see [`judge`].
     async fn zero_pages(&mut self, r: &Relation, missing: Option<u64>, deep: bool) -> Result<(), PgError> {
         let blocks = r.blocks();
         // Precision does not matter in an estimate.
@@ -264,31 +263,41 @@ impl Work<'_> {
         if confirmed.is_empty() {
             return Ok(());
         }
-        let text = format!("{} pages inside the table hold only zeros", confirmed.len());
-        if missing == Some(0) {
-            let list: Vec<String> = confirmed.iter().take(10).map(ToString::to_string).collect();
-            self.report.not_examined.push((
-                r.qualified(),
-                format!(
-                    "{text} (block {}); its index agrees with the table, so they may be new pages",
-                    list.join(", ")
-                ),
-            ));
-            self.report.empty_pages.push(EmptyPages {
-                table: r.qualified(),
-                path: r.path.clone(),
-                blocks: confirmed,
-                filled_in: None,
-            });
-        } else {
-            self.report.findings.push(RelationFinding {
-                blocks: confirmed,
-                rows_missing: missing,
-                ..r.finding(Check::ZeroPages, text)
-            });
-        }
+        judge(&mut self.report, r, confirmed, missing);
         Ok(())
     }
+}
+
+/// What pages of zeros say. Only an index that knows rows which are not there makes them damage:
+/// where it agrees, and where there is none to ask, they may be pages that a crash has left.
+fn judge(report: &mut CountReport, r: &Relation, blocks: Vec<u64>, missing: Option<u64>) {
+    let text = format!("{} pages inside the table hold only zeros", blocks.len());
+    if missing.is_some_and(|rows| rows > 0) {
+        report.findings.push(RelationFinding {
+            blocks,
+            rows_missing: missing,
+            ..r.finding(Check::ZeroPages, text)
+        });
+        return;
+    }
+    let list: Vec<String> = blocks.iter().take(10).map(ToString::to_string).collect();
+    let index = match missing {
+        Some(_) => "its index agrees with the table",
+        None => "no index could tell",
+    };
+    report.not_examined.push((
+        r.qualified(),
+        format!(
+            "{text} (block {}); {index}, so they may be new pages",
+            list.join(", ")
+        ),
+    ));
+    report.empty_pages.push(EmptyPages {
+        table: r.qualified(),
+        path: r.path.clone(),
+        blocks,
+        filled_in: None,
+    });
 }
 
 fn sql_name(r: &Relation) -> String {
@@ -320,5 +329,30 @@ mod tests {
             Some("a b")
         );
         assert_eq!(used_index("Seq Scan on orders  (cost=1)"), None);
+    }
+
+    #[test]
+    fn pages_of_zeros_are_damage_only_where_an_index_knows_their_rows() {
+        let table = Relation {
+            oid: 1,
+            schema: "public".into(),
+            name: "log".into(),
+            kind: RelationKind::Heap,
+            table: "public.log".into(),
+            path: "base/1/2".into(),
+            bytes: Some(10 * 8192),
+            pages: 10,
+            rows: 100.0,
+            access: "heap".into(),
+            usable: true,
+            system: false,
+            unlogged: false,
+        };
+        for (missing, findings, empty) in [(Some(3), 1, 0), (Some(0), 0, 1), (None, 0, 1)] {
+            let mut report = CountReport::default();
+            judge(&mut report, &table, vec![4], missing);
+            let found = (report.findings.len(), report.empty_pages.len());
+            assert_eq!(found, (findings, empty), "{missing:?}");
+        }
     }
 }
