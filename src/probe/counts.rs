@@ -1,7 +1,7 @@
 //! Losses that no tool of the server sees: rows that an index still knows and the table does
 //! not, pages of zeros in the middle of a file, rows that are there and cannot be read.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -22,6 +22,17 @@ const BY_INDEX: &str = "set enable_seqscan = off; set enable_bitmapscan = off; s
     set enable_indexonlyscan = on; set jit = off; set lock_timeout = '300ms'";
 const BY_TABLE: &str = "set enable_seqscan = on; set enable_indexscan = off; set enable_indexonlyscan = off; \
     set enable_bitmapscan = off";
+
+/// Partitions that hold rows, each with every partitioned table that it is a part of.
+const PARTITIONS: &str = "
+with recursive part as (
+  select oid as whole, oid from pg_catalog.pg_class where relkind = 'p'
+  union all select p.whole, i.inhrelid from part p join pg_catalog.pg_inherits i on i.inhparent = p.oid
+)
+select p.oid, n.nspname, w.relname from part p
+join pg_catalog.pg_class c on c.oid = p.oid and c.relkind = 'r'
+join pg_catalog.pg_class w on w.oid = p.whole
+join pg_catalog.pg_namespace n on n.oid = w.relnamespace";
 
 /// What was found.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -50,7 +61,8 @@ pub struct EmptyPages {
     pub filled_in: Option<String>,
 }
 
-/// Compares the tables that the runbook names (all of them when `deep`) with their indexes,
+/// Compares the tables that the runbook names, and their partitions (all tables when `deep`), with
+/// their indexes,
 /// looks for pages of zeros in them, and when `deep` reads every row.
 ///
 /// `facts` has the rows by sequential scan; only where an index disagrees with it are both
@@ -70,14 +82,28 @@ pub async fn compare(
     let mut all = relations::list(&client).await?;
     // Many small ones rather than one large one, should the time not do for all.
     all.sort_by_key(|r| r.bytes);
+    let is_named = |schema: &str, name: &str| tables.keys().any(|t| t.schema == schema && t.table == name);
+    let mut report = CountReport::default();
+    let parts: BTreeSet<u32> = match client.rows(PARTITIONS).await {
+        Ok(rows) => rows
+            .iter()
+            .filter(|row| is_named(row.text(1), row.text(2)))
+            .filter_map(|row| row.number(0))
+            .collect(),
+        Err(e) => {
+            let partitions = "partitions of the runbook's tables".to_owned();
+            report.not_examined.push((partitions, e.to_string()));
+            BTreeSet::new()
+        }
+    };
     let mut work = Work {
         client,
         all: &all,
         until,
-        report: CountReport::default(),
+        report,
     };
     for r in &all {
-        let named = tables.keys().any(|t| t.schema == r.schema && t.table == r.name);
+        let named = is_named(&r.schema, &r.name) || parts.contains(&r.oid);
         if r.kind != RelationKind::Heap
             || r.system
             || r.access != "heap"

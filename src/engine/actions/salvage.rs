@@ -31,7 +31,7 @@ pub struct Salvaged {
     pub missing: u64,
     /// Of those, inserted.
     pub merged: u64,
-    /// Blocks of which not every row could be read.
+    /// Blocks of which not every row could be read, of all partitions of a partitioned table.
     pub bad_blocks: Vec<u64>,
     /// Rows that the restored data does not take: garbage among their values, mostly.
     pub refused: u64,
@@ -119,7 +119,14 @@ async fn one(
     let name = quote_qualified(&table.table);
     let what = || pg(format!("salvaging {}", table.table));
     let shape = shape(target, &name).await.map_err(what())?;
-    let (Some(shape), Some(blocks)) = (shape, block_count(source, &name).await) else {
+    let parts = match parts(source, &name).await {
+        Ok(parts) => parts,
+        Err(e) => {
+            result.remark(format!("the damage does not say what the table consists of: {e}"));
+            return Ok(result);
+        }
+    };
+    let Some(shape) = shape.filter(|_| !parts.is_empty()) else {
         result.remark("the table is not on both sides".into());
         return Ok(result);
     };
@@ -142,15 +149,23 @@ async fn one(
         }
         _ => String::new(),
     };
-    let reader = Reader {
-        cx,
-        source,
-        target,
-        select: format!("select {} from only {name}", shape.columns),
-        filter,
-        copy_in: format!("copy pg_temp.{stage} from stdin"),
-    };
-    reader.all(blocks, &mut result).await?;
+    for part in &parts {
+        let Some(blocks) = block_count(source, part).await else {
+            result.remark(format!(
+                "the size of {part} is not known: none of its rows were read"
+            ));
+            continue;
+        };
+        let reader = Reader {
+            cx,
+            source,
+            target,
+            select: format!("select {} from only {part}", shape.columns),
+            filter: filter.clone(),
+            copy_in: format!("copy pg_temp.{stage} from stdin"),
+        };
+        reader.all(blocks, &mut result).await?;
+    }
     // Fresh and without statistics, it would be joined row by row.
     target
         .within(cx.deadline, &format!("analyze pg_temp.{stage}"))
@@ -383,6 +398,32 @@ async fn shape(target: &Client, name: &str) -> Result<Option<Shape>, PgError> {
             .collect::<Vec<_>>()
             .concat(),
     }))
+}
+
+/// The relations that hold the rows of a table, quoted: itself, or the partitions of one that is
+/// partitioned, which has no blocks of its own. Foreign tables among them hold theirs elsewhere.
+/// None when there is no such table.
+async fn parts(source: &Client, name: &str) -> Result<Vec<String>, PgError> {
+    let table = quote_literal(name);
+    let kind = source
+        .value(&format!(
+            "select relkind from pg_catalog.pg_class where oid = to_regclass({table})"
+        ))
+        .await?;
+    match kind.as_deref() {
+        None => Ok(Vec::new()),
+        Some("p") => Ok(source
+            .rows(&format!(
+                "select n.nspname, c.relname from pg_catalog.pg_partition_tree(to_regclass({table})) t \
+                 join pg_catalog.pg_class c on c.oid = t.relid join pg_catalog.pg_namespace n on n.oid = c.relnamespace \
+                 where t.isleaf and c.relkind = 'r' order by 1, 2"
+            ))
+            .await?
+            .iter()
+            .map(|r| format!("{}.{}", quote_ident(r.text(0)), quote_ident(r.text(1))))
+            .collect()),
+        Some(_) => Ok(vec![name.to_owned()]),
+    }
 }
 
 /// The name of a column's type, of a domain that of the type below it.

@@ -245,8 +245,14 @@ pub(super) fn losses(
             continue;
         };
         // A crash empties what is unlogged: it says nothing about anything else.
-        if before.kind != RelationKind::Table || before.unlogged || after.unlogged {
+        if before.unlogged || after.unlogged {
             continue;
+        }
+        match before.kind {
+            RelationKind::Table => {}
+            // Its rows lie in partitions, and what was done to those is not known of it.
+            RelationKind::Partitioned if table.is_some_and(|t| t.append_only) && is_quiet(then, now) => {}
+            _ => continue,
         }
         losses.extend(of_table(
             before,
@@ -265,6 +271,21 @@ pub(super) fn losses(
         }
     }
     losses
+}
+
+/// Whether no order is known that took rows away or changed them anywhere between two looks.
+fn is_quiet(then: &DatabaseFacts, now: &DatabaseFacts) -> bool {
+    then.relations
+        .iter()
+        .filter(|before| before.kind == RelationKind::Table)
+        .all(|before| {
+            let none = |was, is| counted((then, now), was, is) == Some(0);
+            now.relation(&before.schema, &before.name).is_some_and(|after| {
+                before.path == after.path
+                    && none(before.deleted, after.deleted)
+                    && none(before.updated, after.updated)
+            })
+        })
 }
 
 /// Whether everything that was done to a table between two looks is in the difference of its

@@ -932,3 +932,47 @@ fn a_library_that_the_image_lacks_is_no_damage() {
     });
     assert_eq!(plan(&both).unwrap().remedy, Remedy::Reindex);
 }
+
+#[test]
+fn a_partitioned_table_that_only_grows_and_shrank_is_a_sign_where_no_order_is_known() {
+    let shrunk = |change: &dyn Fn(&mut Value)| {
+        sound(|ev| {
+            // As the server shows one: no file, no counters.
+            let mut part = orders(ev).clone();
+            part["name"] = json!("orders_2026");
+            for facts in [
+                &mut ev["backups"][0]["facts"]["simgen"],
+                &mut ev["databases"]["simgen"]["facts"],
+            ] {
+                let whole = relation(facts, "orders");
+                whole["kind"] = json!("partitioned");
+                for gone in ["path", "inserted", "deleted", "updated"] {
+                    whole.as_object_mut().unwrap().remove(gone);
+                }
+                (whole["bytes"], whole["pages"]) = (json!(0), json!(0));
+                let all = facts["relations"].as_array_mut().unwrap();
+                all.push(part.clone());
+                for table in all.iter_mut().filter(|r| r["kind"] == "table") {
+                    (table["deleted"], table["updated"]) = (json!(0), json!(0));
+                }
+            }
+            orders(ev)["rows"] = json!(10);
+            change(ev);
+        })
+    };
+    assert_eq!(told(&shrunk(&|_| {})), SUSPECTED);
+    assert_eq!(told(&shrunk(&ended_early)), CONFIRMED);
+    // Old partitions are dropped, emptied or thinned out on purpose.
+    let dropped = shrunk(&|ev| {
+        let all = database(ev)["facts"]["relations"].as_array_mut().unwrap();
+        all.retain(|r| r["name"] != "orders_2026");
+    });
+    assert_eq!(told(&dropped), (Certainty::Absent, None));
+    let part = |ev: &mut Value, key: &str, value: Value| {
+        relation(&mut database(ev)["facts"], "orders_2026")[key] = value;
+    };
+    let emptied = shrunk(&|ev| part(ev, "path", json!("base/16384/99999")));
+    assert_eq!(told(&emptied), (Certainty::Absent, None));
+    let deleted = shrunk(&|ev| part(ev, "deleted", json!(10)));
+    assert_eq!(told(&deleted), (Certainty::Absent, None));
+}
