@@ -18,6 +18,8 @@ use crate::postgres::{
 const RANGE: u64 = 8192;
 /// More line pointers than fit on a page of 8 KiB (`MaxHeapTuplesPerPage`).
 const MAX_LINE_POINTERS: u32 = 291;
+/// Rounds over tables that refer to each other in a circle: each lets in one generation more.
+const MAX_ROUNDS: u32 = 100;
 
 /// What came of one table.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
@@ -67,8 +69,37 @@ pub(super) async fn tables(
         .await
         .map_err(pg("preparing to read the damage"))?;
     let mut done = Vec::new();
-    for table in in_reference_order(&target, tables).await? {
-        done.push(one(cx, &source, &target, table).await?);
+    let mut waiting = Vec::new();
+    for (n, table) in in_reference_order(&target, tables).await?.into_iter().enumerate() {
+        let (mut result, staged) = stage(cx, &source, &target, table, n).await?;
+        if let Some(mut staged) = staged {
+            if table.merge && result.missing > 0 {
+                staged.merge(cx, &target, &mut result).await?;
+            }
+            if table.merge && staged.may_wait(&result) {
+                waiting.push((done.len(), staged));
+            } else {
+                staged.settle(cx, &target, &mut result).await?;
+            }
+        }
+        done.push(result);
+    }
+    // A row whose parent was brought over after it: tables that refer to each other in a circle.
+    for _ in 0..MAX_ROUNDS {
+        let mut more = 0;
+        for (at, staged) in &mut waiting {
+            if let Some(result) = done.get_mut(*at) {
+                more += staged.merge(cx, &target, result).await?;
+            }
+        }
+        if more == 0 {
+            break;
+        }
+    }
+    for (at, staged) in waiting {
+        if let Some(result) = done.get_mut(at) {
+            staged.settle(cx, &target, result).await?;
+        }
     }
     sequences(&source, &target).await?;
     Ok(done)
@@ -99,19 +130,22 @@ async fn in_reference_order<'a>(
                     .iter()
                     .any(|e| e.text(2) == t.table && left.iter().any(|other| other.table == e.text(3)))
             })
-            // A cycle: any order is as good; rows whose parent is missing are left out.
+            // A cycle: any order is as good, more rounds follow.
             .unwrap_or(0);
         ordered.push(left.remove(free));
     }
     Ok(ordered)
 }
 
-async fn one(
+/// Reads what is new of a table into a temporary table of the target, the `n`th, and counts what
+/// the target lacks. No [`Staged`] where nothing can be done with its rows.
+async fn stage(
     cx: &ActionContext<'_>,
     source: &Client,
     target: &Client,
     table: &SalvageTable,
-) -> Result<Salvaged, ActionError> {
+    n: usize,
+) -> Result<(Salvaged, Option<Staged>), ActionError> {
     let mut result = Salvaged {
         table: table.table.clone(),
         ..Salvaged::default()
@@ -123,21 +157,21 @@ async fn one(
         Ok(parts) => parts,
         Err(e) => {
             result.remark(format!("the damage does not say what the table consists of: {e}"));
-            return Ok(result);
+            return Ok((result, None));
         }
     };
     let Some(shape) = shape.filter(|_| !parts.is_empty()) else {
         result.remark("the table is not on both sides".into());
-        return Ok(result);
+        return Ok((result, None));
     };
     if shape.key.is_empty() {
         result.remark("no primary key: rows cannot be told apart, so none are taken over".into());
-        return Ok(result);
+        return Ok((result, None));
     }
-    let stage = quote_ident(&format!("drctl_stage_{}", table.table.replace('.', "_")));
+    let stage = format!("pg_temp.drctl_stage_{n}");
     target
         .execute(&format!(
-            "drop table if exists pg_temp.{stage}; create temp table {stage} as select {} from {name} with no data",
+            "drop table if exists {stage}; create table {stage} as select {} from {name} with no data",
             shape.columns
         ))
         .await
@@ -162,13 +196,13 @@ async fn one(
             target,
             select: format!("select {} from only {part}", shape.columns),
             filter: filter.clone(),
-            copy_in: format!("copy pg_temp.{stage} from stdin"),
+            copy_in: format!("copy {stage} from stdin"),
         };
         reader.all(blocks, &mut result).await?;
     }
     // Fresh and without statistics, it would be joined row by row.
     target
-        .within(cx.deadline, &format!("analyze pg_temp.{stage}"))
+        .within(cx.deadline, &format!("analyze {stage}"))
         .await
         .map_err(what())?;
     let absent = format!(
@@ -184,58 +218,36 @@ async fn one(
     result.missing = target
         .within(
             cx.deadline,
-            &format!("select count(*) from pg_temp.{stage} s where {absent}"),
+            &format!("select count(*) from {stage} s where {absent}"),
         )
         .await
         .map(count)
         .map_err(what())?;
-    if table.merge && result.missing > 0 {
-        let merge = Merge {
-            cx,
-            target,
-            name: &name,
-            stage: &stage,
-            shape: &shape,
-            absent: &absent,
-        };
-        let merged = merge.all().await.map_err(what())?;
-        result.merged = merged.rows;
-        result.refused += merged.refused;
-        if let Some(e) = &merged.first_error {
-            result.remark(if merged.refused > 0 {
-                format!(
-                    "{} rows cannot be inserted and stay in the kept data: {e}",
-                    merged.refused
-                )
-            } else {
-                format!("its rows stay in the kept data: {e}")
-            });
-        }
-        let left = result.missing.saturating_sub(merged.rows + merged.refused);
-        if left > 0 && (merged.refused > 0 || merged.first_error.is_none()) {
-            result.remark(format!(
-                "{left} rows refer to rows that are lost or collide with others: they stay in the kept data"
-            ));
-        }
-    }
-    target
-        .execute(&format!("drop table pg_temp.{stage}"))
-        .await
-        .map_err(what())?;
-    Ok(result)
+    let staged = Staged {
+        name,
+        stage,
+        shape,
+        absent,
+        merged: Merged::default(),
+        tried: table.merge,
+    };
+    Ok((result, Some(staged)))
 }
 
-/// Brings staged rows into their table.
-struct Merge<'a> {
-    cx: &'a ActionContext<'a>,
-    target: &'a Client,
-    name: &'a str,
-    stage: &'a str,
-    shape: &'a Shape,
-    absent: &'a str,
+/// Rows that were read from the damage, in a temporary table of the target.
+struct Staged {
+    name: String,
+    stage: String,
+    shape: Shape,
+    /// True of a row `s` that the table lacks.
+    absent: String,
+    /// What came of the last merge.
+    merged: Merged,
+    /// Whether rows are to be inserted at all, and not only counted.
+    tried: bool,
 }
 
-/// What came of it.
+/// What came of bringing staged rows into their table.
 #[derive(Debug, Default)]
 struct Merged {
     rows: u64,
@@ -243,18 +255,78 @@ struct Merged {
     first_error: Option<String>,
 }
 
-impl Merge<'_> {
-    /// All rows at once; where one is refused, those around it by halves.
+impl Staged {
+    /// Inserts what can be inserted by now; again after other tables, where rows refer to theirs.
+    /// Returns how many.
     ///
     /// # Errors
     /// What is no fault of the rows: no session, no room.
-    async fn all(&self) -> Result<Merged, PgError> {
+    async fn merge(
+        &mut self,
+        cx: &ActionContext<'_>,
+        target: &Client,
+        result: &mut Salvaged,
+    ) -> Result<u64, ActionError> {
+        let what = || pg(format!("salvaging {}", result.table));
+        let mut merged = self.once(cx, target).await.map_err(what())?;
+        // One more generation each time: a row's parent may be a row of the same table.
+        let mut more = merged.rows;
+        while self.shape.refers_to_itself && more > 0 {
+            let next = self.once(cx, target).await.map_err(what())?;
+            more = next.rows;
+            merged = Merged {
+                rows: merged.rows + more,
+                ..next
+            };
+        }
+        let rows = merged.rows;
+        result.merged += rows;
+        self.merged = merged;
+        Ok(rows)
+    }
+
+    /// Whether rows of other tables that are still to come could let in more of this one.
+    fn may_wait(&self, result: &Salvaged) -> bool {
+        !self.shape.parents.is_empty() && result.merged + self.merged.refused < result.missing
+    }
+
+    /// Says what was left out, and removes the temporary table.
+    async fn settle(
+        self,
+        cx: &ActionContext<'_>,
+        target: &Client,
+        result: &mut Salvaged,
+    ) -> Result<(), ActionError> {
+        let refused = self.merged.refused;
+        result.refused += refused;
+        if let Some(e) = &self.merged.first_error {
+            result.remark(if refused > 0 {
+                format!("{refused} rows cannot be inserted and stay in the kept data: {e}")
+            } else {
+                format!("its rows stay in the kept data: {e}")
+            });
+        }
+        let left = result.missing.saturating_sub(result.merged + refused);
+        if self.tried && left > 0 && (refused > 0 || self.merged.first_error.is_none()) {
+            result.remark(format!(
+                "{left} rows refer to rows that are lost or collide with others: they stay in the kept data"
+            ));
+        }
+        target
+            .within(cx.deadline, &format!("drop table {}", self.stage))
+            .await
+            .map_err(pg(format!("salvaging {}", result.table)))?;
+        Ok(())
+    }
+
+    /// All rows at once; where one is refused, those around it by halves.
+    async fn once(&self, cx: &ActionContext<'_>, target: &Client) -> Result<Merged, PgError> {
         let mut merged = Merged::default();
-        match self.part("true").await {
+        match self.part(cx, target, "true").await {
             Ok(rows) => merged.rows = rows,
             Err(e) if is_of_rows(&e) => {
                 merged.first_error = Some(e.to_string());
-                self.in_parts(&mut merged).await?;
+                self.in_parts(cx, target, &mut merged).await?;
             }
             Err(e) if ends_everything(&e) => return Err(e),
             Err(e) => merged.first_error = Some(e.to_string()),
@@ -262,17 +334,23 @@ impl Merge<'_> {
         Ok(merged)
     }
 
-    async fn in_parts(&self, merged: &mut Merged) -> Result<(), PgError> {
-        let blocks = block_count(self.target, &format!("pg_temp.{}", self.stage)).await;
-        let mut ranges = vec![(0, blocks.unwrap_or_default())];
+    async fn in_parts(
+        &self,
+        cx: &ActionContext<'_>,
+        target: &Client,
+        merged: &mut Merged,
+    ) -> Result<(), PgError> {
+        let blocks = block_count(target, &self.stage).await.unwrap_or_default();
+        let mut ranges = vec![(0, blocks)];
         while let Some((low, high)) = ranges.pop() {
-            match self.part(&range_of("s.", low, high)).await {
+            match self.part(cx, target, &range_of("s.", low, high)).await {
                 Ok(rows) => merged.rows += rows,
                 Err(e) if !is_of_rows(&e) => return Err(e),
                 Err(_) if high - low > 1 => ranges.extend(halves(low, high)),
                 Err(_) => {
                     for pointer in 1..=MAX_LINE_POINTERS {
-                        match self.part(&format!("s.ctid = '({low},{pointer})'")).await {
+                        let row = format!("s.ctid = '({low},{pointer})'");
+                        match self.part(cx, target, &row).await {
                             Ok(rows) => merged.rows += rows,
                             Err(e) if is_of_rows(&e) => merged.refused += 1,
                             Err(e) => return Err(e),
@@ -284,11 +362,11 @@ impl Merge<'_> {
         Ok(())
     }
 
-    async fn part(&self, which: &str) -> Result<u64, PgError> {
-        match self.target.within(self.cx.deadline, &self.sql(which)).await {
+    async fn part(&self, cx: &ActionContext<'_>, target: &Client, which: &str) -> Result<u64, PgError> {
+        match target.within(cx.deadline, &self.sql(which)).await {
             Ok(rows) => Ok(rows.first().and_then(|r| r.number(0)).unwrap_or_default()),
             Err(e) => {
-                let _ = self.target.execute("rollback").await;
+                let _ = target.execute("rollback").await;
                 Err(e)
             }
         }
@@ -300,7 +378,7 @@ impl Merge<'_> {
         format!(
             "begin; set local session_replication_role = replica; set local statement_timeout = 0; \
              with merged as (insert into {name} ({columns}) overriding system value \
-             select {columns} from pg_temp.{stage} s where {which} and {absent}{parents} \
+             select {columns} from {stage} s where {which} and {absent}{parents} \
              on conflict do nothing returning 1) select count(*) from merged; commit",
             name = self.name,
             columns = self.shape.columns,
@@ -347,6 +425,8 @@ struct Shape {
     key: Vec<String>,
     /// ` and …` per foreign key: it is null or its parent exists.
     parents: String,
+    /// Whether one of them is to the table itself.
+    refers_to_itself: bool,
 }
 
 async fn shape(target: &Client, name: &str) -> Result<Option<Shape>, PgError> {
@@ -371,7 +451,8 @@ async fn shape(target: &Client, name: &str) -> Result<Option<Shape>, PgError> {
         .rows(&format!(
             "select c.confrelid::regclass::text, \
              string_agg(format('s.%I is null', ca.attname), ' or '), \
-             string_agg(format('p.%I = s.%I', pa.attname, ca.attname), ' and ') \
+             string_agg(format('p.%I = s.%I', pa.attname, ca.attname), ' and '), \
+             c.confrelid = c.conrelid, string_agg(format('s.%I = s.%I', pa.attname, ca.attname), ' and ') \
              from pg_catalog.pg_constraint c cross join unnest(c.conkey, c.confkey) as k(child, parent) \
              join pg_catalog.pg_attribute ca on ca.attrelid = c.conrelid and ca.attnum = k.child \
              join pg_catalog.pg_attribute pa on pa.attrelid = c.confrelid and pa.attnum = k.parent \
@@ -387,17 +468,18 @@ async fn shape(target: &Client, name: &str) -> Result<Option<Shape>, PgError> {
         key: key.iter().map(|r| r.text(0).to_owned()).collect(),
         parents: parents
             .iter()
-            .map(|r| {
-                format!(
-                    " and ({} or exists (select 1 from {} p where {}))",
-                    r.text(1),
-                    r.text(0),
-                    r.text(2)
-                )
-            })
+            .map(|r| parent_exists(r.text(0), r.text(1), r.text(2), r.is_true(3).then(|| r.text(4))))
             .collect::<Vec<_>>()
             .concat(),
+        refers_to_itself: parents.iter().any(|r| r.is_true(3)),
     }))
+}
+
+/// ` and …`: a row `s` refers to none, to one that is there, or, where `itself` says when, to
+/// itself.
+fn parent_exists(parent: &str, none: &str, same: &str, itself: Option<&str>) -> String {
+    let itself = itself.map_or_else(String::new, |same| format!(" or ({same})"));
+    format!(" and ({none} or exists (select 1 from {parent} p where {same}){itself})")
 }
 
 /// The relations that hold the rows of a table, quoted: itself, or the partitions of one that is
@@ -680,6 +762,44 @@ mod tests {
         };
         assert!(ends_everything(&broken) && !is_of_rows(&broken));
         assert!(is_wrong_question(&error("ERROR", "42883")));
+    }
+
+    #[test]
+    fn a_row_waits_for_its_parent_and_may_be_its_own() {
+        assert_eq!(
+            parent_exists("public.customers", "s.c is null", "p.id = s.c", None),
+            " and (s.c is null or exists (select 1 from public.customers p where p.id = s.c))"
+        );
+        assert_eq!(
+            parent_exists("public.node", "s.up is null", "p.id = s.up", Some("s.id = s.up")),
+            " and (s.up is null or exists (select 1 from public.node p where p.id = s.up) or (s.id = s.up))"
+        );
+        let staged = Staged {
+            name: "\"public\".\"node\"".into(),
+            stage: "pg_temp.drctl_stage_0".into(),
+            shape: Shape {
+                columns: "\"id\", \"up\"".into(),
+                key: vec!["id".into()],
+                parents: " and (s.up is null)".into(),
+                refers_to_itself: true,
+            },
+            absent: "not exists (select 1)".into(),
+            merged: Merged::default(),
+            tried: true,
+        };
+        assert_eq!(
+            staged.sql("s.ctid = '(0,1)'"),
+            "begin; set local session_replication_role = replica; set local statement_timeout = 0; \
+             with merged as (insert into \"public\".\"node\" (\"id\", \"up\") overriding system value \
+             select \"id\", \"up\" from pg_temp.drctl_stage_0 s where s.ctid = '(0,1)' and not exists (select 1) \
+             and (s.up is null) on conflict do nothing returning 1) select count(*) from merged; commit"
+        );
+        let of = |missing, merged| Salvaged {
+            missing,
+            merged,
+            ..Salvaged::default()
+        };
+        assert!(staged.may_wait(&of(3, 1)) && !staged.may_wait(&of(3, 3)));
     }
 
     #[test]
