@@ -14,7 +14,7 @@ use super::run::Run;
 use super::{Manifest, files, shape};
 use crate::error::{Error, Kind, Result};
 use crate::event;
-use crate::postgres::{PgError, quote_literal};
+use crate::postgres::{PgError, Properties};
 use crate::probe::facts::{Counting, DatabaseFacts, Snapshot};
 use crate::system::PostgresServer;
 use crate::workload::HelperSpec;
@@ -199,7 +199,7 @@ pub async fn dump(
         )
         .untouched("the server and every older backup; what this run had written was removed"));
     }
-    let (header, locale) = properties_header(server, database).await.map_err(fail)?;
+    let (header, made) = properties_header(server, database).await.map_err(fail)?;
     let settings = format!(
         "{}/{}.settings.sql",
         surveyed.directory,
@@ -212,7 +212,6 @@ pub async fn dump(
     )
     .map_err(|e| run.io(&path, &e))?;
     let (bytes, count) = files::measure(&target);
-    let [encoding, collate, ctype, owner] = locale;
     Ok(Dumped {
         part: LogicalPart {
             path: relative,
@@ -225,10 +224,14 @@ pub async fn dump(
             seconds: began.elapsed().as_secs_f64(),
             tables: shape::data_entries(toc).len() as u64,
             database_bytes,
-            encoding,
-            collate,
-            ctype,
-            owner,
+            encoding: made.encoding,
+            collate: made.collate,
+            ctype: made.ctype,
+            owner: made.owner,
+            locale_provider: made.provider,
+            locale: made.locale,
+            icu_rules: made.icu_rules,
+            tablespace: made.tablespace,
             table_rows: facts.rows(),
         },
         facts,
@@ -288,28 +291,19 @@ fn only_properties(script: &str) -> String {
 }
 
 /// What `CREATE DATABASE` needs, as a comment for a person and as values for the manifest.
-async fn properties_header(
-    server: &PostgresServer,
-    database: &str,
-) -> Result<(String, [String; 4]), PgError> {
+async fn properties_header(server: &PostgresServer, database: &str) -> Result<(String, Properties), PgError> {
     let client = server.connect().await?;
-    let rows = client
-        .rows(&format!(
-            "select pg_encoding_to_char(encoding), datcollate, datctype, pg_get_userbyid(datdba) \
-             from pg_database where datname = {}",
-            quote_literal(database)
-        ))
-        .await?;
-    let value = |i| rows.first().map(|r| r.text(i).to_owned()).unwrap_or_default();
-    let values = [value(0), value(1), value(2), value(3)];
-    let [encoding, collate, ctype, owner] = &values;
+    let rows = client.rows(&Properties::query(database)).await?;
+    let properties = rows.first().map(Properties::of).unwrap_or_default();
     let header = format!(
         "-- Properties of the database that pg_restore without --create leaves out:\n\
          -- settings, access rights, comment. Run it as the administrator after the\n\
          -- restored database has its final name.\n\
-         -- The database was made with: encoding {encoding}, LC_COLLATE {collate}, LC_CTYPE {ctype}, owner {owner}\n\n"
+         -- The database was made with: {}{}\n\n",
+        properties.create(database).replace('\n', " "),
+        properties.in_tablespace().replace('\n', " ")
     );
-    Ok((header, values))
+    Ok((header, properties))
 }
 
 /// Writes roles, their settings and memberships; returns the path in the set.

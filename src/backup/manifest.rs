@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::Label;
-use crate::postgres::Lsn;
+use crate::postgres::{Lsn, Properties};
 use crate::probe::facts::DatabaseFacts;
 
 /// Version of the manifest's format. A reader refuses any other.
@@ -122,8 +122,38 @@ pub struct LogicalPart {
     pub ctype: String,
     /// The database's owner.
     pub owner: String,
+    /// `datlocprovider`: `c` (the C library), `i` (ICU), `b` (built in). None before PostgreSQL 15,
+    /// and in manifests that did not record it; so are those that follow.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub locale_provider: Option<String>,
+    /// The locale of a provider other than the C library.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub locale: Option<String>,
+    /// Rules beside an ICU locale.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub icu_rules: Option<String>,
+    /// The database's tablespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tablespace: Option<String>,
     /// Exact row counts by `schema.table`, counted in a snapshot just before the dump's.
     pub table_rows: BTreeMap<String, u64>,
+}
+
+impl LogicalPart {
+    /// What the database was made with.
+    #[must_use]
+    pub fn properties(&self) -> Properties {
+        Properties {
+            encoding: self.encoding.clone(),
+            collate: self.collate.clone(),
+            ctype: self.ctype.clone(),
+            owner: self.owner.clone(),
+            provider: self.locale_provider.clone(),
+            locale: self.locale.clone(),
+            icu_rules: self.icu_rules.clone(),
+            tablespace: self.tablespace.clone(),
+        }
+    }
 }
 
 /// The copy of a whole server (`pg_basebackup`, plain format, with its WAL).

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 
 use super::manifest::{LogicalPart, Manifest, PhysicalPart, PostgresPart};
 use super::preflight::Surveyed;
+use crate::postgres::conninfo;
 
 /// Renders the text for one set.
 #[must_use]
@@ -88,6 +89,28 @@ fn sh(word: &str) -> String {
     }
 }
 
+/// A database as the programs take it: by its name, unless that would be read as an address.
+fn argument(database: &str) -> String {
+    if database.contains('=') || database.starts_with("postgres") && database.contains("://") {
+        conninfo(database)
+    } else {
+        database.to_owned()
+    }
+}
+
+/// The statement that makes the database, its tablespace on a line of its own.
+fn create(dump: &LogicalPart, name: &str) -> String {
+    let like = dump.properties();
+    let statement = like.create(name);
+    match like.tablespace.as_deref() {
+        None | Some("pg_default") => format!("{statement};"),
+        Some(_) => format!(
+            "{statement}\n {}    -- leave this line out where the server has no such tablespace\n;",
+            like.in_tablespace()
+        ),
+    }
+}
+
 fn one_database(text: &mut String, part: &PostgresPart, database: &str, dump: &LogicalPart, n: &Names<'_>) {
     let aside = format!("{database}_restored");
     let old = format!("{database}_before_restore");
@@ -108,7 +131,9 @@ pg() {{ docker run --rm -i --network container:{container} -e PGPASSWORD -e PGHO
 pg psql -d {admin} -q -f /set/{globals}
 
 # 2. The dump, beside the old database.
-pg createdb --maintenance-db={admin} -T template0 -E {encoding} --lc-collate={collate} --lc-ctype={ctype} -O {owner} {aside}
+pg psql -d {admin} -v ON_ERROR_STOP=1 -q <<'SQL'
+{create}
+SQL
 pg pg_restore -d {aside} --jobs={jobs} --exit-on-error /set/{path}
 pg vacuumdb --analyze-only -q -d {aside}
 
@@ -133,12 +158,9 @@ To go back: the same two renames the other way round, and `allow_connections tru
         container = sh(n.container),
         user = sh(n.user),
         image = sh(&part.image),
-        admin = sh(n.admin_database),
-        encoding = sh(&dump.encoding),
-        collate = sh(&dump.collate),
-        ctype = sh(&dump.ctype),
-        owner = sh(&dump.owner),
-        aside = sh(&aside),
+        admin = sh(&argument(n.admin_database)),
+        create = create(dump, &aside),
+        aside = sh(&argument(&aside)),
         jobs = dump.jobs,
         path = dump.path,
         settings = dump.settings,
@@ -187,4 +209,44 @@ To go back: stop the container, move the files back in the same way, start it.
         path = base.path,
         owner = part.owner,
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_database_is_made_like_the_one_that_was_dumped() {
+        let dump: LogicalPart = serde_json::from_value(serde_json::json!({
+            "path": "postgres/app", "settings": "postgres/app.settings.sql", "bytes": 1, "files": 1,
+            "snapshot-at": "2026-11-20T19:43:57Z", "lsn": "0/1", "jobs": 1, "seconds": 1.0, "tables": 1,
+            "database-bytes": 1, "encoding": "UTF8", "collate": "C", "ctype": "C", "owner": "app", "table-rows": {}
+        }))
+        .unwrap();
+        let begin = "create database \"app_restored\" with template template0 encoding 'UTF8' lc_collate 'C' \
+                     lc_ctype 'C' owner \"app\"";
+        // A manifest of before says no more.
+        assert_eq!(create(&dump, "app_restored"), format!("{begin};"));
+        let newer = |tablespace: &str| LogicalPart {
+            locale_provider: Some("b".into()),
+            locale: Some("C.UTF-8".into()),
+            tablespace: Some(tablespace.into()),
+            ..dump.clone()
+        };
+        let begin = format!("{begin} locale_provider builtin builtin_locale 'C.UTF-8'");
+        assert_eq!(create(&newer("pg_default"), "app_restored"), format!("{begin};"));
+        assert_eq!(
+            create(&newer("fast"), "app_restored"),
+            format!(
+                "{begin}\n  tablespace \"fast\"    -- leave this line out where the server has no such tablespace\n;"
+            )
+        );
+    }
+
+    #[test]
+    fn a_name_that_looks_like_an_address_is_spelled_out() {
+        assert_eq!(argument("app_restored"), "app_restored");
+        assert_eq!(argument("a=b"), "dbname='a=b'");
+        assert_eq!(argument("postgresql://x"), "dbname='postgresql://x'");
+    }
 }

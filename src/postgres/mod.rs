@@ -3,10 +3,12 @@
 
 mod client;
 mod damage;
+mod like;
 mod lsn;
 
 pub use client::{Client, ConnectSpec, CopyError, PgError, Row};
 pub use damage::{is_damage, is_damage_in_words, missing_library};
+pub use like::{Properties, conninfo};
 pub use lsn::{Lsn, wal_gap};
 
 /// Quotes an identifier (PostgreSQL manual, 4.1.1): always quoted, quotes doubled.

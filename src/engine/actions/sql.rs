@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::server::{end_sessions, session, session_beside};
 use super::{ActionContext, ActionError, Outcome, pg, prove, salvage, succeeded};
 use crate::plan::{RowFloor, SalvageTable};
-use crate::postgres::{Client, quote_ident, quote_literal, quote_qualified, sqlstate};
+use crate::postgres::{Client, Properties, conninfo, quote_ident, quote_literal, quote_qualified, sqlstate};
 use crate::system::PostgresServer;
 
 /// How long the rebuilding of an index that locks its table may wait for the lock: whoever comes
@@ -93,37 +93,14 @@ pub(super) async fn restore_side(
     let server = cx.system.postgres(service).await?;
     let client = session_beside(cx, &server, database).await?;
     let what = || pg(format!("creating database {side}"));
-    // The new database takes encoding and locale of the old one; template0 because
-    // another template may hold objects that the dump brings too.
-    let like = client
-        .rows(&format!(
-            "select pg_catalog.pg_encoding_to_char(encoding), datcollate, datctype, \
-             pg_catalog.pg_get_userbyid(datdba), to_jsonb(d) ->> 'datlocprovider', \
-             coalesce(to_jsonb(d) ->> 'daticulocale', to_jsonb(d) ->> 'datlocale') \
-             from pg_catalog.pg_database d where datname = {}",
-            quote_literal(database)
-        ))
-        .await
-        .map_err(what())?;
+    let like = client.rows(&Properties::query(database)).await.map_err(what())?;
     let like = like
         .first()
+        .map(Properties::of)
         .ok_or_else(|| ActionError::Other(format!("there is no database {database} on {service}")))?;
-    let mut create = format!(
-        "create database {} with template template0 encoding {} lc_collate {} lc_ctype {} owner {}",
-        quote_ident(side),
-        quote_literal(like.text(0)),
-        quote_literal(like.text(1)),
-        quote_literal(like.text(2)),
-        quote_ident(like.text(3)),
-    );
-    if like.text(4) == "i"
-        && let Some(locale) = like.opt(5)
-    {
-        create.push_str(" locale_provider icu icu_locale ");
-        create.push_str(&quote_literal(locale));
-    }
+    let create = format!("{}{}", like.create(side), like.in_tablespace());
     client.within(cx.deadline, &create).await.map_err(what())?;
-    let sessions = jobs.to_string();
+    let (sessions, into) = (jobs.to_string(), conninfo(side));
     let mut helper = server.client_helper(
         cx.system.deployment(),
         cx.run,
@@ -137,7 +114,7 @@ pub(super) async fn restore_side(
             "--jobs",
             &sessions,
             "--dbname",
-            side,
+            &into,
             "/drctl/dump",
         ],
     );

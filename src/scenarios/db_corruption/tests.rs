@@ -940,10 +940,8 @@ fn a_partitioned_table_that_only_grows_and_shrank_is_a_sign_where_no_order_is_kn
             // As the server shows one: no file, no counters.
             let mut part = orders(ev).clone();
             part["name"] = json!("orders_2026");
-            for facts in [
-                &mut ev["backups"][0]["facts"]["simgen"],
-                &mut ev["databases"]["simgen"]["facts"],
-            ] {
+            for path in ["/backups/0/facts/simgen", "/databases/simgen/facts"] {
+                let facts = ev.pointer_mut(path).unwrap();
                 let whole = relation(facts, "orders");
                 whole["kind"] = json!("partitioned");
                 for gone in ["path", "inserted", "deleted", "updated"] {
