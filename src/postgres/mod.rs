@@ -41,12 +41,8 @@ pub fn quote_qualified(name: &str) -> String {
 
 /// SQLSTATE codes that decisions rest on (PostgreSQL manual, appendix A).
 pub mod sqlstate {
-    /// A page or tuple that the server itself calls corrupt.
-    pub const DATA_CORRUPTED: &str = "XX001";
-    /// An index that contradicts itself.
-    pub const INDEX_CORRUPTED: &str = "XX002";
-    /// A file that should be there is not (also: pg_xact garbage, see the heap page case).
-    pub const UNDEFINED_FILE: &str = "58P01";
+    /// Whatever a server did not expect; extensions' errors without a code of their own, too.
+    pub const INTERNAL_ERROR: &str = "XX000";
     /// Out of disk space, or out of `/dev/shm`: the text decides.
     pub const DISK_FULL: &str = "53100";
     /// All connection slots are taken.

@@ -6,16 +6,17 @@
 //! into a temporary table of the restored side, is compared there by primary key, counted,
 //! and inserted only where the runbook says so. Nothing is ever written to the damage.
 
+mod merge;
+mod read;
+
 use serde::Serialize;
 
+use self::merge::{Merged, Staged};
+use self::read::Reader;
 use super::{ActionContext, ActionError, Outcome, pg};
 use crate::plan::SalvageTable;
-use crate::postgres::{
-    Client, ConnectSpec, CopyError, PgError, Row, quote_ident, quote_literal, quote_qualified,
-};
+use crate::postgres::{Client, ConnectSpec, PgError, Row, quote_ident, quote_literal, quote_qualified};
 
-/// Blocks read in one statement at first: 64 MiB.
-const RANGE: u64 = 8192;
 /// More line pointers than fit on a page of 8 KiB (`MaxHeapTuplesPerPage`).
 const MAX_LINE_POINTERS: u32 = 291;
 /// Rounds over tables that refer to each other in a circle: each lets in one generation more.
@@ -234,161 +235,6 @@ async fn stage(
     Ok((result, Some(staged)))
 }
 
-/// Rows that were read from the damage, in a temporary table of the target.
-struct Staged {
-    name: String,
-    stage: String,
-    shape: Shape,
-    /// True of a row `s` that the table lacks.
-    absent: String,
-    /// What came of the last merge.
-    merged: Merged,
-    /// Whether rows are to be inserted at all, and not only counted.
-    tried: bool,
-}
-
-/// What came of bringing staged rows into their table.
-#[derive(Debug, Default)]
-struct Merged {
-    rows: u64,
-    refused: u64,
-    first_error: Option<String>,
-}
-
-impl Staged {
-    /// Inserts what can be inserted by now; again after other tables, where rows refer to theirs.
-    /// Returns how many.
-    ///
-    /// # Errors
-    /// What is no fault of the rows: no session, no room.
-    async fn merge(
-        &mut self,
-        cx: &ActionContext<'_>,
-        target: &Client,
-        result: &mut Salvaged,
-    ) -> Result<u64, ActionError> {
-        let what = || pg(format!("salvaging {}", result.table));
-        let mut merged = self.once(cx, target).await.map_err(what())?;
-        // One more generation each time: a row's parent may be a row of the same table.
-        let mut more = merged.rows;
-        while self.shape.refers_to_itself && more > 0 {
-            let next = self.once(cx, target).await.map_err(what())?;
-            more = next.rows;
-            merged = Merged {
-                rows: merged.rows + more,
-                ..next
-            };
-        }
-        let rows = merged.rows;
-        result.merged += rows;
-        self.merged = merged;
-        Ok(rows)
-    }
-
-    /// Whether rows of other tables that are still to come could let in more of this one.
-    fn may_wait(&self, result: &Salvaged) -> bool {
-        !self.shape.parents.is_empty() && result.merged + self.merged.refused < result.missing
-    }
-
-    /// Says what was left out, and removes the temporary table.
-    async fn settle(
-        self,
-        cx: &ActionContext<'_>,
-        target: &Client,
-        result: &mut Salvaged,
-    ) -> Result<(), ActionError> {
-        let refused = self.merged.refused;
-        result.refused += refused;
-        if let Some(e) = &self.merged.first_error {
-            result.remark(if refused > 0 {
-                format!("{refused} rows cannot be inserted and stay in the kept data: {e}")
-            } else {
-                format!("its rows stay in the kept data: {e}")
-            });
-        }
-        let left = result.missing.saturating_sub(result.merged + refused);
-        if self.tried && left > 0 && (refused > 0 || self.merged.first_error.is_none()) {
-            result.remark(format!(
-                "{left} rows refer to rows that are lost or collide with others: they stay in the kept data"
-            ));
-        }
-        target
-            .within(cx.deadline, &format!("drop table {}", self.stage))
-            .await
-            .map_err(pg(format!("salvaging {}", result.table)))?;
-        Ok(())
-    }
-
-    /// All rows at once; where one is refused, those around it by halves.
-    async fn once(&self, cx: &ActionContext<'_>, target: &Client) -> Result<Merged, PgError> {
-        let mut merged = Merged::default();
-        match self.part(cx, target, "true").await {
-            Ok(rows) => merged.rows = rows,
-            Err(e) if is_of_rows(&e) => {
-                merged.first_error = Some(e.to_string());
-                self.in_parts(cx, target, &mut merged).await?;
-            }
-            Err(e) if ends_everything(&e) => return Err(e),
-            Err(e) => merged.first_error = Some(e.to_string()),
-        }
-        Ok(merged)
-    }
-
-    async fn in_parts(
-        &self,
-        cx: &ActionContext<'_>,
-        target: &Client,
-        merged: &mut Merged,
-    ) -> Result<(), PgError> {
-        let blocks = block_count(target, &self.stage).await.unwrap_or_default();
-        let mut ranges = vec![(0, blocks)];
-        while let Some((low, high)) = ranges.pop() {
-            match self.part(cx, target, &range_of("s.", low, high)).await {
-                Ok(rows) => merged.rows += rows,
-                Err(e) if !is_of_rows(&e) => return Err(e),
-                Err(_) if high - low > 1 => ranges.extend(halves(low, high)),
-                Err(_) => {
-                    for pointer in 1..=MAX_LINE_POINTERS {
-                        let row = format!("s.ctid = '({low},{pointer})'");
-                        match self.part(cx, target, &row).await {
-                            Ok(rows) => merged.rows += rows,
-                            Err(e) if is_of_rows(&e) => merged.refused += 1,
-                            Err(e) => return Err(e),
-                        }
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-
-    async fn part(&self, cx: &ActionContext<'_>, target: &Client, which: &str) -> Result<u64, PgError> {
-        match target.within(cx.deadline, &self.sql(which)).await {
-            Ok(rows) => Ok(rows.first().and_then(|r| r.number(0)).unwrap_or_default()),
-            Err(e) => {
-                let _ = target.execute("rollback").await;
-                Err(e)
-            }
-        }
-    }
-
-    /// Replica mode: no user trigger fires for a row that was already processed once. It also
-    /// turns foreign keys off, so the parents are asked for by hand.
-    fn sql(&self, which: &str) -> String {
-        format!(
-            "begin; set local session_replication_role = replica; set local statement_timeout = 0; \
-             with merged as (insert into {name} ({columns}) overriding system value \
-             select {columns} from {stage} s where {which} and {absent}{parents} \
-             on conflict do nothing returning 1) select count(*) from merged; commit",
-            name = self.name,
-            columns = self.shape.columns,
-            stage = self.stage,
-            absent = self.absent,
-            parents = self.shape.parents,
-        )
-    }
-}
-
 /// Both halves of a range of blocks, the lower one last: it is popped first.
 fn halves(low: u64, high: u64) -> [(u64, u64); 2] {
     let middle = low + (high - low) / 2;
@@ -404,17 +250,6 @@ fn range_of(of: &str, low: u64, high: u64) -> String {
 /// database, as in the check of a domain): the other rows may be good.
 fn is_of_rows(e: &PgError) -> bool {
     matches!(e, PgError::Server { sqlstate, .. } if ["22", "23", "P0"].iter().any(|c| sqlstate.starts_with(c)))
-}
-
-/// True when no other table would fare better: no session, no resources, the server is going
-/// away.
-fn ends_everything(e: &PgError) -> bool {
-    match e {
-        PgError::Server {
-            severity, sqlstate, ..
-        } => severity != "ERROR" || ["08", "53", "57", "58"].iter().any(|c| sqlstate.starts_with(c)),
-        _ => true,
-    }
 }
 
 /// What is needed to copy rows of a table and to tell them apart.
@@ -548,118 +383,6 @@ async fn block_count(source: &Client, name: &str) -> Option<u64> {
         .ok()
 }
 
-/// Reads one damaged table into a staging table.
-struct Reader<'a> {
-    cx: &'a ActionContext<'a>,
-    source: &'a Client,
-    target: &'a Client,
-    select: String,
-    filter: String,
-    copy_in: String,
-}
-
-impl Reader<'_> {
-    async fn all(&self, blocks: u64, result: &mut Salvaged) -> Result<(), ActionError> {
-        let mut ranges: Vec<(u64, u64)> = Vec::new();
-        let mut low = 0;
-        while low < blocks {
-            ranges.push((low, (low + RANGE).min(blocks)));
-            low += RANGE;
-        }
-        ranges.reverse();
-        for session in [self.source, self.target] {
-            session
-                .execute(&format!(
-                    "set statement_timeout = {}",
-                    self.cx.deadline.as_millis()
-                ))
-                .await
-                .map_err(pg("preparing the copy of rows"))?;
-        }
-        while let Some((low, high)) = ranges.pop() {
-            match self.copy(&range_of("", low, high)).await {
-                Ok(rows) => result.readable += rows,
-                Err(CopyError::Target(e)) if !is_of_rows(&e) => return Err(cannot_be_written(e)),
-                Err(CopyError::Source(
-                    e @ (PgError::Broken { .. } | PgError::Timeout { .. } | PgError::NoConnection { .. }),
-                )) => {
-                    // Garbage can take a backend, and with it every session, down. Once is
-                    // enough: no second user of a production server shall pay for it.
-                    result.remark(format!("reading stopped at block {low}: {e}"));
-                    return Ok(());
-                }
-                // The question is wrong for this table: asked of every row it stays so.
-                Err(CopyError::Source(e)) if is_wrong_question(&e) => {
-                    result.remark(format!("it could not be read: {e}"));
-                    return Ok(());
-                }
-                Err(_) if high - low > 1 => ranges.extend(halves(low, high)),
-                Err(CopyError::Target(_)) => self.row_by_row(low, result).await?,
-                Err(CopyError::Source(e)) => {
-                    result.bad_blocks.push(low);
-                    // A page that fails its checksum fails for every row alike.
-                    if !whole_page(&e) {
-                        self.row_by_row(low, result).await?;
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-
-    async fn row_by_row(&self, block: u64, result: &mut Salvaged) -> Result<(), ActionError> {
-        for pointer in 1..=MAX_LINE_POINTERS {
-            match self.copy(&format!("ctid = '({block},{pointer})'")).await {
-                Ok(rows) => result.readable += rows,
-                Err(CopyError::Source(PgError::Server { .. })) => {}
-                Err(CopyError::Target(e)) if is_of_rows(&e) => {
-                    if result.refused == 0 {
-                        result.remark(format!(
-                            "rows that the restored database does not take stay in the kept data, the first \
-                             ({block},{pointer}): {e}"
-                        ));
-                    }
-                    result.refused += 1;
-                }
-                Err(CopyError::Target(e)) => return Err(cannot_be_written(e)),
-                Err(CopyError::Source(e)) => {
-                    result.remark(format!("reading stopped at row ({block},{pointer}): {e}"));
-                    return Ok(());
-                }
-            }
-        }
-        Ok(())
-    }
-
-    async fn copy(&self, range: &str) -> Result<u64, CopyError> {
-        self.source
-            .copy_to(
-                &format!("copy ({} where {range}{}) to stdout", self.select, self.filter),
-                self.target,
-                &self.copy_in,
-                self.cx.deadline,
-            )
-            .await
-    }
-}
-
-/// The restored database does not take the rows: no damage, and nothing to go on without.
-fn cannot_be_written(e: PgError) -> ActionError {
-    pg("writing the rows that are brought over")(e)
-}
-
-/// Syntax, names, types and rights (class 42): no damage.
-fn is_wrong_question(e: &PgError) -> bool {
-    e.sqlstate().is_some_and(|code| code.starts_with("42"))
-}
-
-fn whole_page(e: &PgError) -> bool {
-    let text = e.to_string();
-    text.contains("invalid page")
-        || text.contains("could not read block")
-        || text.contains("could not open file")
-}
-
 /// Moves sequences forward to where the damage had them: numbers that users have seen are
 /// not given out twice, whether or not their rows came back. Of a sequence that cannot be
 /// read the restored value stands.
@@ -729,41 +452,6 @@ pub(super) fn outcome(cx: &ActionContext<'_>, databases: &[(String, Vec<Salvaged
 mod tests {
     use super::*;
 
-    fn error(severity: &str, sqlstate: &str) -> PgError {
-        PgError::Server {
-            severity: severity.into(),
-            sqlstate: sqlstate.into(),
-            message: String::new(),
-            detail: None,
-        }
-    }
-
-    #[test]
-    fn a_row_that_is_refused_is_told_from_a_server_that_takes_none() {
-        for (code, of_rows, ends) in [
-            // Invalid text, out of range, NOT NULL, CHECK and the check of a domain.
-            ("22021", true, false),
-            ("22008", true, false),
-            ("23502", true, false),
-            ("23514", true, false),
-            ("P0001", true, false),
-            ("42501", false, false),
-            ("53100", false, true),
-            ("57014", false, true),
-            ("58030", false, true),
-        ] {
-            let e = error("ERROR", code);
-            assert_eq!((is_of_rows(&e), ends_everything(&e)), (of_rows, ends), "{code}");
-        }
-        assert!(ends_everything(&error("FATAL", "XX000")));
-        let broken = PgError::Broken {
-            address: String::new(),
-            cause: String::new(),
-        };
-        assert!(ends_everything(&broken) && !is_of_rows(&broken));
-        assert!(is_wrong_question(&error("ERROR", "42883")));
-    }
-
     #[test]
     fn a_row_waits_for_its_parent_and_may_be_its_own() {
         assert_eq!(
@@ -774,32 +462,6 @@ mod tests {
             parent_exists("public.node", "s.up is null", "p.id = s.up", Some("s.id = s.up")),
             " and (s.up is null or exists (select 1 from public.node p where p.id = s.up) or (s.id = s.up))"
         );
-        let staged = Staged {
-            name: "\"public\".\"node\"".into(),
-            stage: "pg_temp.drctl_stage_0".into(),
-            shape: Shape {
-                columns: "\"id\", \"up\"".into(),
-                key: vec!["id".into()],
-                parents: " and (s.up is null)".into(),
-                refers_to_itself: true,
-            },
-            absent: "not exists (select 1)".into(),
-            merged: Merged::default(),
-            tried: true,
-        };
-        assert_eq!(
-            staged.sql("s.ctid = '(0,1)'"),
-            "begin; set local session_replication_role = replica; set local statement_timeout = 0; \
-             with merged as (insert into \"public\".\"node\" (\"id\", \"up\") overriding system value \
-             select \"id\", \"up\" from pg_temp.drctl_stage_0 s where s.ctid = '(0,1)' and not exists (select 1) \
-             and (s.up is null) on conflict do nothing returning 1) select count(*) from merged; commit"
-        );
-        let of = |missing, merged| Salvaged {
-            missing,
-            merged,
-            ..Salvaged::default()
-        };
-        assert!(staged.may_wait(&of(3, 1)) && !staged.may_wait(&of(3, 3)));
     }
 
     #[test]

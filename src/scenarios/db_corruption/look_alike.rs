@@ -154,7 +154,9 @@ pub(super) fn refused(ev: &Evidence, code: &str, message: &str) -> Finding {
         // The administrator's own database: nothing else could be asked.
         sqlstate::INVALID_CATALOG => missing_database(ev, &quoted_name(message), message),
         sqlstate::OBJECT_NOT_IN_STATE => closed_database(ev, &quoted_name(message), message),
-        code if is_damage(code, message) => Finding::new(
+        // An extension's code that runs as a session begins says XX000 too: not enough for the
+        // restore of a whole cluster.
+        code if is_damage(code, message) && code != sqlstate::INTERNAL_ERROR => Finding::new(
             Class::Cluster {
                 cause: "what a session needs to begin is damaged".into(),
             },
