@@ -401,7 +401,7 @@ fn steps(treatable: &[(&str, &ContainerFacts)], rb: &Runbook) -> Vec<Step> {
     let others = treatable.iter().any(|(_, facts)| !left(facts));
     let mut steps: Vec<Step> = treatable
         .iter()
-        .filter(|(_, facts)| !stopped(facts) && !(others && left(facts)))
+        .filter(|(_, facts)| !(stopped(facts) || others && left(facts)))
         .map(|(name, facts)| single(name, facts, rb))
         .collect();
     let mut waiting: Vec<&str> = treatable

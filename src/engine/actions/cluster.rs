@@ -499,10 +499,9 @@ mod tests {
         let output = |kept: &[&str]| HelperOutput {
             exit_code: 0,
             stderr: String::new(),
-            stdout: kept
-                .iter()
-                .map(|n| format!("kept 0000000100000000{n}\n"))
-                .collect(),
+            stdout: kept.iter().fold(String::new(), |all, n| {
+                all + &format!("kept 0000000100000000{n}\n")
+            }),
         };
         let first = "000000010000000000000004";
         let hole = output(&["00000004", "00000006"]);
