@@ -499,15 +499,13 @@ mod tests {
         let output = |kept: &[&str]| HelperOutput {
             exit_code: 0,
             stderr: String::new(),
-            stdout: kept.iter().fold(String::new(), |all, n| {
-                all + &format!("kept 0000000100000000{n}\n")
-            }),
+            stdout: kept.join("\n"),
         };
         let first = "000000010000000000000004";
-        let hole = output(&["00000004", "00000006"]);
+        let hole = output(&["kept 000000010000000000000004", "kept 000000010000000000000006"]);
         assert!(missing(&hole, first, true).is_err());
         assert!(missing(&hole, first, false).unwrap().is_some());
-        let sound = output(&["00000004", "00000005"]);
+        let sound = output(&["kept 000000010000000000000004", "kept 000000010000000000000005"]);
         assert_eq!(missing(&sound, first, true).unwrap(), None);
     }
 }
