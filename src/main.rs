@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser};
 
 fn main() -> ExitCode {
+    std::panic::set_hook(Box::new(drctl::ui::panicked));
     // Every TLS client of drctl names this provider itself; a crate that does not must not find another one.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let cli = match drctl::cli::Cli::try_parse() {
@@ -23,7 +24,7 @@ fn main() -> ExitCode {
             return drctl::ui::fatal(&format!("no asynchronous runtime could be started: {e}"));
         }
     };
-    let code = runtime.block_on(drctl::cli::run(cli));
+    let code = drctl::cli::run_to_the_end(&runtime, cli);
     // A helper task that hangs on a dead socket must not delay the exit.
     runtime.shutdown_timeout(std::time::Duration::from_millis(200));
     code

@@ -204,6 +204,38 @@ impl Context {
     }
 }
 
+/// Runs a parsed command line as [`run`] does; a bug that ends it in the middle is an error like any other.
+pub fn run_to_the_end(runtime: &tokio::runtime::Runtime, cli: Cli) -> ExitCode {
+    let (as_json, is_check) = (cli.global.json, matches!(cli.verb, Verb::Check(_)));
+    caught(as_json, is_check, || runtime.block_on(run(cli)))
+}
+
+/// Monitoring systems know no exit code but those of a plugin: what was not checked is not a broken deployment.
+fn caught(as_json: bool, is_check: bool, work: impl FnOnce() -> ExitCode) -> ExitCode {
+    let panic = match std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)) {
+        Ok(code) => return code,
+        Err(panic) => panic,
+    };
+    let what = panic
+        .downcast_ref::<&str>()
+        .map(|text| (*text).to_owned())
+        .or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_default();
+    // Every effect is written down before it begins, so the journal knows of whatever was under way.
+    let e = Error::new(
+        Kind::Internal,
+        format!("this is a bug of drctl, please report it: {what}"),
+    )
+    .untouched("the journal: it is intact, and holds whatever was begun")
+    .next("drctl incident list    # was something under way? `resume` or `undo` ends it");
+    if is_check {
+        ui::check::failed(&e, as_json);
+        ExitCode::from(crate::check::Level::Unknown.code())
+    } else {
+        ui::error(&e, as_json)
+    }
+}
+
 /// Runs a parsed command line; prints the error, if any, and returns the exit code.
 pub async fn run(cli: Cli) -> ExitCode {
     let as_json = cli.global.json;
@@ -233,4 +265,19 @@ pub async fn run(cli: Cli) -> ExitCode {
 /// A duration as a person types it.
 fn duration(text: &str) -> std::result::Result<Duration, String> {
     parse_duration(text).map_err(|e| e.message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_ends_with_the_exit_code_of_a_bug() {
+        let same = |code: ExitCode, number: u8| {
+            assert_eq!(format!("{code:?}"), format!("{:?}", ExitCode::from(number)));
+        };
+        same(caught(false, false, || ExitCode::from(9)), 9);
+        same(caught(false, false, || panic!("overflow")), 1);
+        same(caught(true, true, || panic!("{}", 1)), 3);
+    }
 }

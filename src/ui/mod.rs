@@ -135,6 +135,15 @@ pub fn error(e: &Error, as_json: bool) -> ExitCode {
     ExitCode::from(e.kind.exit_code())
 }
 
+/// Says where a bug has struck; what it ends is said by whoever was waiting for it.
+pub fn panicked(info: &std::panic::PanicHookInfo<'_>) {
+    talk(&format!("drctl {}: {info}", env!("CARGO_PKG_VERSION")));
+    let backtrace = std::backtrace::Backtrace::capture();
+    if backtrace.status() == std::backtrace::BacktraceStatus::Captured {
+        talk(&backtrace.to_string());
+    }
+}
+
 /// An error before there is anything to work with.
 #[must_use]
 pub fn fatal(text: &str) -> ExitCode {
