@@ -1,6 +1,6 @@
 //! A connection in which nothing waits for ever and every failure is a fact.
 //!
-//! Everything goes through the simple query protocol: values come as text and the
+//! Everything but the preparation of a foreign query goes through the simple query protocol: values come as text and the
 //! driver never looks up types, so it works on a database whose catalogue is damaged.
 
 use std::path::PathBuf;
@@ -171,6 +171,9 @@ const LONGEST_ANSWER: u64 = 64 << 20;
 /// What a row takes beside its values, about.
 const ROW: u64 = 48;
 
+/// Under which name a query of the runbook is prepared.
+const FOREIGN_QUERY: &str = "drctl_question";
+
 /// An open session.
 #[derive(Debug)]
 pub struct Client {
@@ -298,6 +301,50 @@ impl Client {
     /// [`PgError`].
     pub async fn execute(&self, sql: &str) -> Result<(), PgError> {
         self.rows(sql).await.map(drop)
+    }
+
+    /// Rows of one query that somebody else wrote, in a read-only transaction of its own that is rolled back. The query
+    /// cannot leave it: it is prepared, and what can be prepared is one query, of which none ends a transaction. That the
+    /// session is read-only is not enough, as any statement may change that.
+    ///
+    /// # Errors
+    /// [`PgError`]: what is no query, several statements, and a query that writes are refused by the server.
+    pub async fn answer_read_only(&self, deadline: Duration, sql: &str) -> Result<Vec<Row>, PgError> {
+        let asked = async {
+            self.send(self.deadline, "start transaction read only").await?;
+            self.send(
+                self.deadline,
+                &format!("set local statement_timeout = {}", deadline.as_millis()),
+            )
+            .await?;
+            self.prepare(deadline, sql).await?;
+            self.send(deadline, &format!("execute {FOREIGN_QUERY}")).await
+        };
+        let rows = asked.await;
+        // Whatever the query has set ends with its transaction; what was prepared does not.
+        for end in ["rollback", "deallocate all"] {
+            let ended = self.send(self.deadline, end).await;
+            if let (Ok(_), Err(e)) = (&rows, ended) {
+                return Err(e);
+            }
+        }
+        rows
+    }
+
+    /// Through the extended protocol, which takes one statement (PostgreSQL manual, 55.2.3): a text that goes on behind
+    /// its query is refused as a whole. It is run by [`Self::send`], which gives values as text.
+    async fn prepare(&self, deadline: Duration, sql: &str) -> Result<(), PgError> {
+        let statement = format!("prepare {FOREIGN_QUERY} as {sql}");
+        let patience = deadline + Duration::from_millis(500);
+        match tokio::time::timeout(patience, self.inner.execute_typed(&statement, &[])).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(e)) => Err(statement_error(&e, &self.address)),
+            Err(_) => Err(PgError::Timeout {
+                address: self.address.clone(),
+                what: first_words(sql),
+                deadline: patience,
+            }),
+        }
     }
 
     async fn send(&self, deadline: Duration, sql: &str) -> Result<Vec<Row>, PgError> {

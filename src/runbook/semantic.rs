@@ -3,6 +3,7 @@
 //! They work on the tree, not on the typed runbook, so that they also run when another part of the file is wrong.
 
 mod alerting;
+mod sql;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;
@@ -214,23 +215,10 @@ fn database(database: &Node, path: &DocumentPath, found: &mut Collector<'_>) {
         let Some((node, sql)) = validation.get("sql").and_then(|node| Some((node, node.text()?))) else {
             continue;
         };
-        let first = sql
-            .trim_start_matches(|c: char| c.is_whitespace() || c == '(')
-            .split(|c: char| !c.is_ascii_alphabetic())
-            .next();
-        if !first
-            .is_some_and(|word| ["select", "with", "table", "values"].contains(&word.to_lowercase().as_str()))
-            && !sql.is_empty()
-        {
+        // An empty one is reported by the schema.
+        if !sql.is_empty() {
             let path = path.join("validation").join(&index.to_string()).join("sql");
-            let suggestion = "for example `select count(*) from orders where customer_id is null`".to_owned();
-            found.add(
-                ProblemKind::BadValue,
-                node.at,
-                &path,
-                "a validation is one query that only reads",
-                Some(suggestion),
-            );
+            sql::check(node, sql, &path, found);
         }
     }
 }
