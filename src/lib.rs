@@ -20,6 +20,7 @@ pub mod engine;
 pub mod error;
 pub mod event;
 pub mod faults;
+pub mod glob;
 pub mod incident;
 pub mod notify;
 pub mod plan;

@@ -1,102 +1,11 @@
-//! Names of keys: the server's pattern matching, and the pattern a name was made by.
+//! Names of keys, and the pattern a name was made by.
 
 use std::borrow::Cow;
 
+pub use crate::glob::glob_matches;
+
 /// A key's name. Any bytes.
 pub type Key = Vec<u8>;
-
-/// Whether a key matches a pattern as in `SCAN MATCH`, by the server's own rules: `*`, `?`,
-/// `[abc]`, `[^abc]`, `[a-z]`, and `\` before a character that is meant as it is.
-#[must_use]
-pub fn glob_matches(pattern: &[u8], name: &[u8]) -> bool {
-    let (mut p, mut n) = (0, 0);
-    // Where the last `*` was, and what of the name it has swallowed so far. To go back to the
-    // last one alone is enough, and keeps `*a*a*a*b` from taking for ever.
-    let mut star: Option<(usize, usize)> = None;
-    loop {
-        match step(&pattern[p..], name.get(n).copied()) {
-            Step::Star => {
-                p += 1;
-                star = Some((p, n));
-            }
-            Step::Matched(length) => {
-                p += length;
-                n += 1;
-            }
-            Step::Both => return true,
-            Step::No => match star {
-                Some((after, swallowed)) if swallowed < name.len() => {
-                    star = Some((after, swallowed + 1));
-                    (p, n) = (after, swallowed + 1);
-                }
-                _ => return false,
-            },
-        }
-    }
-}
-
-enum Step {
-    /// A `*` comes next.
-    Star,
-    /// The next pattern element, of this length, matches the next character.
-    Matched(usize),
-    /// Both are at their end.
-    Both,
-    /// It does not match.
-    No,
-}
-
-fn step(pattern: &[u8], next: Option<u8>) -> Step {
-    let Some(c) = next else {
-        return match pattern.first() {
-            None => Step::Both,
-            Some(b'*') => Step::Star,
-            Some(_) => Step::No,
-        };
-    };
-    let (matches, length) = match pattern {
-        [] => (false, 0),
-        [b'*', ..] => return Step::Star,
-        [b'?', ..] => (true, 1),
-        [b'[', set @ ..] => {
-            let (found, length) = class(set, c);
-            (found, 1 + length)
-        }
-        [b'\\', literal, ..] => (*literal == c, 2),
-        [literal, ..] => (*literal == c, 1),
-    };
-    if matches { Step::Matched(length) } else { Step::No }
-}
-
-/// Whether `c` is in the class whose inside starts at `set`, and the length up to behind its
-/// `]`. A class that is not closed ends with the pattern, as in the server.
-fn class(set: &[u8], c: u8) -> (bool, usize) {
-    let negated = set.first() == Some(&b'^');
-    let mut i = usize::from(negated);
-    let mut found = false;
-    loop {
-        match &set[i..] {
-            [] => break,
-            [b']', ..] => {
-                i += 1;
-                break;
-            }
-            [b'\\', literal, ..] => {
-                found |= *literal == c;
-                i += 2;
-            }
-            [from, b'-', to, ..] => {
-                found |= (*from.min(to)..=*from.max(to)).contains(&c);
-                i += 3;
-            }
-            [literal, ..] => {
-                found |= *literal == c;
-                i += 1;
-            }
-        }
-    }
-    (found != negated, i)
-}
 
 /// Length from which a word of letters and digits is taken for an identifier.
 const LONG_WORD: usize = 20;

@@ -3,6 +3,7 @@
 //! They work on the tree, not on the typed runbook, so that they also run when another part of the file is wrong.
 
 mod alerting;
+mod redis;
 mod sql;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -169,6 +170,9 @@ fn service(service: &Entry, path: &DocumentPath, found: &mut Collector<'_>) {
             "`postgres` is missing: a service of this kind needs it",
             Some(suggestion),
         );
+    }
+    if let Some(redis) = service.node.get("redis") {
+        redis::check(redis, &path.join("redis"), found);
     }
     if let Some(databases) = service
         .node
