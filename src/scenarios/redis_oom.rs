@@ -360,12 +360,28 @@ fn clear_step(service: &str, patterns: &[String], rb: &Runbook) -> Step {
     Step {
         title: format!("Delete keys like {} of {service}", patterns.join(", ")),
         why: "they can be computed again, the runbook says; other clients hardly wait meanwhile".into(),
-        risk: Risk::Disruptive,
+        // Nothing brings a deleted key back, and a pattern may match more than was meant.
+        risk: Risk::Destructive,
         action: Action::Redis(RedisAction::ClearPatterns {
             service: service.to_owned(),
             patterns: patterns.to_vec(),
         }),
         undo: Undo::Impossible("a deleted cache entry is computed again when it is asked for".into()),
         timeout_seconds: rb.deadlines.step.as_secs(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// No undo brings a key back: the step is one that the deployment's name is typed for.
+    #[test]
+    fn deleted_keys_are_gone() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/runbooks/simgen.yaml");
+        let runbook = crate::runbook::load(std::path::Path::new(path)).unwrap();
+        let step = clear_step("redis", &["cv:*".to_owned()], &runbook);
+        assert!(matches!(step.undo, Undo::Impossible(_)));
+        assert_eq!(step.risk, Risk::Destructive);
     }
 }
