@@ -22,6 +22,7 @@ pub(super) fn check(root: &Node, found: &mut Collector<'_>) {
         for entry in services.entries() {
             service(entry, &path.join(&entry.key), found);
         }
+        containers(services, &path, found);
         references(services, &path, found);
         cycles(services, &path, found);
     }
@@ -119,6 +120,36 @@ fn tls(docker: &Node, path: &DocumentPath, found: &mut Collector<'_>) {
                 &path.join(given),
                 format!("`{given}` is of no use without `{missing}`"),
                 Some(format!("add `{missing}: /etc/drctl/docker/{missing}.pem`")),
+            );
+        }
+    }
+}
+
+/// A container is one service: restarted for one, or copied from as a database, it must not be another one as well.
+fn containers(services: &Node, path: &DocumentPath, found: &mut Collector<'_>) {
+    let mut seen: BTreeMap<&str, &Entry> = BTreeMap::new();
+    for entry in services.entries() {
+        let Some((node, name)) = entry
+            .node
+            .get("container")
+            .and_then(|node| Some((node, node.text()?)))
+        else {
+            continue;
+        };
+        if let Some(first) = seen.insert(name, entry)
+            && first.key != entry.key
+        {
+            let message = format!(
+                "`{}` is the container of `{}` as well",
+                shorten(name),
+                shorten(&first.key)
+            );
+            found.add(
+                ProblemKind::BadValue,
+                node.at,
+                &path.join(&entry.key).join("container"),
+                message,
+                Some("give each service the container that it runs in".to_owned()),
             );
         }
     }
