@@ -37,11 +37,12 @@ fn duplicates(node: &Node, path: &DocumentPath, found: &mut Collector<'_>) {
     for entry in node.entries() {
         let path = path.join(&entry.key);
         if let Some(first) = seen.insert(&entry.key, entry.key_at) {
-            let message = format!(
-                "`{}` is given twice; first on line {}",
-                text::shorten(&entry.key),
-                first.line
-            );
+            let name = if !path.is_secret() || path.printable() == path {
+                format!("`{}`", text::shorten(&entry.key))
+            } else {
+                "a key".to_owned()
+            };
+            let message = format!("{name} is given twice; first on line {}", first.line);
             found.add(
                 ProblemKind::DuplicateKey,
                 entry.key_at,
@@ -94,6 +95,7 @@ fn translate(error: &ValidationError<'_>, root: &Node, schema: &Value, found: &m
         .rsplit_once('/')
         .and_then(|(parent, _)| schema.pointer(parent))
         .unwrap_or(&Value::Null);
+    let is_secret = path.is_secret();
     let mut bad_value = |message: String, suggestion: Option<String>| {
         found.add(ProblemKind::BadValue, node.at, &path, message, suggestion);
     };
@@ -104,14 +106,14 @@ fn translate(error: &ValidationError<'_>, root: &Node, schema: &Value, found: &m
                     break;
                 }
                 let at = node.entry(key).map_or(node.at, |entry| entry.key_at);
-                let suggestion = suggest::did_you_mean(key, keys(here));
-                found.add(
-                    ProblemKind::UnknownKey,
-                    at,
-                    &path.join(key),
-                    format!("unknown key `{}`", text::shorten(key)),
-                    suggestion,
-                );
+                // A key that looks like none of those below a secret may be the secret.
+                let message = if path.is_secret() && suggest::nearest(key, keys(here)).is_none() {
+                    "a key that does not belong here".to_owned()
+                } else {
+                    format!("unknown key `{}`", text::shorten(key))
+                };
+                let suggestion = decimal_comma(node, key).or_else(|| suggest::did_you_mean(key, keys(here)));
+                found.add(ProblemKind::UnknownKey, at, &path.join(key), message, suggestion);
             }
         }
         ValidationErrorKind::Required { property } => {
@@ -141,15 +143,7 @@ fn translate(error: &ValidationError<'_>, root: &Node, schema: &Value, found: &m
                 TypeKind::Single(one) => in_words(&one.to_string(), here),
                 TypeKind::Multiple(_) => "another type",
             };
-            let suggestion = match &node.value {
-                NodeValue::Number(_) | NodeValue::Bool(_) if expected == "a text" => {
-                    format!("quote it: `\"{}\"`", text::shorten(&node.to_json().to_string()))
-                }
-                NodeValue::Null if expected != "nothing" => {
-                    format!("give a value, for example `{}`, or remove the key", example(here))
-                }
-                _ => format!("for example `{}`", example(here)),
-            };
+            let suggestion = instead(node, expected, here, &path, found);
             found.add(
                 ProblemKind::WrongType,
                 node.at,
@@ -218,8 +212,106 @@ fn translate(error: &ValidationError<'_>, root: &Node, schema: &Value, found: &m
         ValidationErrorKind::Pattern { pattern } => {
             bad_value(format!("the text does not match {pattern}"), None);
         }
+        // Its words may quote the value.
+        _ if is_secret => bad_value("the value is not possible here".to_owned(), None),
         _ => bad_value(error.to_string(), None),
     }
+}
+
+/// What to write instead of a value of another type.
+fn instead(node: &Node, expected: &str, here: &Value, path: &DocumentPath, found: &Collector<'_>) -> String {
+    let example = example(here);
+    let is_words = here.pointer("/items/type").is_some_and(|kind| kind == "string");
+    match &node.value {
+        NodeValue::Null if expected != "nothing" => {
+            format!("give a value, for example `{example}`, or remove the key")
+        }
+        NodeValue::Number(_) | NodeValue::Bool(_) if expected == "a text" && path.is_secret() => {
+            "quote it".to_owned()
+        }
+        NodeValue::Number(_) | NodeValue::Bool(_) if expected == "a text" => {
+            // As it was written: of 0123 the number has lost the zero.
+            let word = found
+                .word_at(node.at)
+                .map_or_else(|| node.to_json().to_string(), str::to_owned);
+            format!("quote it: `\"{}\"`", text::shorten(&word))
+        }
+        NodeValue::Number(number) if is_deadline(here) && number.is_u64() => {
+            format!("a time-out needs a unit, for example `{number}s`")
+        }
+        NodeValue::Text(given) => {
+            let given = given.trim();
+            // What stands in the arguments of a program is not repeated: it may be a secret.
+            if is_words && matches!(path.0.last().map(String::as_str), Some("command" | "argv")) {
+                return format!("write its words as a list, for example `{example}`");
+            }
+            let better = match expected {
+                "a list" if is_words && is_plain(given) => Some(format!("[{given}]")),
+                "true or false" => truth(given).map(|truth| truth.to_string()),
+                "a number" | "a whole number" => number_in(given),
+                _ => None,
+            };
+            match better {
+                Some(better) if !path.is_secret() => format!("write `{better}`"),
+                _ => format!("for example `{example}`"),
+            }
+        }
+        _ => format!("for example `{example}`"),
+    }
+}
+
+fn is_deadline(schema: &Value) -> bool {
+    schema
+        .get("format")
+        .is_some_and(|format| format == "drctl-deadline")
+}
+
+/// A word that YAML reads as the text that it is.
+fn is_plain(text: &str) -> bool {
+    text.starts_with(|c: char| c.is_ascii_alphabetic())
+        && text
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.' | '@'))
+}
+
+/// What older versions of YAML take for true and false.
+fn truth(text: &str) -> Option<bool> {
+    match text.to_ascii_lowercase().as_str() {
+        "yes" | "on" | "true" | "y" => Some(true),
+        "no" | "off" | "false" | "n" => Some(false),
+        _ => None,
+    }
+}
+
+/// The number in `99,5` and in `50%`.
+fn number_in(text: &str) -> Option<String> {
+    let digits = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
+    if let Some(number) = text
+        .strip_suffix('%')
+        .map(str::trim)
+        .filter(|number| digits(number))
+    {
+        return Some(number.to_owned());
+    }
+    let (whole, fraction) = text.split_once(',')?;
+    (digits(whole) && digits(fraction)).then(|| format!("{whole}.{fraction}"))
+}
+
+/// `{ availability: 99,5 }` is a mapping with a key `5` that has no value.
+fn decimal_comma(node: &Node, key: &str) -> Option<String> {
+    let entries = node.entries();
+    let index = entries.iter().position(|entry| entry.key == key)?;
+    let (before, comma) = (entries.get(index.checked_sub(1)?)?, entries.get(index)?);
+    let NodeValue::Number(whole) = &before.node.value else {
+        return None;
+    };
+    let is_fraction = matches!(comma.node.value, NodeValue::Null) && key.bytes().all(|b| b.is_ascii_digit());
+    (is_fraction && whole.is_u64()).then(|| {
+        format!(
+            "a decimal comma? write `{}: {whole}.{key}`",
+            text::shorten(&before.key)
+        )
+    })
 }
 
 /// An empty mapping, or several keys where exactly one belongs.
@@ -259,7 +351,7 @@ fn in_words(kind: &str, schema: &Value) -> &'static str {
         "string"
             if schema
                 .get("format")
-                .is_some_and(|format| format == "drctl-duration") =>
+                .is_some_and(|format| format == "drctl-duration" || format == "drctl-deadline") =>
         {
             "a duration"
         }
@@ -273,10 +365,17 @@ fn in_words(kind: &str, schema: &Value) -> &'static str {
 
 /// A value that the schema accepts, for a suggestion.
 fn example(schema: &Value) -> String {
-    let short = |value: &Value| match value {
+    let word = |value: &Value| match value {
         Value::String(text) => Some(text.clone()),
         Value::Number(_) | Value::Bool(_) => Some(value.to_string()),
         _ => None,
+    };
+    let short = |value: &Value| match value {
+        Value::Array(words) if !words.is_empty() => {
+            let words = words.iter().map(word).collect::<Option<Vec<_>>>()?;
+            Some(format!("[{}]", words.join(", ")))
+        }
+        _ => word(value),
     };
     let listed = ["examples", "enum"]
         .iter()
@@ -289,7 +388,7 @@ fn example(schema: &Value) -> String {
     let text = match (kind, format) {
         (_, "drctl-http-url") => "http://127.0.0.1:8080/health",
         (_, "drctl-docker-host") => "unix:///var/run/docker.sock",
-        (_, "drctl-absolute-path") => "/var/backups/drctl/simgen",
+        (_, "drctl-absolute-path") => "/etc/drctl/NAME",
         ("string", _) => "NAME",
         ("integer" | "number", _) => {
             return schema
@@ -327,8 +426,14 @@ fn example_object(schema: &Value) -> String {
         .iter()
         .filter_map(|key| Some((key, schema.get("properties")?.get(key)?)))
         .map(|(key, property)| {
-            // Deep mappings would make the hint longer than the runbook.
-            let is_deep = property.get("type").is_some_and(|kind| kind == "object");
+            // Deep mappings would make the hint longer than the runbook; one key with a word behind it does not.
+            let is_mapping = |schema: &Value| schema.get("type").is_some_and(|kind| kind == "object");
+            let is_short = property.get("maxProperties").is_some_and(|most| most == 1)
+                && keys(property)
+                    .next()
+                    .and_then(|key| property.get("properties")?.get(key))
+                    .is_some_and(|first| !is_mapping(first));
+            let is_deep = is_mapping(property) && !is_short;
             format!(
                 "{key}: {}",
                 if is_deep {

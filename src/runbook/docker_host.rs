@@ -59,8 +59,13 @@ impl FromStr for DockerHost {
                     .trim_end_matches('/')
                     .rsplit_once(':')
                     .filter(|(host, _)| !host.is_empty());
+                let is_number = port
+                    .is_some_and(|(_, port)| !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit()));
                 match port.map(|(_, port)| port.parse::<u16>()) {
                     Some(Ok(1..)) => Ok(Self::Tcp(address.trim_end_matches('/').to_owned())),
+                    Some(_) if is_number => {
+                        Err(BadText::new("the port is not a number from 1 to 65535", EXAMPLE))
+                    }
                     _ => Err(BadText::new("a tcp:// address needs a host and a port", EXAMPLE)),
                 }
             }
@@ -214,6 +219,16 @@ mod tests {
         };
         assert_eq!((nas.login().as_str(), nas.port), ("admin@nas", Some(2222)));
         assert_eq!(nas.socket, Path::new("/var/run/docker.sock"));
+    }
+
+    #[test]
+    fn a_port_out_of_range_is_named() {
+        for text in ["tcp://h:70000", "tcp://h:0", "tcp://h:99999999999999999999"] {
+            let bad = text.parse::<DockerHost>().unwrap_err();
+            assert_eq!(bad.message, "the port is not a number from 1 to 65535", "{text}");
+        }
+        let bad = "tcp://h".parse::<DockerHost>().unwrap_err();
+        assert_eq!(bad.message, "a tcp:// address needs a host and a port");
     }
 
     #[test]

@@ -71,11 +71,13 @@ pub fn parse(path: &Path, text: &str) -> Result<Runbook, Invalid> {
     if let Some(error) = document.duplicate
         && !found.has(ProblemKind::DuplicateKey)
     {
+        let at = error.at.unwrap_or(Position::START);
+        let message = found.about(at, &error.message);
         found.add(
             ProblemKind::DuplicateKey,
-            error.at.unwrap_or(Position::START),
+            at,
             &DocumentPath::default(),
-            error.message,
+            message,
             None,
         );
     }
@@ -177,19 +179,14 @@ fn not_utf8(path: &Path, bytes: &[u8], offset: usize) -> Invalid {
 
 fn not_yaml(path: &Path, text: &str, error: &node::NotYaml) -> Invalid {
     let mut found = Collector::new(path, text);
+    let at = error.at.unwrap_or(Position::START);
+    let words = found.about(at, &error.message);
     let (kind, message, suggestion) = if error.is_limit {
-        (
-            ProblemKind::TooComplex,
-            format!(
-                "the document is deeper or larger than a runbook can be ({})",
-                error.message
-            ),
-            None,
-        )
+        (ProblemKind::TooComplex, beyond(&error.message).to_owned(), None)
     } else if error.message.starts_with("duplicate mapping key") {
         (
             ProblemKind::DuplicateKey,
-            error.message.clone(),
+            words,
             Some("keep one of the two".to_owned()),
         )
     } else if error.message.contains("multiple") && error.message.contains("document") {
@@ -199,22 +196,35 @@ fn not_yaml(path: &Path, text: &str, error: &node::NotYaml) -> Invalid {
             "the file holds several YAML documents".to_owned(),
             Some(suggestion),
         )
+    } else if error.message.contains("non-finite") {
+        (
+            ProblemKind::BadValue,
+            "the number is not finite".to_owned(),
+            Some("`.nan` and `.inf` are no limits: write a number, or remove the key".to_owned()),
+        )
     } else {
         let suggestion = text::shorten(&error.message)
             .contains("tab")
             .then(|| "indent with spaces".to_owned());
         (
             ProblemKind::NotYaml,
-            format!("this is not YAML: {}", error.message),
+            format!("this is not YAML: {words}"),
             suggestion,
         )
     };
-    found.add(
-        kind,
-        error.at.unwrap_or(Position::START),
-        &DocumentPath::default(),
-        message,
-        suggestion,
-    );
+    found.add(kind, at, &DocumentPath::default(), message, suggestion);
     found.into_invalid()
+}
+
+/// A limit of the reader, which speaks of its own insides, in words.
+fn beyond(message: &str) -> &'static str {
+    let message = message.to_lowercase();
+    let has = |words: &[&str]| words.iter().any(|word| message.contains(word));
+    if has(&["alias", "anchor", "replay", "merge"]) {
+        "the aliases (`*name`) stand for more than a runbook can hold"
+    } else if has(&["depth", "recursion", "nest"]) {
+        "the document has more levels than a runbook can have"
+    } else {
+        "the document holds more than a runbook can hold"
+    }
 }

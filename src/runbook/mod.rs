@@ -10,6 +10,7 @@ mod docker_host;
 pub mod duration;
 mod load;
 mod locate;
+mod mask;
 pub mod model;
 mod node;
 mod problem;

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use super::mask;
 use super::node::Position;
 
 /// How many problems one run reports. A file with more is not a runbook with mistakes, it is another file.
@@ -66,7 +67,8 @@ pub struct Problem {
 }
 
 /// A runbook that cannot be used, with everything that is wrong with it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub struct Invalid {
     /// The file.
     pub file: PathBuf,
@@ -91,6 +93,37 @@ impl DocumentPath {
         let mut longer = self.clone();
         longer.0.push(segment.to_owned());
         longer
+    }
+
+    /// Whether the place is that of a secret's reference, or below it. What stands there by mistake, keys and numbers
+    /// included, may be the secret itself.
+    pub(super) fn is_secret(&self) -> bool {
+        self.secret_at().is_some()
+    }
+
+    /// The number of segments that lead to the reference.
+    fn secret_at(&self) -> Option<usize> {
+        let segments: Vec<&str> = self.0.iter().map(String::as_str).collect();
+        match segments.as_slice() {
+            ["services", _, "postgres" | "redis", "password", ..]
+            | ["notify", _, "email", "password", ..] => Some(4),
+            // A request that logs in holds a password, and nothing of it is needed to say what is wrong.
+            ["notify", _, "webhook" | "ping", ..] | ["write-check", "write", "body", ..] => Some(3),
+            _ => None,
+        }
+    }
+
+    /// The path as it may be printed: below a secret's reference no further than the keys that belong there.
+    pub(super) fn printable(&self) -> Self {
+        const KEYS: [&str; 6] = ["url", "plain", "env", "file", "command", "container-env"];
+        let Some(from) = self.secret_at() else {
+            return self.clone();
+        };
+        let below = self.0.iter().skip(from).take_while(|segment| {
+            KEYS.contains(&segment.as_str())
+                || segment.len() < 4 && segment.bytes().all(|b| b.is_ascii_digit())
+        });
+        Self(self.0.iter().take(from).chain(below).cloned().collect())
     }
 }
 
@@ -117,6 +150,8 @@ impl fmt::Display for DocumentPath {
 pub(super) struct Collector<'a> {
     file: &'a Path,
     lines: Vec<&'a str>,
+    /// The same, as they may be shown.
+    showable: Vec<Option<String>>,
     problems: Vec<Problem>,
 }
 
@@ -125,6 +160,7 @@ impl<'a> Collector<'a> {
         Self {
             file,
             lines: text.lines().collect(),
+            showable: mask::showable(text),
             problems: Vec::new(),
         }
     }
@@ -138,24 +174,52 @@ impl<'a> Collector<'a> {
         message: impl Into<String>,
         suggestion: Option<String>,
     ) {
-        let line = usize::try_from(at.line)
-            .ok()
-            .and_then(|line| self.lines.get(line.checked_sub(1)?));
+        let source_line = line_of(&self.showable, at)
+            .cloned()
+            .flatten()
+            .filter(|_| !path.is_secret())
+            .map(|line| match kind {
+                // A misspelt `password` is a password all the same.
+                ProblemKind::UnknownKey => without_value(&line, at.column),
+                _ => line,
+            });
         let problem = Problem {
             kind,
             file: self.file.to_owned(),
             line: Some(at.line),
             column: Some(at.column),
-            path: path.to_string(),
+            path: path.printable().to_string(),
             message: message.into(),
             suggestion,
-            source_line: line.map(|line| match kind {
-                // A misspelt `password` is a password all the same.
-                ProblemKind::UnknownKey => without_value(&without_secrets(line), at.column),
-                _ => without_secrets(line),
-            }),
+            source_line,
         };
         self.problems.push(problem);
+    }
+
+    /// A number or a word at a place, as it was written.
+    pub(super) fn word_at(&self, at: Position) -> Option<&'a str> {
+        let skip = usize::try_from(at.column).ok()?.checked_sub(1)?;
+        let line = line_of(&self.lines, at)?;
+        let (from, _) = line.char_indices().nth(skip)?;
+        let rest = line.get(from..)?;
+        let word = rest.split([' ', '\t', ',', ']', '}']).next()?;
+        let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '+' | '-');
+        (!word.is_empty() && word.chars().all(is_plain)).then_some(word)
+    }
+
+    /// The reader's words about a place, without what they quote where that may be a secret.
+    pub(super) fn about(&self, at: Position, message: &str) -> String {
+        let is_whole = line_of(&self.showable, at)
+            .is_none_or(|shown| shown.as_deref() == line_of(&self.lines, at).copied());
+        if is_whole {
+            return message.to_owned();
+        }
+        message
+            .split(['`', ':'])
+            .next()
+            .unwrap_or_default()
+            .trim_end()
+            .to_owned()
     }
 
     /// Whether so much was found that looking further would only cost time.
@@ -213,6 +277,10 @@ impl Invalid {
     }
 }
 
+fn line_of<T>(lines: &[T], at: Position) -> Option<&T> {
+    lines.get(usize::try_from(at.line).ok()?.checked_sub(1)?)
+}
+
 /// A source line up to the colon behind the key at a column.
 fn without_value(line: &str, column: u64) -> String {
     let skip = usize::try_from(column).unwrap_or(usize::MAX).saturating_sub(1);
@@ -224,34 +292,6 @@ fn without_value(line: &str, column: u64) -> String {
         Some(colon) => format!("{}: …", line.get(..key + colon).unwrap_or_default()),
         None => line.to_owned(),
     }
-}
-
-/// A source line without what may be a secret: somebody who writes a password where a reference belongs should not find
-/// it in a log because of our error message.
-fn without_secrets(line: &str) -> String {
-    let lower = line.to_lowercase();
-    let cut = ["password", "secret", "token"]
-        .iter()
-        .filter_map(|word| lower.find(word))
-        .min();
-    if let Some(from) = cut
-        && let Some(rest) = line.get(from..)
-        && let Some(colon) = rest.find(':')
-        && !rest.get(colon + 1..).unwrap_or_default().trim().is_empty()
-    {
-        return format!("{}: …", line.get(..from + colon).unwrap_or_default());
-    }
-    // user:password@ in an address
-    if let (Some(scheme), Some(at)) = (line.find("://"), line.rfind('@'))
-        && scheme < at
-    {
-        return format!(
-            "{}://…{}",
-            line.get(..scheme).unwrap_or_default(),
-            line.get(at..).unwrap_or_default()
-        );
-    }
-    line.to_owned()
 }
 
 impl fmt::Display for Problem {
@@ -312,5 +352,43 @@ impl fmt::Display for Invalid {
             write!(f, ", the first {} are shown", self.problems.len())?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+
+    /// Every place where the schema has a reference to a secret is known to be one: a new one must not be forgotten.
+    #[test]
+    fn every_reference_to_a_secret_is_known() {
+        fn walk(schema: &Value, path: &DocumentPath, found: &mut Vec<DocumentPath>) {
+            let properties = schema.get("properties").and_then(Value::as_object);
+            let has = |key: &str| properties.is_some_and(|keys| keys.contains_key(key));
+            if has("env") && has("file") && has("command") {
+                found.push(path.clone());
+                return;
+            }
+            for (key, child) in properties.into_iter().flatten() {
+                walk(child, &path.join(key), found);
+            }
+            for (key, segment) in [("additionalProperties", "name"), ("items", "0")] {
+                if let Some(child) = schema.get(key) {
+                    walk(child, &path.join(segment), found);
+                }
+            }
+        }
+        let mut found = Vec::new();
+        walk(
+            &super::super::schema::inlined(),
+            &DocumentPath::default(),
+            &mut found,
+        );
+        assert_eq!(found.len(), 5, "{found:?}");
+        for path in found {
+            assert!(path.is_secret(), "{path}");
+        }
     }
 }

@@ -12,7 +12,7 @@ use std::str::FromStr;
 use super::node::{Entry, Node, Value};
 use super::problem::{Collector, DocumentPath, ProblemKind};
 use super::suggest;
-use super::text::{BadText, DatabaseName, ServiceName, TableName, shorten};
+use super::text::{BadText, DatabaseName, ServiceName, SystemName, TableName, shorten};
 
 /// Runs every check.
 pub(super) fn check(root: &Node, found: &mut Collector<'_>) {
@@ -43,6 +43,7 @@ pub(super) fn check(root: &Node, found: &mut Collector<'_>) {
     }
     if let Some(docker) = root.get("platform").and_then(|p| p.get("docker")) {
         tls(docker, &DocumentPath::new(&["platform", "docker"]), found);
+        project(root, docker, found);
     }
     if let Some(check) = root.get("write-check") {
         write_check(check, &DocumentPath::new(&["write-check"]), found);
@@ -122,6 +123,26 @@ fn tls(docker: &Node, path: &DocumentPath, found: &mut Collector<'_>) {
                 Some(format!("add `{missing}: /etc/drctl/docker/{missing}.pem`")),
             );
         }
+    }
+}
+
+/// A deployment's name is the project's where none is given, and Compose takes fewer characters.
+fn project(root: &Node, docker: &Node, found: &mut Collector<'_>) {
+    let Some((node, name)) = root.get("deployment").and_then(|node| Some((node, node.text()?))) else {
+        return;
+    };
+    // A bad name is reported as such.
+    if docker.get("compose-project").is_none() && name.contains('.') && name.parse::<SystemName>().is_ok() {
+        found.add(
+            ProblemKind::BadValue,
+            node.at,
+            &DocumentPath::new(&["deployment"]),
+            "Compose forbids dots in a project's name, and without `compose-project` this would be it",
+            Some(format!(
+                "add `platform: {{ docker: {{ compose-project: {} }} }}`, with the name that `docker compose ls` shows",
+                shorten(&name.replace('.', ""))
+            )),
+        );
     }
 }
 
