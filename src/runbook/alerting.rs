@@ -93,8 +93,8 @@ pub struct Alerts {
     #[schemars(with = "Option<duration::DurationText>")]
     pub reminder: Option<Duration>,
     /// How long one way of telling may take.
-    #[serde(default = "default_deadline", with = "duration::required")]
-    #[schemars(with = "duration::DurationText")]
+    #[serde(default = "default_deadline", with = "duration::deadline")]
+    #[schemars(with = "duration::DeadlineText")]
     pub deadline: Duration,
     /// When nobody is told: what is found then waits until the window is over, a failed backup for the first `check` after it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -242,14 +242,20 @@ pub struct Ping {
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Address {
-    /// The address itself: anybody may know it.
-    Plain(WebUrl),
+    /// The absolute path of a file that holds it.
+    File(
+        #[schemars(with = "super::text::AbsolutePath", extend("examples" = ["/etc/drctl/webhook"]))]
+        std::path::PathBuf,
+    ),
     /// The name of an environment variable of drctl itself.
     Env(#[schemars(with = "super::text::VariableName")] String),
-    /// The absolute path of a file that holds it.
-    File(#[schemars(with = "super::text::AbsolutePath")] std::path::PathBuf),
     /// A program and its arguments, run without a shell, whose output it is.
-    Command(#[schemars(length(min = 1), inner(length(min = 1)))] Vec<String>),
+    Command(
+        #[schemars(length(min = 1), inner(length(min = 1)), extend("examples" = [["pass", "show", "shop/webhook"]]))]
+         Vec<String>,
+    ),
+    /// The address itself: anybody may know it. `drctl runbook show` prints no more of it than its host.
+    Plain(WebUrl),
 }
 
 impl Address {
@@ -313,7 +319,7 @@ pub enum EmailTls {
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct NotifyCommand {
     /// The program and its arguments, run without a shell.
-    #[schemars(length(min = 1), inner(length(min = 1)))]
+    #[schemars(length(min = 1), inner(length(min = 1)), extend("examples" = [["/usr/local/bin/tell", "ops"]]))]
     pub argv: Vec<String>,
 }
 

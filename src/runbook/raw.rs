@@ -109,15 +109,15 @@ pub struct Docker {
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct DockerTls {
     /// Certificate of the authority that vouches for the engine; no other is trusted.
-    #[schemars(with = "text::AbsolutePath")]
+    #[schemars(with = "text::AbsolutePath", extend("examples" = ["/etc/drctl/docker/ca.pem"]))]
     pub ca: PathBuf,
     /// drctl's own certificate, where the engine asks for one. Needs `key`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "Option<text::AbsolutePath>")]
+    #[schemars(with = "Option<text::AbsolutePath>", extend("examples" = ["/etc/drctl/docker/cert.pem"]))]
     pub cert: Option<PathBuf>,
     /// The key to `cert`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "Option<text::AbsolutePath>")]
+    #[schemars(with = "Option<text::AbsolutePath>", extend("examples" = ["/etc/drctl/docker/key.pem"]))]
     pub key: Option<PathBuf>,
 }
 
@@ -347,11 +347,14 @@ pub enum SecretRef {
     /// The name of an environment variable of drctl itself.
     Env(#[schemars(with = "text::VariableName")] String),
     /// The absolute path of a file whose content, without the trailing newline, is the secret.
-    File(#[schemars(with = "text::AbsolutePath")] PathBuf),
+    File(#[schemars(with = "text::AbsolutePath", extend("examples" = ["/etc/drctl/password"]))] PathBuf),
     /// A program and its arguments, run without a shell, whose output without the trailing newline is the secret.
-    Command(#[schemars(length(min = 1), inner(length(min = 1)))] Vec<String>),
+    Command(
+        #[schemars(length(min = 1), inner(length(min = 1)), extend("examples" = [["pass", "show", "shop/db"]]))]
+         Vec<String>,
+    ),
     /// The name of a variable in the environment of the service's own container.
-    ContainerEnv(#[schemars(with = "text::VariableName")] String),
+    ContainerEnv(#[schemars(with = "text::ContainerVariableName")] String),
 }
 
 /// An HTTP address and the answer of a sound service.
@@ -365,8 +368,12 @@ pub struct Endpoint {
     #[schemars(range(min = 100, max = 599))]
     pub expect_status: u16,
     /// How long to wait for the answer. Default: `deadlines.probe`, filled in when the runbook is loaded.
-    #[serde(default, with = "duration::optional", skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "Option<duration::DurationText>")]
+    #[serde(
+        default,
+        with = "duration::optional_deadline",
+        skip_serializing_if = "Option::is_none"
+    )]
+    #[schemars(with = "Option<duration::DeadlineText>")]
     pub timeout: Option<Duration>,
 }
 
@@ -401,8 +408,12 @@ pub struct WriteRequest {
     #[schemars(range(min = 100, max = 599))]
     pub expect_status: u16,
     /// How long to wait for the answer. Default: `deadlines.probe`, filled in when the runbook is loaded.
-    #[serde(default, with = "duration::optional", skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "Option<duration::DurationText>")]
+    #[serde(
+        default,
+        with = "duration::optional_deadline",
+        skip_serializing_if = "Option::is_none"
+    )]
+    #[schemars(with = "Option<duration::DeadlineText>")]
     pub timeout: Option<Duration>,
 }
 
@@ -424,7 +435,7 @@ pub enum WriteMethod {
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Backup {
     /// An absolute path on the host. Each backup is a directory of its own below it.
-    #[schemars(with = "text::AbsolutePath")]
+    #[schemars(with = "text::BackupDirectory")]
     pub directory: PathBuf,
     /// How PostgreSQL is backed up.
     #[serde(default)]
@@ -486,16 +497,16 @@ impl Default for PostgresBackup {
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Deadlines {
     /// One question to a service or to the engine.
-    #[serde(default = "default_probe", with = "duration::required")]
-    #[schemars(with = "duration::DurationText")]
+    #[serde(default = "default_probe", with = "duration::deadline")]
+    #[schemars(with = "duration::DeadlineText")]
     pub probe: Duration,
     /// One step of a plan, such as a restore.
-    #[serde(default = "default_step", with = "duration::required")]
-    #[schemars(with = "duration::DurationText")]
+    #[serde(default = "default_step", with = "duration::deadline")]
+    #[schemars(with = "duration::DeadlineText")]
     pub step: Duration,
     /// Stopping a service cleanly before it is killed.
-    #[serde(default = "default_stop", with = "duration::required")]
-    #[schemars(with = "duration::DurationText")]
+    #[serde(default = "default_stop", with = "duration::deadline")]
+    #[schemars(with = "duration::DeadlineText")]
     pub stop: Duration,
 }
 

@@ -205,12 +205,12 @@ fn each_mistake_is_one_problem_at_its_place() {
         (
             "admin-user: postgres",
             "admin-user: postgres\n      password: { command: [] }",
-            "12:28 services.db.postgres.password.command: the list is empty | for example `[NAME]`",
+            "12:28 services.db.postgres.password.command: the list is empty | for example `[pass, show, shop/db]`",
         ),
         (
             "depends-on: [db]",
             "depends-on: db",
-            "16:17 services.web.depends-on: expected a list, found a text | for example `[NAME]`",
+            "16:17 services.web.depends-on: expected a list, found a text | write `[db]`",
         ),
         (
             "depends-on: [db]",
@@ -338,6 +338,91 @@ fn each_mistake_is_one_problem_at_its_place() {
             "  my web:\n",
             "14:3 services[\"my web\"]: ' ' is not allowed in a name (letters, digits, `_`, `.` and `-`, starting with a letter or digit, at most 63) | for example `my-web`",
         ),
+        (
+            "rto: 2h",
+            "rto: 2562047788015215h",
+            "6:20 objectives.rto: `2562047788015215h` is longer than ten years | at most `87600h`",
+        ),
+        (
+            "rto: 2h",
+            "rto: 1ns",
+            "6:20 objectives.rto: `1ns` is shorter than a millisecond | at least `1ms`",
+        ),
+        (
+            "rto: 2h",
+            "rto: 1d12h",
+            "6:20 objectives.rto: days are not accepted: a day is not always 24 hours | write hours: `36h`",
+        ),
+        (
+            "rto: 2h",
+            "rto: 1w",
+            "6:20 objectives.rto: weeks are not accepted: a day is not always 24 hours | write hours: `168h`",
+        ),
+        (
+            "version: 1",
+            "version: 1\ndeadlines: { probe: 25h }",
+            "2:21 deadlines.probe: `25h` is too long to wait for an answer | from `100ms` to `24h`",
+        ),
+        (
+            "version: 1",
+            "version: 1\ndeadlines: { stop: 2 }",
+            "2:20 deadlines.stop: expected a duration, found a number | a time-out needs a unit, for example `2s`",
+        ),
+        (
+            "version: 1",
+            "version: 1\nendpoints: { h: { url: 'http://h/', timeout: 1ns } }",
+            "2:46 endpoints.h.timeout: `1ns` is too short to wait for an answer | from `100ms` to `24h`",
+        ),
+        (
+            "rpo: 24h",
+            "rpo: 24h, availability: 99,5",
+            "6:51 objectives[5]: unknown key `5` | a decimal comma? write `availability: 99.5`",
+        ),
+        (
+            "rpo: 24h",
+            "rpo: 24h, availability: '99,5'",
+            "6:48 objectives.availability: expected a number, found a text | write `99.5`",
+        ),
+        (
+            "rpo: 24h",
+            "rpo: 24h, availability: .nan",
+            "6:48 : the number is not finite | `.nan` and `.inf` are no limits: write a number, or remove the key",
+        ),
+        (
+            "deployment: shop",
+            "deployment: 0123",
+            "2:13 deployment: expected a text, found a number | quote it: `\"0123\"`",
+        ),
+        (
+            "deployment: shop",
+            "deployment: my.shop",
+            "2:13 deployment: Compose forbids dots in a project's name, and without `compose-project` this would be it | add `platform: { docker: { compose-project: myshop } }`, with the name that `docker compose ls` shows",
+        ),
+        (
+            "shop: {}",
+            "shop: { tables: { t: { append-only: yes } } }",
+            "13:45 services.db.postgres.databases.shop.tables.t.append-only: expected true or false, found a text | write `true`",
+        ),
+        (
+            "admin-user: postgres",
+            "admin-user: postgres\n      password: { command: pass show x }",
+            "12:28 services.db.postgres.password.command: expected a list, found a text | write its words as a list, for example `[pass, show, shop/db]`",
+        ),
+        (
+            "docker: {}",
+            "docker: { host: 'tcp://h:2376', tls: {} }",
+            "5:40 platform.docker.tls: `ca` is missing | add `ca: /etc/drctl/docker/ca.pem`",
+        ),
+        (
+            "    kind: app",
+            "    kind: app\n    container: c\n  jobs:\n    kind: app\n    container: c",
+            "19:16 services.jobs.container: `c` is the container of `web` as well | give each service the container that it runs in",
+        ),
+        (
+            "shop: {}",
+            "shop: { validation: [{ name: n, sql: select 1; drop table t, expect: { equals: 0 } }] }",
+            "13:46 services.db.postgres.databases.shop.validation[0].sql: behind the `;` stands another statement: a validation is one query that only reads | make two validations of it, or remove what stands behind the `;`",
+        ),
         // missing
         (
             "environment: staging\n",
@@ -407,6 +492,143 @@ fn each_mistake_is_one_problem_at_its_place() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn a_comment_in_front_of_a_query_is_none_of_our_business() {
+    let query =
+        "shop: { validation: [{ name: n, sql: \"-- why\\n/* how */ (select 1);\", expect: { equals: 1 } }] }";
+    assert!(parse_text(&GOOD.replace("shop: {}", query)).is_ok());
+}
+
+#[test]
+fn a_path_is_what_it_looks_like() {
+    for (path, expected) in [
+        (
+            "/var/backups/$HOME",
+            "`$` is not replaced by a variable's value here",
+        ),
+        ("~/backups", "`~` is not replaced by a home directory here"),
+        ("/var/backups/../x", "the path holds `..`"),
+        ("'/var/backups '", "the path ends with a blank"),
+        (r#""/var/\e[2J""#, "a control character is not allowed in a path"),
+        ("/", "`/` is the whole machine, no directory for backups"),
+        ("//", "`/` is the whole machine, no directory for backups"),
+        (
+            "/var/lib/docker/volumes",
+            "`/var/lib/docker` belongs to the Docker engine",
+        ),
+        ("//proc/x", "`/proc` is no place for files"),
+        ("/sys", "`/sys` is no place for files"),
+        ("/dev/shm/x", "`/dev` is no place for files that must last"),
+    ] {
+        let found = after("/var/backups/drctl/shop", path);
+        assert!(
+            found.len() == 1 && found[0].contains(expected),
+            "{path}: {found:?}"
+        );
+    }
+    for path in ["/srv/back ups", "/var/lib/dockerish", "/devices"] {
+        assert!(
+            parse_text(&GOOD.replace("/var/backups/drctl/shop", path)).is_ok(),
+            "{path}"
+        );
+    }
+}
+
+#[test]
+fn a_variable_has_a_name_as_a_shell_takes_it() {
+    let with = |name: &str| {
+        GOOD.replace(
+            "admin-user: postgres",
+            &format!("admin-user: postgres\n      password: {name}"),
+        )
+    };
+    for bad in [
+        "{ env: hunter2! }",
+        "{ env: 2hunter }",
+        "{ env: hunter.2 }",
+        "{ env: '' }",
+        "{ container-env: 'hunter 2' }",
+    ] {
+        let shown = parse_text(&with(bad)).expect_err(bad).to_string();
+        assert!(
+            shown.contains("not the name of an environment variable"),
+            "{shown}"
+        );
+        assert!(!shown.contains("hunter"), "{shown}");
+    }
+    for good in ["{ env: _A1 }", "{ container-env: discovery.password }"] {
+        assert!(parse_text(&with(good)).is_ok(), "{good}");
+    }
+}
+
+#[test]
+fn what_is_deleted_as_disposable_holds_no_session() {
+    let with = |pattern: &str| {
+        let sessions = "{ index: 'sessions:all', owner-prefix: 'session:', limit: 5 }";
+        GOOD.replace(
+            "  web:",
+            &format!("  r: {{ kind: redis, redis: {{ disposable-patterns: ['{pattern}'], sessions: {sessions} }} }}\n  web:"),
+        )
+    };
+    for (pattern, expected) in [
+        ("*", "no letter or digit of its own"),
+        ("**", "no letter or digit of its own"),
+        ("?*", "no letter or digit of its own"),
+        ("[a-z]*", "no letter or digit of its own"),
+        ("*:*", "no letter or digit of its own"),
+        ("sessions:*", "matches `sessions:all`"),
+        ("s*", "matches `sessions:all`"),
+        ("*all", "matches `sessions:all`"),
+        ("session:*", "begin with `session:`"),
+        ("session:?", "begin with `session:`"),
+        ("session:[0-9]*", "begin with `session:`"),
+        ("*:tmp", "begin with `session:`"),
+    ] {
+        let found = problems(&with(pattern));
+        assert!(
+            found.len() == 1 && found[0].contains(expected),
+            "{pattern}: {found:?}"
+        );
+        assert!(
+            found[0].contains("services.r.redis.disposable-patterns[0]"),
+            "{found:?}"
+        );
+    }
+    for pattern in ["cv:*", "llm:*", "sess:*", "[a-r]v:*", "session"] {
+        assert!(parse_text(&with(pattern)).is_ok(), "{pattern}");
+    }
+}
+
+#[test]
+fn a_maintenance_window_ends() {
+    let with = |window: &str| format!("{GOOD}alerts: {{ maintenance: [{window}] }}\n");
+    for bad in [
+        "{ daily: { at: '00:00', for: 24h } }",
+        "{ weekly: { days: [monday], at: '00:00', for: 200h } }",
+        "{ weekly: { days: [monday, thursday, monday], at: '00:00', for: 84h } }",
+    ] {
+        let found = problems(&with(bad));
+        assert!(
+            found.len() == 1 && found[0].contains("for: the window hardly ends"),
+            "{found:?}"
+        );
+    }
+    let found = problems(&with(
+        "{ once: { from: 2026-01-01T00:00, to: 9999-01-01T00:00 } }",
+    ));
+    assert!(
+        found.len() == 1 && found[0].contains("longer than 31 days"),
+        "{found:?}"
+    );
+    for good in [
+        "{ daily: { at: '00:00', for: 23h } }",
+        "{ weekly: { days: [monday, thursday], at: '00:00', for: 83h } }",
+        "{ once: { from: 2026-01-01T00:00, to: 2026-02-01T00:00 } }",
+    ] {
+        assert!(parse_text(&with(good)).is_ok(), "{good}");
+    }
 }
 
 #[test]
@@ -565,11 +787,129 @@ fn a_secret_is_not_shown() {
                 .contains("hunter2")
         );
     }
-    let invalid = parse_text(&format!(
-        "{GOOD}endpoints: {{ h: {{ url: 'http://a:hunter2@h/' }} }}\n"
-    ))
-    .unwrap_err();
-    assert!(!format!("{invalid}").contains("hunter2"), "{invalid}");
+    for more in [
+        "endpoints: { h: { url: 'http://a:hunter2@h/' } }",
+        "endpoints: { h: { url: 'http://a:hunter2SECRET@h/' } }",
+        "write-check: { read: { url: 'http://h/' }, write: { url: 'http://h/', body: '{ \"pin\": hunter2 }' } }",
+    ] {
+        let invalid = parse_text(&format!("{GOOD}{more}\n")).unwrap_err();
+        assert!(!format!("{invalid}").contains("hunter2"), "{invalid}");
+    }
+}
+
+/// Wherever a secret stands by mistake, neither the text nor the data of a problem repeats it.
+#[test]
+fn a_secret_is_not_shown_wherever_it_stands() {
+    for bad in [
+        "password:\n        hunter2",
+        "password: >-\n        hunter2",
+        "password: |\n        hunter2\n        hunter2\n      foo: bar",
+        "password: \"hun\n        hunter2\"",
+        "password: \"hunter2",
+        "password:\n        - hunter2",
+        "password:\n      - hunter2",
+        "password:\n        command:\n          hunter2",
+        "password:\n        command:\n          - ''\n          - hunter2",
+        "password:\n        env:\n          - hunter2",
+        "password:\n        env:\n          123454321",
+        "password:\n        value:\n          hunter2",
+        "password:\n        123454321",
+        "password:\n        1234543210000000000000",
+        "password:\n\thunter2",
+        "password:\n    hunter2",
+        "password: hunter2: y",
+        "password: @hunter2",
+        "password: %hunter2",
+        "password: *hunter2",
+        "password: !hunter2 x",
+        "password: { env: X, hunter2",
+        "password: { env: X, hunter2 }",
+        "password: { hunter2: 1, hunter2: 2 }",
+        "password:\n        hunter2\n      password: {env: X}",
+        "password: { env: \"$hunter2\" }",
+        "password: { file: hunter2 }",
+        "password: { file: [hunter2, 123454321] }",
+        "password hunter2",
+        "passwd: hunter2",
+    ] {
+        is_kept(
+            bad,
+            &GOOD.replace(
+                "admin-user: postgres",
+                &format!("admin-user: postgres\n      {bad}"),
+            ),
+        );
+    }
+    for bad in [
+        "- webhook: { url: \"https://hooks.example.com/hunter2\" }",
+        "- webhook:\n      url: https://hooks.example.com/hunter2",
+        "- webhook: { url: { plain: hooks.example.com/hunter2 } }",
+        "- webhook: { url: { plain: 'hunter2:x' } }",
+        "- webhook: { url: { plain: 'https://a:hunter2@h/' } }",
+        "- webhook: { url: { env: https://h/hunter2 } }",
+        "- webhook: { url: https://h/hunter2, colour: red }",
+        "- webhook: https://h/hunter2",
+        "- ping: https://h/hunter2",
+        "- ping:\n    hunter2",
+        "- email: { host: m, from: a, to: [], user: x, password: hunter2, tls: ssl }",
+        "- email:\n      from: a\n      password:\n        hunter2",
+    ] {
+        is_kept(bad, &format!("{GOOD}notify:\n  {bad}\n"));
+    }
+}
+
+fn is_kept(bad: &str, text: &str) {
+    let invalid = parse_text(text).expect_err(bad);
+    let shown = format!("{invalid}\n{}", serde_json::to_string(&invalid).unwrap());
+    for secret in ["hunter2", "123454321"] {
+        assert!(!shown.contains(secret), "{bad}\n{shown}");
+    }
+}
+
+/// An address for messages is as good as a password: the way to keep it apart is what is proposed.
+#[test]
+fn an_address_for_messages_belongs_into_a_file() {
+    let found = problems(&format!(
+        "{GOOD}notify:\n  - webhook: {{ url: https://h/x }}\n  - ping: https://h/x\n"
+    ));
+    assert_eq!(
+        found,
+        [
+            "20:21 notify[0].webhook.url: expected a mapping, found a text | for example `{ file: /etc/drctl/webhook }`",
+            "21:11 notify[1].ping: expected a mapping, found a text | for example `{ url: { file: /etc/drctl/webhook } }`",
+        ]
+    );
+    let plain =
+        format!("{GOOD}notify:\n  - webhook: {{ url: {{ plain: https://hooks.example.com/T0/hunter2 }} }}\n");
+    let shown = render(&parse_text(&plain).unwrap());
+    assert!(shown.contains("https://hooks.example.com/…"), "{shown}");
+    assert!(!shown.contains("hunter2"), "{shown}");
+    let again = problems(&shown);
+    assert!(
+        again.len() == 1 && again[0].contains("the address is not whole"),
+        "{again:?}"
+    );
+}
+
+#[test]
+fn the_limits_of_the_reader_are_told_in_words() {
+    let deep = format!("version: {}", "[".repeat(100));
+    let aliases = format!("a: &a [x]\nb: [{}]", vec!["*a"; 2_000].join(", "));
+    let many = (0..30_000)
+        .map(|n| format!("bad{n}: 1"))
+        .collect::<Vec<_>>()
+        .join("\n");
+    for (text, expected) in [
+        (deep, "the document has more levels than a runbook can have | -"),
+        (
+            aliases,
+            "the aliases (`*name`) stand for more than a runbook can hold | -",
+        ),
+        (many, "the document holds more than a runbook can hold | -"),
+    ] {
+        let found = problems(&text);
+        assert!(found.len() == 1 && found[0].ends_with(expected), "{found:?}");
+    }
 }
 
 #[test]
@@ -761,7 +1101,7 @@ proptest! {
         let Some(ServiceKind::Postgres(postgres)) = runbook.services.get_mut("db").map(|db| &mut db.kind) else {
             panic!("db is a PostgreSQL service");
         };
-        let sql = format!("select {}", tail.replace('\0', ""));
+        let sql = format!("select {}", tail.replace(['\0', ';'], ""));
         let validation = Validation { name, sql, expect: Expect::AtMost(-3) };
         for database in postgres.databases.values_mut() {
             database.validation.push(validation.clone());

@@ -12,7 +12,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use super::docker_host::DockerHost;
-use super::duration::parse_duration;
+use super::duration::{parse_deadline, parse_duration};
 
 /// Why a text is not acceptable, and what would be.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -47,8 +47,11 @@ pub(super) const FORMATS: &[(&str, Check)] = &[
     ("drctl-http-url", |s| HttpUrl::from_str(s).map(drop)),
     ("drctl-docker-host", |s| DockerHost::from_str(s).map(drop)),
     ("drctl-duration", |s| parse_duration(s).map(drop)),
+    ("drctl-deadline", |s| parse_deadline(s).map(drop)),
     ("drctl-absolute-path", check_absolute_path),
+    ("drctl-backup-directory", check_backup_directory),
     ("drctl-variable-name", check_variable_name),
+    ("drctl-container-variable-name", check_container_variable_name),
     ("drctl-web-url", |s| WebUrl::from_str(s).map(drop)),
     ("drctl-time-zone", super::alerting::check_zone),
     ("drctl-clock-time", super::alerting::check_clock),
@@ -319,13 +322,20 @@ fn check_http_url(text: &str) -> Result<(), BadText> {
     Ok(())
 }
 
+/// Without the text itself in the message: it may be the secret.
 fn check_web_url(text: &str) -> Result<(), BadText> {
     let example = "for example `https://hooks.example.com/drctl`";
+    if text.contains('…') {
+        return Err(BadText::new(
+            "the address is not whole: `drctl runbook show` leaves out all but its host",
+            "write all of it, or better where it is found: `url: { file: /etc/drctl/webhook }`",
+        ));
+    }
     let url = reqwest::Url::parse(text)
         .map_err(|error| BadText::new(format!("not an address: {error}"), example))?;
     if !matches!(url.scheme(), "http" | "https") {
         return Err(BadText::new(
-            format!("`{}:` is not a web address", url.scheme()),
+            "the address begins with neither http:// nor https://",
             example,
         ));
     }
@@ -338,31 +348,82 @@ fn check_web_url(text: &str) -> Result<(), BadText> {
     Ok(())
 }
 
+const BACKUP_EXAMPLE: &str = "for example `/var/backups/drctl/simgen`";
+
 fn check_absolute_path(text: &str) -> Result<(), BadText> {
-    if text.contains('\0') {
-        return Err(BadText::new(
-            "a NUL character is not allowed in a path",
-            "for example `/var/backups/drctl/simgen`",
-        ));
+    check_path(text, "write the whole path, from `/` on")
+}
+
+fn check_path(text: &str, example: &str) -> Result<(), BadText> {
+    let bad = |message: &str| Err(BadText::new(message, example));
+    if text.chars().any(char::is_control) {
+        return bad("a control character is not allowed in a path");
+    }
+    // No shell reads the runbook: a directory of that very name would be made.
+    if text.starts_with('~') {
+        return bad("`~` is not replaced by a home directory here");
+    }
+    if text.contains('$') {
+        return bad("`$` is not replaced by a variable's value here");
     }
     if !Path::new(text).is_absolute() {
         // Cron and a person start drctl in different directories: a relative path would mean two places.
-        return Err(BadText::new(
-            "the path is not absolute",
-            "for example `/var/backups/drctl/simgen`",
-        ));
+        return bad("the path is not absolute");
+    }
+    if text.ends_with(char::is_whitespace) {
+        return bad("the path ends with a blank");
+    }
+    if Path::new(text)
+        .components()
+        .any(|part| part == std::path::Component::ParentDir)
+    {
+        return bad("the path holds `..`");
     }
     Ok(())
 }
 
-fn check_variable_name(text: &str) -> Result<(), BadText> {
-    if text.is_empty() || text.contains(['=', '\0', '$']) {
+/// Backups are written, listed and removed there: not where other programs keep what is theirs.
+fn check_backup_directory(text: &str) -> Result<(), BadText> {
+    check_path(text, BACKUP_EXAMPLE)?;
+    let path = Path::new(text);
+    if path == Path::new("/") {
         return Err(BadText::new(
-            "not the name of an environment variable",
-            "give the name alone, for example `POSTGRES_PASSWORD`",
+            "`/` is the whole machine, no directory for backups",
+            BACKUP_EXAMPLE,
         ));
     }
+    for (place, what) in [
+        ("/var/lib/docker", "belongs to the Docker engine"),
+        ("/proc", "is no place for files"),
+        ("/sys", "is no place for files"),
+        ("/dev", "is no place for files that must last"),
+    ] {
+        if path.starts_with(place) {
+            return Err(BadText::new(format!("`{place}` {what}"), BACKUP_EXAMPLE));
+        }
+    }
     Ok(())
+}
+
+/// Without the text itself in the message: it may be the secret.
+fn check_variable_name(text: &str) -> Result<(), BadText> {
+    check_variable(text, "")
+}
+
+/// Docker takes more into a container's environment than a shell does.
+fn check_container_variable_name(text: &str) -> Result<(), BadText> {
+    check_variable(text, ".-")
+}
+
+fn check_variable(text: &str, more: &str) -> Result<(), BadText> {
+    let fits = |c: char| c.is_ascii_alphanumeric() || c == '_' || more.contains(c);
+    if text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_') && text.chars().all(fits) {
+        return Ok(());
+    }
+    Err(BadText::new(
+        "not the name of an environment variable",
+        "give the name alone, for example `POSTGRES_PASSWORD`",
+    ))
 }
 
 /// A table with its schema, written `table` (schema `public`) or `schema.table`.
@@ -490,6 +551,40 @@ impl JsonSchema for AbsolutePath {
     }
 }
 
+/// The schema of the directory for backups.
+pub struct BackupDirectory;
+
+impl JsonSchema for BackupDirectory {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "BackupDirectory".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "string", "format": "drctl-backup-directory", "pattern": "^/", "examples": ["/var/backups/drctl/simgen"] })
+    }
+}
+
+/// The schema of the name of a container's environment variable.
+pub struct ContainerVariableName;
+
+impl JsonSchema for ContainerVariableName {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "ContainerVariableName".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "string", "format": "drctl-container-variable-name", "pattern": "^[A-Za-z_][A-Za-z0-9_.-]*$", "examples": ["POSTGRES_PASSWORD"] })
+    }
+}
+
 /// The schema of an environment variable's name.
 pub struct VariableName;
 
@@ -503,6 +598,6 @@ impl JsonSchema for VariableName {
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({ "type": "string", "format": "drctl-variable-name", "pattern": "^[^=$]+$", "examples": ["POSTGRES_PASSWORD"] })
+        json_schema!({ "type": "string", "format": "drctl-variable-name", "pattern": "^[A-Za-z_][A-Za-z0-9_]*$", "examples": ["POSTGRES_PASSWORD"] })
     }
 }
