@@ -102,7 +102,7 @@ mod tests {
                 "[shop] CRITICAL: backup run: CRITICAL backup run: the disk is full\n\nNext: drctl backup",
                 "",
                 "nothing is known",
-                "[shop] OK: backup run well again: well again after 28 d: backup run: a new set is complete",
+                "[shop] OK: backup run well again: well again after 672 h 0 min: backup run: a new set is complete",
                 "",
             ]
         );

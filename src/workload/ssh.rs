@@ -456,12 +456,13 @@ mod tests {
         let tunnel = by(&script, place.path(), Duration::from_millis(200));
         let starts = || std::fs::read_to_string(place.path().join("count")).map_or(0, |t| t.lines().count());
         let forward = tunnel.dir.join("0");
-        std::fs::create_dir(&forward).unwrap();
+        private_directory(&forward).unwrap();
         let key = ("172.18.0.2".parse().unwrap(), 5432);
         tunnel.state.lock().await.forwards.insert(key, forward.clone());
         // One that ends, and one that does not stand in time.
         std::fs::write(place.path().join("refuse"), "").unwrap();
-        tunnel.ready().await.unwrap_err();
+        let refused = tunnel.ready().await.unwrap_err();
+        assert!(refused.to_string().contains("exit status: 255"), "{refused}");
         std::fs::remove_file(place.path().join("refuse")).unwrap();
         tunnel.ready().await.unwrap_err();
         assert!(!tunnel.dir.exists(), "the shell takes it along");
