@@ -248,6 +248,17 @@ fn report(cx: &Context, incident: &Incident) -> Result<Report> {
 
 fn note(cx: &Context, id: &str, text: &str) -> Result<()> {
     let incident = chosen(cx, Some(id), "")?;
+    if cx.global.dry_run {
+        if cx.global.json {
+            ui::json(&serde_json::json!({
+                "event": "incident-forecast", "version": crate::event::EVENT_VERSION, "incident": incident.id(),
+                "verb": "note", "state": incident.progress.stage.name(), "text": text,
+            }));
+        } else {
+            ui::line(&format!("note {}: {text}", incident.id()));
+        }
+        return Ok(());
+    }
     let root = incident.directory.parent().and_then(std::path::Path::parent);
     let state = root.map_or_else(|| cx.state.clone(), crate::incident::StateDir::at);
     let _lock = engine::lock(&state, &incident.plan.deployment, "incident note")?;
