@@ -11,7 +11,8 @@ fn main() -> ExitCode {
     let cli = match drctl::cli::Cli::try_parse() {
         Ok(cli) => cli,
         // A monitoring system takes the exit code 2 of a wrong option for a broken deployment.
-        Err(e) if e.use_stderr() && is_check() => return drctl::cli::check::usage(&e.to_string()),
+        Err(e) if e.use_stderr() && is_check() => return drctl::cli::check::usage(&e, is_json()),
+        Err(e) if e.use_stderr() && is_json() => return drctl::cli::usage(&e),
         Err(e) => e.exit(),
     };
     let runtime = match tokio::runtime::Builder::new_multi_thread()
@@ -33,8 +34,21 @@ fn main() -> ExitCode {
 /// Whether the command line, which makes no sense, was meant for `drctl check`: its first word that is a verb.
 fn is_check() -> bool {
     let verbs = drctl::cli::Cli::command();
-    std::env::args()
-        .skip(1)
+    words()
         .find(|word| verbs.get_subcommands().any(|verb| verb.get_name() == word))
         .is_some_and(|word| word == "check")
+}
+
+/// Whether `--json` is on a command line that makes no sense.
+fn is_json() -> bool {
+    words()
+        .take_while(|word| word != "--")
+        .any(|word| word == "--json")
+}
+
+fn words() -> impl Iterator<Item = String> {
+    // A word that is no text is one of the things that can be wrong.
+    std::env::args_os()
+        .skip(1)
+        .map(|word| word.to_string_lossy().into_owned())
 }

@@ -157,11 +157,9 @@ fn write_textfile(path: &Path, text: &str) -> std::io::Result<()> {
 
 /// A command line that makes no sense, for a monitoring system that knows four exit codes.
 #[must_use]
-pub fn usage(message: &str) -> ExitCode {
-    let first = message.lines().next().unwrap_or_default();
-    let e = Error::new(crate::error::Kind::Usage, first.trim_start_matches("error: "));
-    ui::check::failed(&e, false);
-    ui::talk(message.trim_end());
+pub fn usage(e: &clap::Error, as_json: bool) -> ExitCode {
+    ui::check::failed(&super::usage_error(e), as_json);
+    ui::talk(e.to_string().trim_end());
     ExitCode::from(Level::Unknown.code())
 }
 

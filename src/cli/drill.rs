@@ -8,6 +8,7 @@ use comfy_table::{Table, presets};
 
 use super::{Context, duration};
 use crate::error::{Error, Kind, Result};
+use crate::event::EVENT_VERSION;
 use crate::faults::{Record, Request, Site, catalogue, expiry};
 use crate::runbook::Environment;
 use crate::runbook::format_duration;
@@ -88,7 +89,7 @@ fn list(cx: &Context) {
     if cx.global.json {
         for f in catalogue() {
             ui::json(&serde_json::json!({
-                "fault": f.name, "summary": f.summary, "leaves": f.leaves, "live": f.live,
+                "event": "fault-listed", "version": EVENT_VERSION, "fault": f.name, "summary": f.summary, "leaves": f.leaves, "live": f.live,
             }));
         }
         return;
@@ -120,7 +121,10 @@ async fn inject(cx: &Context, args: InjectArgs) -> Result<()> {
     if cx.global.dry_run {
         let target = site.preview(&args.fault, service, &request).await?;
         if cx.global.json {
-            ui::json(&serde_json::json!({ "fault": args.fault, "target": target, "dry-run": true }));
+            ui::json(&serde_json::json!({
+                "event": "fault-forecast", "version": EVENT_VERSION, "fault": args.fault, "target": target,
+                "dry-run": true,
+            }));
         } else {
             ui::line(&format!("{} would hit {target}", args.fault));
         }
@@ -200,7 +204,14 @@ async fn heal(cx: &Context, args: HealArgs) -> Result<()> {
     }
     if cx.global.dry_run {
         for record in records {
-            ui::line(&format!("{} {}: {}", record.id, record.fault, record.target));
+            if cx.global.json {
+                ui::json(&serde_json::json!({
+                    "event": "heal-forecast", "version": EVENT_VERSION, "id": record.id, "fault": record.fault,
+                    "service": record.service, "target": record.target, "status": record.status,
+                }));
+            } else {
+                ui::line(&format!("{} {}: {}", record.id, record.fault, record.target));
+            }
         }
         return Ok(());
     }
@@ -246,7 +257,7 @@ fn tell(cx: &Context, record: &Record, outcome: &str) {
 
 fn json(record: &Record, outcome: &str) -> serde_json::Value {
     serde_json::json!({
-        "event": "fault", "version": crate::event::EVENT_VERSION,
+        "event": "fault", "version": EVENT_VERSION,
         "at": jiff::Timestamp::now().to_string(),
         "id": record.id, "fault": record.fault, "service": record.service, "target": record.target,
         "status": record.status, "outcome": outcome,

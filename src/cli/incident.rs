@@ -8,8 +8,9 @@ use super::Context;
 use super::recover::{consent, recovery};
 use crate::error::{Error, Kind, Result};
 use crate::incident::{
-    Incident, IncidentError, JOURNAL_FILE, Journal, Listing, Log, Record, Report, Stage, markdown, timeline,
+    Incident, IncidentError, JOURNAL_FILE, Journal, Listing, Log, Record, Report, markdown, timeline,
 };
+use crate::ui::report::Would;
 use crate::{engine, recover, ui};
 
 /// Arguments of `drctl incident`.
@@ -101,12 +102,8 @@ pub async fn run(cx: &Context, args: IncidentArgs) -> Result<ExitCode> {
         IncidentVerb::Resume { id } => {
             let system = cx.system().await?;
             let incident = chosen(cx, id.as_deref(), system.deployment())?;
-            if dry_run(
-                cx,
-                &incident,
-                "resume",
-                &incident.progress.next_step().into_iter().collect::<Vec<_>>(),
-            ) {
+            if cx.global.dry_run {
+                would(cx, &incident, Would::Resume);
                 return Ok(ExitCode::SUCCESS);
             }
             recover::resume(&recovery(cx, &system, consent(cx)), incident).await?;
@@ -114,7 +111,8 @@ pub async fn run(cx: &Context, args: IncidentArgs) -> Result<ExitCode> {
         IncidentVerb::Undo { id } => {
             let system = cx.system().await?;
             let incident = chosen(cx, id.as_deref(), system.deployment())?;
-            if dry_run(cx, &incident, "undo", &incident.progress.to_undo()) {
+            if cx.global.dry_run {
+                would(cx, &incident, Would::Undo);
                 return Ok(ExitCode::SUCCESS);
             }
             recover::undo(&recovery(cx, &system, consent(cx)), incident).await?;
@@ -124,15 +122,7 @@ pub async fn run(cx: &Context, args: IncidentArgs) -> Result<ExitCode> {
             let incident = chosen(cx, id.as_deref(), system.deployment())?;
             let name = incident.id().to_owned();
             if cx.global.dry_run {
-                if incident.progress.stage == Stage::Undoing {
-                    for line in incident.what_stays() {
-                        ui::line(&format!("would leave as it is: {line}"));
-                    }
-                    return Ok(ExitCode::SUCCESS);
-                }
-                for action in &incident.plan.discard {
-                    ui::line(&format!("would {}", action.summary()));
-                }
+                would(cx, &incident, Would::Close);
                 return Ok(ExitCode::SUCCESS);
             }
             let closed = recover::close(&recovery(cx, &system, consent(cx)), incident).await?;
@@ -187,26 +177,13 @@ fn list(cx: &Context) {
     }
 }
 
-/// Shows the steps that `verb` would begin with, for `--dry-run`.
-fn dry_run(cx: &Context, incident: &Incident, verb: &str, steps: &[usize]) -> bool {
-    if cx.global.dry_run {
-        ui::line(&format!(
-            "{verb} {}: {}",
-            incident.id(),
-            incident.progress.stage.words()
-        ));
-        for number in steps {
-            if let Some(step) = incident.plan.steps.get(number.wrapping_sub(1)) {
-                let what = if verb == "undo" {
-                    step.undo.to_string()
-                } else {
-                    step.title.clone()
-                };
-                ui::line(&format!("  step {number}: {what}"));
-            }
-        }
+/// What a dry run shows of an incident.
+fn would(cx: &Context, incident: &Incident, what: Would) {
+    if cx.global.json {
+        ui::json(&ui::report::forecast(incident, what));
+    } else {
+        ui::data(&ui::report::would(incident, what));
     }
-    cx.global.dry_run
 }
 
 /// An incident for a verb that only reads: the runbook is needed only to know which

@@ -262,6 +262,32 @@ pub async fn run(cli: Cli) -> ExitCode {
     }
 }
 
+/// A command line that makes no sense, for who reads events: the usage is for the person behind it.
+#[must_use]
+pub fn usage(e: &clap::Error) -> ExitCode {
+    ui::talk(e.to_string().trim_end());
+    ui::error(&usage_error(e), true)
+}
+
+fn usage_error(e: &clap::Error) -> Error {
+    let message = if e.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        // Its text is that of --help.
+        "a command is missing".to_owned()
+    } else {
+        let text = e.to_string();
+        // What is wrong, before hints and usage.
+        let wrong: Vec<&str> = text
+            .lines()
+            .map(str::trim)
+            .take_while(|l| !l.is_empty())
+            .collect();
+        wrong.join(" ").trim_start_matches("error: ").to_owned()
+    };
+    Error::new(Kind::Usage, message)
+        .untouched("everything")
+        .next("drctl --help")
+}
+
 /// A duration as a person types it.
 fn duration(text: &str) -> std::result::Result<Duration, String> {
     parse_duration(text).map_err(|e| e.message)

@@ -4,9 +4,11 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
+use serde_json::json;
 
 use super::Context;
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
+use crate::event::EVENT_VERSION;
 use crate::ui;
 
 /// Arguments of `drctl runbook`.
@@ -35,8 +37,27 @@ enum RunbookVerb {
 /// An invalid or missing runbook.
 pub fn run(cx: &Context, args: RunbookArgs) -> Result<ExitCode> {
     match args.verb {
-        RunbookVerb::Schema => ui::data(&crate::runbook::schema()),
-        RunbookVerb::Show => ui::data(&crate::runbook::render(&cx.runbook()?)),
+        RunbookVerb::Schema => {
+            let schema = crate::runbook::schema();
+            if cx.global.json {
+                let schema: serde_json::Value = serde_json::from_str(&schema)
+                    .map_err(|e| Error::new(Kind::Internal, "the schema is no JSON").because(&e))?;
+                ui::json(&json!({ "event": "runbook-schema", "version": EVENT_VERSION, "schema": schema }));
+            } else {
+                ui::data(&schema);
+            }
+        }
+        RunbookVerb::Show => {
+            let runbook = cx.runbook()?;
+            if cx.global.json {
+                ui::json(&json!({
+                    "event": "runbook", "version": EVENT_VERSION, "path": runbook.source,
+                    "runbook": crate::runbook::to_json(&runbook),
+                }));
+            } else {
+                ui::data(&crate::runbook::render(&runbook));
+            }
+        }
         RunbookVerb::Validate { path } => {
             let global = super::Global {
                 runbook: path.or_else(|| cx.global.runbook.clone()),
@@ -48,6 +69,14 @@ pub fn run(cx: &Context, args: RunbookArgs) -> Result<ExitCode> {
                 state: cx.state.clone(),
             }
             .runbook()?;
+            if cx.global.json {
+                ui::json(&json!({
+                    "event": "runbook-valid", "version": EVENT_VERSION, "path": runbook.source,
+                    "deployment": runbook.deployment, "environment": runbook.environment,
+                    "services": runbook.services.len(), "endpoints": runbook.endpoints.len(),
+                }));
+                return Ok(ExitCode::SUCCESS);
+            }
             ui::line(&format!(
                 "{} is valid: deployment {} ({}), {} services, {} endpoints",
                 runbook.source.display(),

@@ -55,7 +55,9 @@ pub async fn run(cx: &Context, args: StatusArgs) -> Result<ExitCode> {
     tokio::select! {
         // Only looking: it can end at any moment.
         ended = tokio::signal::ctrl_c() => {
-            ui::status::leave();
+            if !cx.global.json {
+                ui::status::leave();
+            }
             match ended {
                 Ok(()) => Ok(ExitCode::from(Kind::Interrupted.exit_code())),
                 Err(e) => Err(Error::new(Kind::Internal, "Ctrl-C cannot be waited for").because(&e)),

@@ -38,7 +38,7 @@ pub use raw::{
 pub use schema::schema;
 pub use secret::{SecretError, SecretFailure};
 pub use sessions::Sessions;
-pub use show::render;
+pub use show::{render, to_json};
 pub use text::{
     BadText, ColumnName, DatabaseName, HttpUrl, Percent, RoleName, ServiceName, SystemName, TableName, WebUrl,
 };

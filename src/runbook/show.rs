@@ -1,4 +1,4 @@
-//! The effective runbook as YAML.
+//! The effective runbook as YAML and as JSON.
 
 use super::alerting::{Address, Notify, Ping, Webhook};
 use super::model::Runbook;
@@ -29,4 +29,10 @@ fn host_only(address: &WebUrl) -> WebUrl {
         .ok()
         .and_then(|url| Some(format!("{}://{}/…", url.scheme(), url.host_str()?)));
     WebUrl::trusted(shown.as_deref().unwrap_or("…"))
+}
+
+/// The same as JSON.
+#[must_use]
+pub fn to_json(runbook: &Runbook) -> serde_json::Value {
+    serde_json::to_value(runbook.to_raw()).unwrap_or_default()
 }

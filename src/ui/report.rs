@@ -5,10 +5,12 @@ use std::time::Duration;
 
 use console::style;
 use jiff::Timestamp;
+use serde_json::{Value, json};
 
 use super::preview::{entry, width};
-use crate::event::{Verdict, seconds};
-use crate::incident::{Incident, Moment, Report, fact_text, is_plain, rpo_line, rto_line};
+use crate::event::{EVENT_VERSION, Verdict, seconds};
+use crate::incident::{Incident, Moment, Report, Stage, fact_text, is_plain, rpo_line, rto_line};
+use crate::plan::{Action, Step};
 
 /// The report in a dozen lines; `drctl incident report` has all of it.
 #[must_use]
@@ -197,4 +199,93 @@ pub fn show(incident: &Incident, moments: &[Moment]) -> String {
         );
     }
     out
+}
+
+/// What can be done with an incident later, and changes something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Would {
+    /// Go on.
+    Resume,
+    /// Take it back.
+    Undo,
+    /// Let go of what it keeps.
+    Close,
+}
+
+impl Would {
+    fn verb(self) -> &'static str {
+        match self {
+            Self::Resume => "resume",
+            Self::Undo => "undo",
+            Self::Close => "close",
+        }
+    }
+
+    /// The steps that it would begin with, and their numbers.
+    fn steps(self, incident: &Incident) -> Vec<(usize, &Step)> {
+        let numbers = match self {
+            Self::Resume => incident.progress.next_step().into_iter().collect(),
+            Self::Undo => incident.progress.to_undo(),
+            Self::Close => Vec::new(),
+        };
+        let step = |n: usize| Some((n, incident.plan.steps.get(n.wrapping_sub(1))?));
+        numbers.into_iter().filter_map(step).collect()
+    }
+
+    /// What it would drop. An incident that cannot be taken back is closed as it is.
+    fn drops(self, incident: &Incident) -> Vec<String> {
+        match (self, incident.progress.stage) {
+            (Self::Resume | Self::Undo, _) | (Self::Close, Stage::Undoing) => Vec::new(),
+            (Self::Close, _) => incident.plan.discard.iter().map(Action::summary).collect(),
+        }
+    }
+
+    /// What it would leave as it is.
+    fn leaves(self, incident: &Incident) -> Vec<String> {
+        match (self, incident.progress.stage) {
+            (Self::Close, Stage::Undoing) => incident.what_stays(),
+            _ => Vec::new(),
+        }
+    }
+}
+
+/// What a dry run of a verb shows.
+#[must_use]
+pub fn would(incident: &Incident, what: Would) -> String {
+    let mut out = format!(
+        "{} {}: {}\n",
+        what.verb(),
+        incident.id(),
+        incident.progress.stage.words()
+    );
+    for (number, step) in what.steps(incident) {
+        let text = match what {
+            Would::Undo => step.undo.to_string(),
+            Would::Resume | Would::Close => step.title.clone(),
+        };
+        let _ = writeln!(out, "  step {number}: {text}");
+    }
+    for text in what.drops(incident) {
+        let _ = writeln!(out, "  would {text}");
+    }
+    for text in what.leaves(incident) {
+        let _ = writeln!(out, "  would leave as it is: {text}");
+    }
+    out
+}
+
+/// The same as one object.
+#[must_use]
+pub fn forecast(incident: &Incident, what: Would) -> Value {
+    let step = |(number, step): (usize, &Step)| match what {
+        Would::Undo => json!({ "step": number, "title": step.title, "how": step.undo.to_string() }),
+        Would::Resume | Would::Close => json!({ "step": number, "title": step.title }),
+    };
+    json!({
+        "event": "incident-forecast", "version": EVENT_VERSION, "incident": incident.id(), "verb": what.verb(),
+        "state": incident.progress.stage.name(),
+        "steps": what.steps(incident).into_iter().map(step).collect::<Vec<_>>(),
+        "drops": what.drops(incident),
+        "leaves": what.leaves(incident),
+    })
 }

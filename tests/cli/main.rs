@@ -9,5 +9,6 @@
 
 mod backup;
 mod help;
+mod json;
 mod readme;
 mod runbook;
