@@ -1,19 +1,14 @@
 //! The service as its users see it: endpoints, and a write and a read through the
 //! application.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::actions::Checked;
+use super::settle::{Again, retried, settled};
 use super::verify::answer;
 use crate::event::Verdict;
 use crate::probe::http::Http;
 use crate::runbook::{Endpoint, Runbook};
-
-/// How long an endpoint may take to answer well again: connection pools of the
-/// application notice a new server only when they try.
-pub(super) const SETTLE: Duration = Duration::from_secs(15);
-/// Time between two attempts.
-pub(super) const RETRY: Duration = Duration::from_millis(250);
 
 pub(super) async fn endpoints(runbook: &Runbook, what: &str) -> Vec<Checked> {
     if runbook.endpoints.is_empty() {
@@ -34,26 +29,23 @@ pub(super) async fn endpoints(runbook: &Runbook, what: &str) -> Vec<Checked> {
 
 async fn endpoint(http: &Http, name: &str, endpoint: &Endpoint) -> Checked {
     let what = format!("endpoint {name} answers {}", endpoint.expect_status);
-    let (began, mut tries) = (Instant::now(), 0);
-    loop {
+    let mut tries = 0;
+    settled(what, || {
         tries += 1;
-        let found = match http.get(endpoint.url.as_str(), timeout(endpoint.timeout)).await {
-            Ok(a) if a.status == endpoint.expect_status => {
-                let took = crate::event::seconds(a.took);
-                return answer(
-                    what,
-                    Verdict::Pass,
-                    format!("{} in {took}{}", a.status, attempts(tries)),
-                );
-            }
-            Ok(a) => format!("{} {}", a.status, first_words(&a.body)),
-            Err(e) => e.to_string(),
-        };
-        if began.elapsed() > SETTLE {
-            return answer(what, Verdict::Fail, format!("{found}{}", attempts(tries)));
+        let attempt = attempts(tries);
+        async move {
+            let (verdict, found) = match http.get(endpoint.url.as_str(), timeout(endpoint.timeout)).await {
+                Ok(a) if a.status == endpoint.expect_status => {
+                    let took = crate::event::seconds(a.took);
+                    (Verdict::Pass, format!("{} in {took}", a.status))
+                }
+                Ok(a) => (Verdict::Fail, format!("{} {}", a.status, first_words(&a.body))),
+                Err(e) => (Verdict::Fail, e.to_string()),
+            };
+            (verdict, format!("{found}{attempt}"))
         }
-        tokio::time::sleep(RETRY).await;
-    }
+    })
+    .await
 }
 
 fn timeout(configured: Option<Duration>) -> Duration {
@@ -86,9 +78,8 @@ pub(super) async fn write_check(runbook: &Runbook, what: String) -> Checked {
         Ok(http) => http,
         Err(e) => return answer(what, Verdict::CouldNotVerify, e.to_string()),
     };
-    let began = Instant::now();
     let body = config.write.body.as_deref().unwrap_or_default();
-    let written = loop {
+    let written = retried(|| async {
         let sent = http
             .write(
                 config.write.method,
@@ -97,23 +88,23 @@ pub(super) async fn write_check(runbook: &Runbook, what: String) -> Checked {
                 timeout(config.write.timeout),
             )
             .await;
-        let problem = match sent {
-            Ok(a) if a.status == config.write.expect_status => break a,
-            // A refusal by the client's fault does not get better.
-            Ok(a) if (400..500).contains(&a.status) => {
-                return answer(
-                    what,
-                    Verdict::Fail,
-                    format!("the write got {} {}", a.status, first_words(&a.body)),
-                );
+        match sent {
+            Ok(a) if a.status == config.write.expect_status => Ok(a),
+            Ok(a) => {
+                let problem = format!("the write got {} {}", a.status, first_words(&a.body));
+                // A refusal by the client's fault does not get better.
+                Err(if (400..500).contains(&a.status) {
+                    Again::No(problem)
+                } else {
+                    Again::Yes(problem)
+                })
             }
-            Ok(a) => format!("the write got {} {}", a.status, first_words(&a.body)),
-            Err(e) => format!("the write: {e}"),
-        };
-        if began.elapsed() > SETTLE {
-            return answer(what, Verdict::Fail, problem);
+            Err(e) => Err(Again::Yes(format!("the write: {e}"))),
         }
-        tokio::time::sleep(RETRY).await;
+    });
+    let written = match written.await {
+        Ok(written) => written,
+        Err(problem) => return answer(what, Verdict::Fail, problem),
     };
     let Some(id) = identity(&written.body, &config.id_field) else {
         return answer(

@@ -1,20 +1,16 @@
 //! The proof that an ordinary role gets a connection, by the server's own counts: drctl does
 //! not know the application's password.
 
-use std::time::Instant;
-
 use super::actions::Checked;
-use super::endpoints::{RETRY, SETTLE};
-use super::verify::answer;
+use super::settle::settled;
 use crate::event::Verdict;
 use crate::probe::sessions;
 use crate::system::System;
 
 /// Whether so many ordinary slots are free.
 pub(super) async fn free_slots(system: &System, service: &str, at_least: u32, what: String) -> Checked {
-    let began = Instant::now();
-    loop {
-        let (verdict, found) = match system.postgres(service).await {
+    settled(what, || async {
+        match system.postgres(service).await {
             Err(e) => (Verdict::CouldNotVerify, e.to_string()),
             Ok(server) => match server.connect().await {
                 Err(e) => (Verdict::Fail, e.to_string()),
@@ -24,16 +20,14 @@ pub(super) async fn free_slots(system: &System, service: &str, at_least: u32, wh
                         let found =
                             format!("{} of {} ordinary slots are free", facts.free(), facts.ordinary());
                         if facts.free() >= at_least {
-                            return answer(what, Verdict::Pass, found);
+                            (Verdict::Pass, found)
+                        } else {
+                            (Verdict::Fail, found)
                         }
-                        (Verdict::Fail, found)
                     }
                 },
             },
-        };
-        if began.elapsed() > SETTLE {
-            return answer(what, verdict, found);
         }
-        tokio::time::sleep(RETRY).await;
-    }
+    })
+    .await
 }

@@ -2,10 +2,8 @@
 
 use std::time::Duration;
 
-use tokio::time::Instant;
-
 use super::actions::Checked;
-use super::endpoints::{RETRY, SETTLE};
+use super::settle::{all_settled, settled};
 use super::verify::answer;
 use crate::event::Verdict;
 use crate::probe::{endpoints, usage};
@@ -16,9 +14,8 @@ const BETWEEN: Duration = Duration::from_millis(300);
 
 /// Whether a service's container is below its limits, while its endpoints are asked.
 pub(super) async fn has_room(system: &System, service: &str, percent: f64, what: String) -> Checked {
-    let began = Instant::now();
-    loop {
-        let (verdict, found) = match look(system, service).await {
+    settled(what, || async {
+        match look(system, service).await {
             Err(e) => (Verdict::CouldNotVerify, e),
             Ok(u) => {
                 let memory = u.memory_percent();
@@ -33,17 +30,15 @@ pub(super) async fn has_room(system: &System, service: &str, percent: f64, what:
                 if let Some(p) = memory {
                     words += &format!(", and {p:.0} % of its memory");
                 }
-                if !full && !u.is_held_back() {
-                    return answer(what, Verdict::Pass, words);
+                if full || u.is_held_back() {
+                    (Verdict::Fail, words)
+                } else {
+                    (Verdict::Pass, words)
                 }
-                (Verdict::Fail, words)
             }
-        };
-        if began.elapsed() > SETTLE {
-            return answer(what, verdict, found);
         }
-        tokio::time::sleep(RETRY).await;
-    }
+    })
+    .await
 }
 
 async fn look(system: &System, service: &str) -> Result<usage::Usage, String> {
@@ -66,8 +61,7 @@ async fn look(system: &System, service: &str) -> Result<usage::Usage, String> {
 
 /// Whether every endpoint answers within the limit at the 95th percentile.
 pub(super) async fn responsive(system: &System, millis: u64, what: &str) -> Vec<Checked> {
-    let began = Instant::now();
-    loop {
+    all_settled(|| async {
         let answers = endpoints::look(&system.runbook).await;
         if answers.is_empty() {
             return vec![answer(
@@ -77,25 +71,22 @@ pub(super) async fn responsive(system: &System, millis: u64, what: &str) -> Vec<
             )];
         }
         let slow = |p95: Option<u64>| p95.is_none_or(|p| p > millis);
-        let late = began.elapsed() > SETTLE;
-        if late || !answers.values().any(|a| slow(a.p95())) {
-            return answers
-                .iter()
-                .map(|(name, a)| {
-                    let p95 = a.p95();
-                    let found = p95.map_or_else(
-                        || format!("{} of its answers failed", a.failures.len()),
-                        |p| format!("{p} ms at the 95th percentile"),
-                    );
-                    let verdict = if slow(p95) { Verdict::Fail } else { Verdict::Pass };
-                    answer(
-                        format!("endpoint {name} answers within {millis} ms"),
-                        verdict,
-                        found,
-                    )
-                })
-                .collect();
-        }
-        tokio::time::sleep(RETRY).await;
-    }
+        answers
+            .iter()
+            .map(|(name, a)| {
+                let p95 = a.p95();
+                let found = p95.map_or_else(
+                    || format!("{} of its answers failed", a.failures.len()),
+                    |p| format!("{p} ms at the 95th percentile"),
+                );
+                let verdict = if slow(p95) { Verdict::Fail } else { Verdict::Pass };
+                answer(
+                    format!("endpoint {name} answers within {millis} ms"),
+                    verdict,
+                    found,
+                )
+            })
+            .collect()
+    })
+    .await
 }

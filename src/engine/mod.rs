@@ -19,6 +19,7 @@ mod reaches;
 mod redis;
 mod resume;
 mod running;
+mod settle;
 mod space;
 mod undo;
 pub mod verify;

@@ -1,9 +1,7 @@
 //! The proof that services reach what they need, asked from inside.
 
-use tokio::time::Instant;
-
 use super::actions::Checked;
-use super::endpoints::{RETRY, SETTLE};
+use super::settle::all_settled;
 use super::verify::answer;
 use crate::event::Verdict;
 use crate::probe::containers;
@@ -12,10 +10,9 @@ use crate::system::System;
 
 /// One answer per dependency, given when all are good or time is over.
 pub(super) async fn reaches(system: &System, edges: &[(String, String)]) -> Vec<Checked> {
-    let began = Instant::now();
-    loop {
+    all_settled(|| async {
         let found = reach::look(system, &containers::look(system).await).await.edges;
-        let checks: Vec<Checked> = edges
+        edges
             .iter()
             .map(|(from, to)| {
                 let what = format!("{from} reaches {to}");
@@ -25,12 +22,9 @@ pub(super) async fn reaches(system: &System, edges: &[(String, String)]) -> Vec<
                     |e| answer(&what, verdict(e), e.in_words()),
                 )
             })
-            .collect();
-        if checks.iter().all(|c| c.verdict == Verdict::Pass) || began.elapsed() > SETTLE {
-            return checks;
-        }
-        tokio::time::sleep(RETRY).await;
-    }
+            .collect()
+    })
+    .await
 }
 
 fn verdict(edge: &Edge) -> Verdict {

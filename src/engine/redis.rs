@@ -1,9 +1,7 @@
 //! The proof of a Redis server: what PING does not tell.
 
-use tokio::time::Instant;
-
 use super::actions::Checked;
-use super::endpoints::{RETRY, SETTLE};
+use super::settle::settled;
 use super::verify::answer;
 use crate::event::Verdict;
 use crate::probe::redis::write_read_delete;
@@ -13,49 +11,39 @@ use crate::system::System;
 /// Whether a value can be stored, read back and removed. A server that is still loading is
 /// waited for.
 pub(super) async fn writes(system: &System, service: &str, what: String) -> Checked {
-    let began = Instant::now();
-    loop {
-        // Resolved anew each time: a container gets a new address when it is started.
-        let found = match system.redis(service).await {
+    // Resolved anew each time: a container gets a new address when it is started.
+    settled(what, || async {
+        match system.redis(service).await {
             Ok(server) => match server.connect().await {
                 Ok(client) => match write_read_delete(&client).await {
-                    Ok(()) => return answer(what, Verdict::Pass, "written, read back and deleted"),
+                    Ok(()) => (Verdict::Pass, "written, read back and deleted".to_owned()),
                     Err(e) => (verdict(&e), e.to_string()),
                 },
                 Err(e) => (verdict(&e), e.to_string()),
             },
             Err(e) => (Verdict::CouldNotVerify, e.to_string()),
-        };
-        if began.elapsed() > SETTLE {
-            return answer(what, found.0, found.1);
         }
-        tokio::time::sleep(RETRY).await;
-    }
+    })
+    .await
 }
 
 /// Whether all databases together hold so many keys. A server that is still loading is waited
 /// for.
 pub(super) async fn keys(system: &System, service: &str, at_least: u64, what: String) -> Checked {
-    let began = Instant::now();
-    loop {
-        let found = match system.redis(service).await {
+    settled(what, || async {
+        match system.redis(service).await {
             Ok(server) => {
                 let info = async { server.connect().await?.info().await };
                 match info.await {
-                    Ok(info) if info.keys() >= at_least => {
-                        return answer(what, Verdict::Pass, format!("{} keys", info.keys()));
-                    }
+                    Ok(info) if info.keys() >= at_least => (Verdict::Pass, format!("{} keys", info.keys())),
                     Ok(info) => (Verdict::Fail, format!("{} keys", info.keys())),
                     Err(e) => (verdict(&e), e.to_string()),
                 }
             }
             Err(e) => (Verdict::CouldNotVerify, e.to_string()),
-        };
-        if began.elapsed() > SETTLE {
-            return answer(what, found.0, found.1);
         }
-        tokio::time::sleep(RETRY).await;
-    }
+    })
+    .await
 }
 
 /// Whether a set counts fewer members than its limit.

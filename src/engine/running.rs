@@ -1,9 +1,7 @@
 //! The proof that containers run and stay up.
 
-use tokio::time::Instant;
-
 use super::actions::Checked;
-use super::endpoints::{RETRY, SETTLE};
+use super::settle::{RETRY, SETTLE, until};
 use super::verify::answer;
 use crate::event::Verdict;
 use crate::probe::containers::{ContainerState, one};
@@ -13,34 +11,33 @@ use crate::system::System;
 /// looks. A health check that has not answered yet is waited for.
 pub(super) async fn service_runs(system: &System, service: &str) -> Checked {
     let what = format!("{service} runs and stays up");
-    let began = Instant::now();
-    let mut last_start = None;
-    loop {
-        let (verdict, found) = match one(system, service).await {
-            ContainerState::Missing => (Verdict::Fail, format!("{service} has no container")),
-            ContainerState::Unknown(cause) => (Verdict::CouldNotVerify, cause),
-            ContainerState::Found(facts) => {
-                let info = &facts.info;
-                let health = info.health.as_deref().unwrap_or("no health check");
-                // The same start seen twice: it is not between two crashes.
-                let stayed = last_start.replace(info.started_at) == Some(info.started_at);
-                if facts.is_well() && health != "starting" && stayed {
-                    return answer(what, Verdict::Pass, format!("running ({health})"));
-                }
-                let frozen = if facts.is_stopped_by_signal() {
-                    ", its main process is stopped by a signal"
-                } else {
-                    ""
-                };
-                (
-                    Verdict::Fail,
-                    format!("{:?} ({health}){frozen}", info.status).to_lowercase(),
-                )
+    let (mut last_start, mut is_well) = (None, false);
+    let is_settled = |state: &ContainerState| {
+        is_well = state.found().is_some_and(|facts| {
+            // The same start seen twice: it is not between two crashes.
+            let start = facts.info.started_at;
+            let stayed = last_start.replace(start) == Some(start);
+            facts.is_well() && facts.info.health.as_deref() != Some("starting") && stayed
+        });
+        is_well
+    };
+    let state = until(SETTLE, RETRY, is_settled, || one(system, service)).await;
+    match state {
+        ContainerState::Missing => answer(what, Verdict::Fail, format!("{service} has no container")),
+        ContainerState::Unknown(cause) => answer(what, Verdict::CouldNotVerify, cause),
+        ContainerState::Found(facts) => {
+            let info = &facts.info;
+            let health = info.health.as_deref().unwrap_or("no health check");
+            if is_well {
+                return answer(what, Verdict::Pass, format!("running ({health})"));
             }
-        };
-        if began.elapsed() > SETTLE {
-            return answer(what, verdict, found);
+            let frozen = if facts.is_stopped_by_signal() {
+                ", its main process is stopped by a signal"
+            } else {
+                ""
+            };
+            let found = format!("{:?} ({health}){frozen}", info.status).to_lowercase();
+            answer(what, Verdict::Fail, found)
         }
-        tokio::time::sleep(RETRY).await;
     }
 }

@@ -2,10 +2,9 @@
 
 use std::fmt::Write as _;
 use std::path::Path;
-use std::time::Instant;
 
 use super::actions::Checked;
-use super::endpoints::{RETRY, SETTLE};
+use super::settle::settled;
 use super::verify::answer;
 use crate::event::{Verdict, bytes};
 use crate::postgres::PgError;
@@ -51,27 +50,20 @@ const WRITES: [&str; 6] = [
 
 /// Whether a PostgreSQL server can write.
 pub(super) async fn server_writes(system: &System, service: &str, what: String) -> Checked {
-    let began = Instant::now();
-    loop {
-        let found = match system.postgres(service).await {
+    settled(what, || async {
+        match system.postgres(service).await {
             Ok(server) => match write(system, &server).await {
-                Ok(()) => {
-                    return answer(
-                        what,
-                        Verdict::Pass,
-                        "a table, the log and a checkpoint were written",
-                    );
-                }
+                Ok(()) => (
+                    Verdict::Pass,
+                    "a table, the log and a checkpoint were written".to_owned(),
+                ),
                 Err(e @ PgError::Server { .. }) => (Verdict::Fail, e.to_string()),
                 Err(e) => (Verdict::CouldNotVerify, e.to_string()),
             },
             Err(e) => (Verdict::CouldNotVerify, e.to_string()),
-        };
-        if began.elapsed() > SETTLE {
-            return answer(what, found.0, found.1);
         }
-        tokio::time::sleep(RETRY).await;
-    }
+    })
+    .await
 }
 
 async fn write(system: &System, server: &PostgresServer) -> Result<(), PgError> {

@@ -1,14 +1,15 @@
 //! The proof after a recovery: what the plan expects, asked of the world, each question
 //! bounded and each answer one of four verdicts.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::future::join_all;
 use futures_util::stream::FuturesOrdered;
 
 use super::actions::Checked;
-use super::endpoints::{RETRY, SETTLE, endpoints, write_check};
+use super::endpoints::{endpoints, write_check};
+use super::settle::settled;
 use crate::event::{Event, SharedReporter, Verdict};
 use crate::plan::{Expectation, RowFloor};
 use crate::postgres::{Client, PgError, quote_literal, quote_qualified};
@@ -218,22 +219,18 @@ pub fn database_of<'a>(runbook: &'a Runbook, service: &str, database: &str) -> O
 }
 
 async fn server_answers(system: &System, service: &str, what: String) -> Checked {
-    let began = Instant::now();
-    loop {
-        // Asked anew each time: a container gets a new address when it is started.
-        let found = match system.postgres(service).await {
+    // Asked anew each time: a container gets a new address when it is started.
+    settled(what, || async {
+        match system.postgres(service).await {
             Ok(server) => match ask_server(&server).await {
-                Ok(false) => return answer(what, Verdict::Pass, "it answers, and recovery has ended"),
+                Ok(false) => (Verdict::Pass, "it answers, and recovery has ended".to_owned()),
                 Ok(true) => (Verdict::Fail, "it answers, and is still in recovery".to_owned()),
                 Err(e) => (Verdict::Fail, e.to_string()),
             },
             Err(e) => (Verdict::CouldNotVerify, e.to_string()),
-        };
-        if began.elapsed() > SETTLE {
-            return answer(what, found.0, found.1);
         }
-        tokio::time::sleep(RETRY).await;
-    }
+    })
+    .await
 }
 
 async fn ask_server(server: &PostgresServer) -> Result<bool, PgError> {

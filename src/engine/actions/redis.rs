@@ -5,8 +5,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::{ActionContext, ActionError, Outcome};
+use crate::engine::settle::until;
 use crate::event::{bytes, seconds};
-use crate::redis::{Client, ErrorKind, MemoryInfo, RedisError, unlink_matching};
+use crate::redis::{Client, ErrorKind, MemoryInfo, RedisError, RedisInfo, unlink_matching};
 
 /// Members of a set that are looked at in one step of the server: at 200 its other clients
 /// wait for less than a millisecond.
@@ -249,25 +250,22 @@ pub(super) async fn save(cx: &ActionContext<'_>, service: &str) -> Result<Outcom
     let what = || failed(format!("saving the data of {service}"));
     let before = client.lastsave().await.map_err(what())?;
     client.bgsave().await.map_err(what())?;
-    let end = Instant::now() + cx.deadline;
-    loop {
-        let saved = client.info().await.map_err(what())?.persistence;
-        if !saved.saving {
-            if saved.last_save_ok && saved.last_save.is_some_and(|at| at >= before) {
-                return Ok(Outcome::new(format!("the data of {service} is saved")));
-            }
-            return Err(ActionError::Other(format!(
-                "{service} cannot save its data; its log says why"
-            )));
-        }
-        if Instant::now() >= end {
-            return Err(ActionError::Other(format!(
-                "{service} is still saving after {}",
-                seconds(cx.deadline)
-            )));
-        }
-        tokio::time::sleep(POLL).await;
+    let is_over =
+        |info: &Result<RedisInfo, RedisError>| info.as_ref().map_or(true, |i| !i.persistence.saving);
+    let info = until(cx.deadline, POLL, is_over, || client.info());
+    let saved = info.await.map_err(what())?.persistence;
+    if saved.saving {
+        return Err(ActionError::Other(format!(
+            "{service} is still saving after {}",
+            seconds(cx.deadline)
+        )));
     }
+    if saved.last_save_ok && saved.last_save.is_some_and(|at| at >= before) {
+        return Ok(Outcome::new(format!("the data of {service} is saved")));
+    }
+    Err(ActionError::Other(format!(
+        "{service} cannot save its data; its log says why"
+    )))
 }
 
 #[cfg(test)]

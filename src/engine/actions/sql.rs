@@ -4,8 +4,11 @@ use std::time::Duration;
 
 use super::server::{end_sessions, session, session_beside};
 use super::{ActionContext, ActionError, Outcome, pg, prove, salvage, succeeded};
+use crate::engine::settle::until;
 use crate::plan::{RowFloor, SalvageTable};
-use crate::postgres::{Client, Properties, conninfo, quote_ident, quote_literal, quote_qualified, sqlstate};
+use crate::postgres::{
+    Client, PgError, Properties, conninfo, quote_ident, quote_literal, quote_qualified, sqlstate,
+};
 use crate::system::PostgresServer;
 
 /// How long the rebuilding of an index that locks its table may wait for the lock: whoever comes
@@ -276,27 +279,23 @@ pub(super) async fn fence_writers(
         .map_err(pg("reading the clock"))?
         .unwrap_or_default();
     end_sessions(&client, Some(database)).await?;
-    let end = tokio::time::Instant::now() + FENCE_LIMIT;
-    loop {
-        let old = client
-            .value(&format!(
-                "select count(*) from pg_catalog.pg_stat_activity where datname = {} and backend_type = 'client backend' \
-                 and backend_start < {}::timestamptz and pid <> pg_catalog.pg_backend_pid()",
-                quote_literal(database),
-                quote_literal(&since)
-            ))
-            .await
-            .map_err(pg("counting sessions"))?;
-        if old.as_deref() == Some("0") {
-            break;
-        }
-        if tokio::time::Instant::now() >= end {
-            return Err(ActionError::Other(format!(
-                "{} sessions of {database} from before the fence do not end",
-                old.unwrap_or_default()
-            )));
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
+    let sql = format!(
+        "select count(*) from pg_catalog.pg_stat_activity where datname = {} and backend_type = 'client backend' \
+         and backend_start < {}::timestamptz and pid <> pg_catalog.pg_backend_pid()",
+        quote_literal(database),
+        quote_literal(&since)
+    );
+    // An error ends it at once.
+    let none = |old: &Result<Option<String>, PgError>| !matches!(old, Ok(n) if n.as_deref() != Some("0"));
+    let old = until(FENCE_LIMIT, Duration::from_millis(20), none, || {
+        client.value(&sql)
+    });
+    let old = old.await.map_err(pg("counting sessions"))?;
+    if old.as_deref() != Some("0") {
+        return Err(ActionError::Other(format!(
+            "{} sessions of {database} from before the fence do not end",
+            old.unwrap_or_default()
+        )));
     }
     let outcome = Outcome::new(format!("{database} is read-only; no session from before is left"));
     // Rows are brought over after this: what is written later is what the swap must not lose.

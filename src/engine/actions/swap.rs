@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::server::{end_sessions, session, session_beside, wait_empty};
 use super::{ActionContext, ActionError, Outcome, pg};
+use crate::engine::settle::until;
 use crate::postgres::{Client, PgError, quote_ident, quote_literal, sqlstate};
 use crate::system::PostgresServer;
 
@@ -184,24 +185,24 @@ async fn end_others(client: &Client, database: &str, but: &Client) -> Result<(),
         "from pg_catalog.pg_stat_activity where datname = {} and pid not in (pg_catalog.pg_backend_pid(), {own})",
         quote_literal(database)
     );
-    let end = tokio::time::Instant::now() + SESSIONS_END;
-    loop {
-        let left = client
-            .rows(&format!("select pg_catalog.pg_terminate_backend(pid) {others}"))
-            .await
-            .map_err(what())?;
-        if left.is_empty() {
-            return Ok(());
-        }
-        if tokio::time::Instant::now() >= end {
-            return Err(ActionError::Other(format!(
-                "{} sessions of {database} do not end within {}",
-                left.len(),
-                crate::event::seconds(SESSIONS_END)
-            )));
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
+    let sql = format!("select pg_catalog.pg_terminate_backend(pid) {others}");
+    let left = until(SESSIONS_END, Duration::from_millis(20), none_left, || {
+        client.rows(&sql)
+    });
+    let left = left.await.map_err(what())?;
+    if left.is_empty() {
+        return Ok(());
     }
+    Err(ActionError::Other(format!(
+        "{} sessions of {database} do not end within {}",
+        left.len(),
+        crate::event::seconds(SESSIONS_END)
+    )))
+}
+
+/// Whether a statement that ends sessions found none; one that failed is not sent again.
+fn none_left<T, E>(ended: &Result<Vec<T>, E>) -> bool {
+    ended.as_ref().map_or(true, Vec::is_empty)
 }
 
 pub(super) async fn swap_back(
@@ -398,28 +399,23 @@ async fn carry_over(client: &Client, from: &str, to: &str) -> Result<(), ActionE
 /// Ends what a killed run left at work on `database`: the server goes on with a statement
 /// whose client is gone, and a CREATE DATABASE would come to its end after the drop.
 async fn end_earlier_runs(client: &Client, database: &str) -> Result<(), ActionError> {
-    let end = tokio::time::Instant::now() + SESSIONS_END;
-    loop {
-        let ended = client
-            .rows(&format!(
-                "select pg_catalog.pg_terminate_backend(pid) from pg_catalog.pg_stat_activity \
-                 where pid <> pg_catalog.pg_backend_pid() and application_name = 'drctl' and state = 'active' \
-                 and pg_catalog.strpos(query, {}) > 0",
-                quote_literal(&quote_ident(database))
-            ))
-            .await
-            .map_err(pg("ending the sessions of an earlier run"))?;
-        if ended.is_empty() {
-            return Ok(());
-        }
-        if tokio::time::Instant::now() >= end {
-            return Err(ActionError::Other(format!(
-                "a session of an earlier run still works on {database} after {}",
-                crate::event::seconds(SESSIONS_END)
-            )));
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
+    let sql = format!(
+        "select pg_catalog.pg_terminate_backend(pid) from pg_catalog.pg_stat_activity \
+         where pid <> pg_catalog.pg_backend_pid() and application_name = 'drctl' and state = 'active' \
+         and pg_catalog.strpos(query, {}) > 0",
+        quote_literal(&quote_ident(database))
+    );
+    let ended = until(SESSIONS_END, Duration::from_millis(50), none_left, || {
+        client.rows(&sql)
+    });
+    let ended = ended.await.map_err(pg("ending the sessions of an earlier run"))?;
+    if ended.is_empty() {
+        return Ok(());
     }
+    Err(ActionError::Other(format!(
+        "a session of an earlier run still works on {database} after {}",
+        crate::event::seconds(SESSIONS_END)
+    )))
 }
 
 pub(super) async fn drop_database(
