@@ -57,7 +57,7 @@ fn a_failed_backup_is_told_once_and_a_dry_run_is_not() {
 #[test]
 fn what_cannot_be_told_now_waits_for_the_next_run() {
     let home = tempfile::tempdir().unwrap();
-    let always = "alerts: { maintenance: [{ daily: { at: '00:00', for: 24h } }] }\n";
+    let always = "alerts: { maintenance: [{ daily: { at: '00:00', for: 12h } }, { daily: { at: '12:00', for: 12h } }] }\n";
     let in_window = runbook(home.path(), always);
     let out = drctl(home.path(), &["-r", &in_window, "backup"]);
     assert_eq!(out.status.code(), Some(7));

@@ -219,7 +219,7 @@ fn engine(home: &Path) -> PathBuf {
 
 /// An incident that was cut off, one that is over, a fault that is in force, and what backups leave.
 fn fill(home: &Path) {
-    let state = StateDir::resolve(Some(&home.join("drctl")));
+    let state = StateDir::at(home.join("drctl"));
     let step = |n: usize| {
         json!({
             "title": format!("step {n}"), "why": "a test", "risk": "reversible", "action": { "workload": { "stop": { "service": "api" } } },
@@ -255,6 +255,7 @@ fn fill(home: &Path) {
         .unwrap();
         let (_, mut journal) = Incident::create(&state, &case, &plan).unwrap();
         let opened = Record::Opened {
+            number: 1,
             incident: run.into(),
             deployment: DEPLOYMENT.into(),
             scenario: "db-corruption".into(),
