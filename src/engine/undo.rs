@@ -55,10 +55,15 @@ pub fn cannot_undo(incident: &Incident, all: &[Incident]) -> Option<Error> {
             && (l.progress.stage != Stage::Undone || l.left_by_choice())
             && l.progress.stage != Stage::Fresh
     });
-    above.and_then(|l| {
-        refused(format!("incident {} came later and stands on this one", l.id()))
-            .map(|e| e.next(format!("drctl incident undo {}", l.id())))
-    })
+    let above = above?;
+    let later = format!("incident {} came later and stands on this one", above.id());
+    if matches!(above.progress.stage, Stage::Closed | Stage::Closing) {
+        return refused(format!(
+            "{later}; it is closed, so neither can be taken back any more"
+        ))
+        .map(|e| e.next(format!("drctl incident close {id}    # let go of what it keeps")));
+    }
+    refused(later).map(|e| e.next(format!("drctl incident undo {}", above.id())))
 }
 
 /// Takes back every step that began, then looks whether the service answers as far as it
