@@ -244,13 +244,17 @@ fn promtool(file: &std::path::Path) {
 /// In a window nobody is told, and what is still wrong at its end is told then.
 fn maintenance(stack: &Stack, ways: &str, posted: &Received) {
     let hooks = count(posted, "POST /hunter2");
-    let window =
-        "alerts: { deadline: 5s, maintenance: [{ once: { from: 2020-01-01T00:00, to: 2099-01-01T00:00 } }] }";
-    add_to_runbook(stack, &ways.replace("alerts: { deadline: 5s }", window));
+    let today = jiff::Timestamp::now().to_zoned(jiff::tz::TimeZone::UTC).date();
+    let (from, to) = (today.yesterday().unwrap(), today.tomorrow().unwrap());
+    let window = format!(
+        "alerts: {{ deadline: 5s, maintenance: [{{ once: {{ from: {from}T00:00, to: {to}T23:00, time-zone: UTC }} }}] }}"
+    );
+    add_to_runbook(stack, &ways.replace("alerts: { deadline: 5s }", &window));
     docker(&["pause", &stack.container("redis")]).ok();
     let out = stack.drctl(&["check"]);
     ended(&out, 2, "CRITICAL");
-    assert!(out.stdout.contains("(maintenance until 2099"), "{}", out.stdout);
+    let until = format!("(maintenance until {to}");
+    assert!(out.stdout.contains(&until), "{}", out.stdout);
     assert_eq!(count(posted, "POST /hunter2"), hooks);
     add_to_runbook(stack, ways);
     ended(&stack.drctl(&["check"]), 2, "CRITICAL");

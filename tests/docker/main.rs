@@ -18,6 +18,7 @@ mod db_down;
 mod disk_full;
 mod faults;
 mod hostile;
+mod kinds;
 mod lookalikes;
 mod matrix;
 mod mounted;

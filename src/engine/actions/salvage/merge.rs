@@ -71,10 +71,10 @@ impl Staged {
         let refused = self.merged.refused;
         result.refused += refused;
         if let Some(e) = &self.merged.first_error {
-            result.remark(if refused > 0 {
-                format!("{refused} rows cannot be inserted and stay in the kept data: {e}")
-            } else {
-                format!("its rows stay in the kept data: {e}")
+            result.remark(match refused {
+                0 => format!("its rows stay in the kept data: {e}"),
+                1 => format!("1 row cannot be inserted and stays in the kept data: {e}"),
+                _ => format!("{refused} rows cannot be inserted and stay in the kept data: {e}"),
             });
         }
         let left = result.missing.saturating_sub(result.merged + refused);
