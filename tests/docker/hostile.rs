@@ -108,7 +108,7 @@ fn names_are_only_names(stack: &Stack, sound: &str) {
     let directory = stack
         .dir
         .path()
-        .join("back ups $(touch pwned) 'x\"y`touch pwned`");
+        .join("back ups & touch pwned 'x\"y`touch pwned`");
     let quote = |name: &str| format!("\"{}\"", name.replace('"', "\"\""));
     stack
         .psql(&format!("create database {}", quote(database)))

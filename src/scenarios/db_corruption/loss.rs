@@ -5,7 +5,7 @@ use jiff::SignedDuration;
 
 use super::Rung;
 use super::diagnose::Class;
-use super::evidence::{Check, Evidence, RelationFinding, RelationKind};
+use super::evidence::{Check, Evidence, LogicalEnd, RelationFinding, RelationKind};
 use super::plan::{Ground, replay_is_whole, wal_is_complete};
 use crate::plan::DataLoss;
 
@@ -70,7 +70,26 @@ pub(super) fn data_loss(remedy: Rung, ground: &Ground<'_>) -> DataLoss {
         }
         Rung::Salvage => loss.summary = lost_for_ever(ground),
     }
+    if remedy == Rung::RestoreCluster {
+        loss.summary.push_str(&slots_lost(ground.ev));
+    }
     loss
+}
+
+/// A base backup has no replication slots: `pg_replslot` is copied empty (PostgreSQL manual, 55.4, `BASE_BACKUP`).
+fn slots_lost(ev: &Evidence) -> String {
+    let slots = ev.logical.iter().filter(|l| l.end == LogicalEnd::Slot);
+    let names: Vec<&str> = slots.map(|l| l.name.as_str()).collect();
+    match names.as_slice() {
+        [] => String::new(),
+        [one] => {
+            format!("; the replication slot {one} is gone, and its subscriber must copy everything anew")
+        }
+        all => format!(
+            "; the replication slots {} are gone, and their subscribers must copy everything anew",
+            all.join(", ")
+        ),
+    }
 }
 
 /// What nothing brings back when there is no backup.
