@@ -105,10 +105,7 @@ fn no_room_for_memory(stack: &Stack) {
 fn names_are_only_names(stack: &Stack, sound: &str) {
     let database = r#"d"b' $(touch "$PGDATA/pwned");--"#;
     let table = r#"t"a' $(touch "$PGDATA/pwned");drop table orders;--"#;
-    let directory = stack
-        .dir
-        .path()
-        .join("back ups & touch pwned 'x\"y`touch pwned`");
+    let directory = stack.dir.path().join("back ups & touch pwned 'x\"y`touch pwned`");
     let quote = |name: &str| format!("\"{}\"", name.replace('"', "\"\""));
     stack
         .psql(&format!("create database {}", quote(database)))
