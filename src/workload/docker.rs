@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -227,6 +228,8 @@ impl Docker {
     async fn way(&self, container: &ContainerInfo, port: u16) -> Result<Way, WorkloadError> {
         let place = match &self.address {
             DockerHost::Tcp(_) => Place::Elsewhere,
+            // Root's socket is served by root: that needs no question to an engine that may hang.
+            DockerHost::Unix(socket) if std::fs::metadata(socket).is_ok_and(|m| m.uid() == 0) => Place::Here,
             _ if self.is_rootless().await? => Place::Rootless,
             DockerHost::Ssh(_) => Place::BySsh,
             DockerHost::Unix(_) => Place::Here,

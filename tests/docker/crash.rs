@@ -122,12 +122,18 @@ impl Ends {
     }
 }
 
-/// The newest incident: its identity and its directory.
+/// The newest incident: its identity and its directory. Two of one second are told apart by their number only.
 pub fn newest(stack: &Stack) -> (String, PathBuf) {
+    let number = |directory: &PathBuf| {
+        let journal = std::fs::read_to_string(directory.join("journal.jsonl")).unwrap_or_default();
+        let opened: Value =
+            serde_json::from_str(journal.lines().next().unwrap_or_default()).unwrap_or_default();
+        opened["record"]["opened"]["number"].as_u64()
+    };
     let directory = std::fs::read_dir(stack.state().join("incidents"))
         .unwrap()
         .map(|e| e.unwrap().path())
-        .max()
+        .max_by_key(number)
         .unwrap();
     let id = directory.file_name().unwrap().to_string_lossy().into_owned();
     (id, directory)

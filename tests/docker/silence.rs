@@ -193,8 +193,8 @@ fn what_is_known_without_an_engine_is_shown() {
     silent_socket(&at("silent.sock"));
     for socket in ["absent.sock", "silent.sock"] {
         let rb = runbook(dir.path(), &format!("unix://{}", at(socket).display()));
-        // The monitoring plugins' UNKNOWN is 3: who does not see the services says nothing about them.
-        for (verb, code) in [("status", 7), ("check", 3)] {
+        // The monitoring plugins' CRITICAL is 2: that there is no backup is known without an engine.
+        for (verb, code) in [("status", 7), ("check", 2)] {
             let started = Instant::now();
             let mut command = Command::new(env!("CARGO_BIN_EXE_drctl"));
             command
