@@ -44,7 +44,11 @@ impl World {
         let incidents = std::fs::read_dir(stack.state().join("incidents"));
         Self {
             container: stack.inspect("postgres", format),
-            files: files(stack, running || restless),
+            files: files(stack, running || restless)
+                .lines()
+                // Its replay makes the file of a table whose creation was cut off, and may end before it drops it.
+                .filter(|l| !(restless && l.starts_with("./base/") && l.contains(" 0 ")))
+                .fold(String::new(), |all, line| all + line + "\n"),
             databases: stack
                 .psql("select string_agg(oid || datname || datallowconn || datconnlimit, ' ' order by oid) from pg_database")
                 .unwrap_or_else(|_| "nobody gets in".into()),
