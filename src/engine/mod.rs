@@ -15,6 +15,7 @@ mod model;
 pub(crate) fn a_plan() -> crate::plan::Plan {
     model::plan(1)
 }
+mod proof;
 mod reaches;
 mod redis;
 mod resume;
@@ -27,7 +28,6 @@ pub mod verify;
 pub use approve::{ApprovedPlan, Ask, Consent, Needs};
 pub use execute::{Hands, Run, Stop, Which};
 pub use interrupt::{Interrupts, Signal};
-pub use resume::{
-    Live, Proof, carry_out, left_changed, lock, memory_of, open_journal_error, prove, write_report,
-};
+pub use proof::{Proof, prove, write_report};
+pub use resume::{Live, carry_out, left_changed, lock, memory_of, open_journal_error};
 pub use undo::{Closed, cannot_close, cannot_undo, close, take_back};

@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 
 use super::actions::{self, ActionContext};
 use super::interrupt::Interrupts;
-use super::resume::{carry_out, memory_of, open_journal_error, write_report};
+use super::proof::{checked, write_report};
+use super::resume::{carry_out, memory_of, open_journal_error};
 use super::verify;
 use crate::error::{Error, Kind, Result};
 use crate::event::{Event, SharedReporter, Verdict};
@@ -106,19 +107,9 @@ pub async fn take_back(
         .filter(|e| matches!(e, Expectation::ServerAnswers { .. } | Expectation::Endpoints))
         .cloned()
         .collect();
-    let checked = tokio::select! {
-        biased;
-        // Also one that came during the last step: all is taken back, and they want to go.
-        which = interrupts.more_than(seen) => Err(which),
-        all = verify::verify(system, &basic, reporter, |c| {
-            journal.append(Record::Checked {
-                what: c.what.clone(),
-                verdict: c.verdict,
-                found: c.found.clone(),
-            })
-        }) => Ok(all),
-    };
-    let warning = match checked {
+    // Also one that came during the last step: all is taken back, and they want to go.
+    let looked = checked(system, &basic, journal, reporter, interrupts, seen).await;
+    let warning = match looked {
         Err(which) => Some(format!(
             "{} came: all is taken back, and whether {} answers was not looked at to the end",
             which.name(),

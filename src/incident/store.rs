@@ -449,6 +449,16 @@ mod tests {
         fs::write(directory.join(JOURNAL_FILE), "{}\n").unwrap();
     }
 
+    fn no_evidence() -> Case {
+        Case {
+            format: CASE_FORMAT,
+            certainty: String::new(),
+            summary: String::new(),
+            reasons: vec![],
+            evidence: serde_json::Value::Null,
+        }
+    }
+
     #[test]
     fn an_incident_that_cannot_be_read_is_not_none() {
         let dir = tempfile::tempdir().unwrap();
@@ -480,13 +490,7 @@ mod tests {
     fn the_order_is_that_of_the_numbers_and_not_of_the_clock() {
         let dir = tempfile::tempdir().unwrap();
         let state = StateDir::at(dir.path());
-        let case = Case {
-            format: CASE_FORMAT,
-            certainty: String::new(),
-            summary: String::new(),
-            reasons: vec![],
-            evidence: serde_json::Value::Null,
-        };
+        let case = no_evidence();
         // As they were opened: before drctl counted, then each an hour earlier by the clock.
         for (id, number, hour) in [("d", None, 12), ("c", Some(1), 11), ("b", Some(2), 10)] {
             let mut plan = crate::engine::a_plan();
@@ -513,13 +517,7 @@ mod tests {
     fn a_plan_belongs_to_the_directory_that_it_lies_in() {
         let dir = tempfile::tempdir().unwrap();
         let state = StateDir::at(dir.path());
-        let case = Case {
-            format: CASE_FORMAT,
-            certainty: String::new(),
-            summary: String::new(),
-            reasons: vec![],
-            evidence: serde_json::Value::Null,
-        };
+        let case = no_evidence();
         let mut plan = crate::engine::a_plan();
         plan.run = "20261120T183012Z-db-corruption-1f3a".into();
         let (directory, _journal) = Incident::create(&state, &case, &plan).unwrap();

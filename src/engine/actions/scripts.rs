@@ -24,8 +24,8 @@ const fn cluster(verb: &'static str) -> Script {
     Script { text, verb }
 }
 
-const fn copy(verb: &'static str) -> Script {
-    let text = include_str!("copy.sh");
+const fn damaged(verb: &'static str) -> Script {
+    let text = include_str!("damaged.sh");
     Script { text, verb }
 }
 
@@ -38,11 +38,11 @@ pub(super) const SWITCH: Script = cluster("switch");
 pub(super) const SWITCH_BACK: Script = cluster("switch-back");
 pub(super) const DISCARD: Script = cluster("discard");
 pub(super) const OWNER: Script = cluster("owner");
-pub(super) const COPY_DAMAGED: Script = copy("copy");
-pub(super) const RESET_COPY: Script = copy("reset");
-pub(super) const FILL_STATUS: Script = copy("fill");
-pub(super) const EMPTY_FILES: Script = copy("empty");
-pub(super) const DROP_COPY: Script = copy("drop");
+pub(super) const COPY_DAMAGED: Script = damaged("copy");
+pub(super) const RESET_COPY: Script = damaged("reset");
+pub(super) const FILL_STATUS: Script = damaged("fill");
+pub(super) const EMPTY_FILES: Script = damaged("empty");
+pub(super) const DROP_COPY: Script = damaged("drop");
 /// Makes a control file for a copy, so that it replays its own write-ahead log.
 pub(super) const REBUILD_CONTROL: Script = Script {
     text: include_str!("rebuild_control.sh"),
